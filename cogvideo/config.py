@@ -1,0 +1,171 @@
+"""Settings as frozen dataclasses: what a model is, how it is sampled, how a stage is trained."""
+
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from cogvideo.errors import CogVideoError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Geometry of one transformer: an image model (one frame, no temporal channel), stage 1 or stage 2."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    frame_height: int  # tokens
+    frame_width: int  # tokens
+    num_frames: int  # in one sequence; 1 for an image model
+    text_length: int  # text slots of a training sequence
+    first_frame_position: int  # position id of the first frame's first place; text has 0, 1, 2, ...
+    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
+    vocab_size: int  # rows of the word embedding
+    begin_of_image: int  # the input at the first place of every frame
+    base_positions: int  # rows of the inherited position table (text and frame 0)
+    extra_positions: int = 0  # rows of the new position table (later frames)
+    temporal: bool = True  # has the second attention channel
+    order: Literal["sequential", "interpolation"] = "sequential"
+    window: int | None = None  # side of the temporal channel's windows in tokens; None: full attention
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+        if self.order not in ("sequential", "interpolation"):
+            raise CogVideoError(f"order {self.order!r} is unknown: choose sequential or interpolation.")
+        if self.num_frames > 1 and not self.temporal:
+            raise CogVideoError("Several frames need the temporal channel: set temporal to true or num_frames to 1.")
+        if self.first_frame_position + self.frame_tokens > self.base_positions:
+            raise CogVideoError(
+                f"base_positions {self.base_positions} is too small for a first frame at {self.first_frame_position} "
+                f"with {self.frame_tokens} tokens."
+            )
+        if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
+            raise CogVideoError(f"extra_positions {self.extra_positions} is too small for {self.num_frames} frames.")
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.frame_height * self.frame_width
+
+    def video(self, *, num_frames: int = 5, order: str = "sequential", window: int | None = None) -> "ModelConfig":
+        """The configuration of a video model that inherits this image model."""
+        extra = num_frames * self.frame_tokens
+        return replace(self, num_frames=num_frames, temporal=True, order=order, window=window, extra_positions=extra)  # type: ignore[arg-type]
+
+
+COGVIDEO_9B = ModelConfig(
+    num_layers=48,
+    hidden_size=3072,
+    num_heads=48,
+    frame_height=20,
+    frame_width=20,
+    num_frames=5,
+    text_length=64,
+    first_frame_position=512,
+    image_tokens=20000,
+    vocab_size=150010,
+    begin_of_image=150000,
+    base_positions=1024,
+    extra_positions=2000,
+)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a pipeline draws its tokens: the values that belong to a set of weights (kept in its pipeline.json)."""
+
+    spans: tuple[float, ...]  # seconds that stage 1's five frames may span: the trained frame rates
+    fps: float = 8.0  # of the finished clip
+    first_frame_suffix: str = ""  # put after the prompt for the image model
+    key_frame_suffix: str = ""  # put after the prompt for stages 1 and 2
+    guidance_prompt: str = "视频"  # the unguided rows' prompt
+    first_guidance: float = 1.0  # 1: none
+    key_guidance: float = 3.0
+    fill_guidance: float = 1.0
+    first_text_bonus: float = 0.0  # added to scores towards text
+    key_text_bonus: float = 0.0
+    fill_text_bonus: float = 0.0
+    first_temperature: float = 1.0
+    first_top_k: int = 16
+    temperature: float = 1.05  # key frames and the frames between
+    top_k: int = 12
+    inner_temperature: float = 0.89  # inside a cluster
+    large_temperature: float = 1.0  # super-resolution
+    large_top_k: int = 6
+    large_inner_temperature: float = 0.6
+    clusters: bool = False  # top_k counts clusters of clusters.npy (CogLM's rule), else tokens
+    release_quirks: bool = False  # see sampling.interpolate_frames
+
+
+def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
+    """Build a (nested) config dataclass; an unknown, missing or mistyped key is an error that names it."""
+    if not isinstance(values, dict):
+        raise CogVideoError(f"{where} should hold keys and values for {cls.__name__}, not {values!r}.")
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in known:
+            raise CogVideoError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}.")
+    try:
+        return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    except TypeError as error:
+        raise CogVideoError(f"{where}: {str(error).split('__init__() ')[-1]}.") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise CogVideoError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        return from_dict(hint, value, where)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML reads 2e-3 as a string
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
+        return value
+    raise CogVideoError(f"{where} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, for JSON."""
+    return asdict(config)
+
+
+def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
+    """Read a YAML file of settings and apply `key=value` or `part.key=value` overrides."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CogVideoError(f"Cannot read the settings {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        raise CogVideoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise CogVideoError(f"{path} should hold keys and values.")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise CogVideoError(f"--set {override!r} should look like key=value.")
+        *parents, last = key.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise CogVideoError(f"--set {override!r}: {parent!r} in {path} is a value, not a group of settings.")
+        target[last] = yaml.safe_load(text)
+    return values

@@ -1,0 +1,300 @@
+"""The transformer: sandwich-LN blocks with dual-channel attention (paper section 3.2).
+
+One definition serves training, prefill and decoding. The text never sees the frames, so it is computed once
+(`encode_text`) and its keys and values become the memory that every chunk of frame places attends to. A chunk is all
+frames at once in training, the given frames in prefill, one place per frame in decoding.
+
+Shapes: B clips, F frames of a chunk, Q places of each, L text slots, T frames, N places a frame, H heads, D hidden,
+d = D / H, V image tokens.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from cogvideo import sequence
+from cogvideo.config import ModelConfig
+from cogvideo.errors import CogVideoError
+
+KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scores to add: 0 where visible, -inf elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+
+
+class Channel(nn.Module):
+    """The projections of one attention channel."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[*,P,D] -> q, k, v, each [*,H,P,d]."""
+        q, k, v = rearrange(self.qkv(x), "... p (three h d) -> three ... h p d", three=3, h=self.num_heads)
+        return q, k, v
+
+    def merge(self, out: Tensor) -> Tensor:
+        """[*,H,P,d] -> [*,P,D]."""
+        return self.dense(rearrange(out, "... h p d -> ... p (h d)"))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, 4 * hidden_size)
+        self.down = nn.Linear(4 * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """`x = x + LN3(attention(LN1(x)))`, `x = x + LN4(mlp(LN2(x)))`."""
+
+    def __init__(self, hidden_size: int, num_heads: int, temporal: bool):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention_out_norm = nn.LayerNorm(hidden_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp_out_norm = nn.LayerNorm(hidden_size)
+        self.spatial = Channel(hidden_size, num_heads)
+        self.temporal = Channel(hidden_size, num_heads) if temporal else None
+        # a = sigmoid(gate): the share of the spatial channel, for every hidden dimension
+        self.gate = nn.Parameter(torch.zeros(hidden_size)) if temporal else None
+        self.mlp = Mlp(hidden_size)
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Close the layer: the attention output [*,D] of the same places joins the stream, then the MLP."""
+        x = x + self.attention_out_norm(out)
+        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
+
+    def encode_text(self, x: Tensor, bias: Tensor) -> tuple[Tensor, KeysValues, KeysValues | None]:
+        """Text [B,L,D] attends to itself; returns it with its keys and values for both channels."""
+        h = self.attention_norm(x)
+        q, k, v = self.spatial.project(h)
+        temporal = None if self.temporal is None else self.temporal.project(h)[1:]
+        return self.add_attention(x, self.spatial.merge(attend(q, k, v, bias))), (k, v), temporal
+
+    def forward(self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | None) -> Tensor:
+        """A chunk x [B,F,Q,D] of frame places. Without a temporal bias the block is the inherited image model's.
+
+        spatial_bias [B,F or 1,1,Q,K] over text and the frame's own places, temporal_bias [B or 1,1,F*Q,K] over text and
+        the places of all frames.
+        """
+        f = x.shape[1]
+        h = self.attention_norm(x)
+        q, k, v = self.spatial.project(h)  # [B,F,H,Q,d]
+        k, v = memory.spatial_extend(k, v)
+        bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), "b f one q k -> (b f) one q k")
+        out = attend(*(rearrange(t, "b f h p d -> (b f) h p d") for t in (q, k, v)), bias)
+        out = self.spatial.merge(rearrange(out, "(b f) h q d -> b f h q d", f=f))
+        if temporal_bias is not None:
+            assert self.temporal is not None and self.gate is not None
+            q, k, v = self.temporal.project(rearrange(h, "b f q d -> b (f q) d"))
+            k, v = memory.temporal_extend(k, v)
+            later = self.temporal.merge(attend(q, k, v, temporal_bias))
+            share = torch.sigmoid(self.gate)
+            out = share * out + (1 - share) * rearrange(later, "b (f q) d -> b f q d", f=f)
+        return self.add_attention(x, out)
+
+
+@dataclass
+class LayerMemory:
+    """What a chunk attends to besides itself in one layer: the text, and in decoding the places computed before.
+
+    `text_*` are keys and values [B,H,L,d]. The caches are buffers whose first L places hold the text: spatial
+    [B,F,H,L+N,d] for the frames being generated, temporal [B,H,L+T*N,d]. `*_end` is where the next chunk is written.
+    """
+
+    text_spatial: KeysValues
+    text_temporal: KeysValues | None = None
+    spatial_cache: KeysValues | None = None
+    temporal_cache: KeysValues | None = None
+    spatial_end: int = 0
+    temporal_end: int = 0
+
+    def spatial_extend(self, k: Tensor, v: Tensor) -> KeysValues:
+        if self.spatial_cache is None:
+            text = (repeat(t, "b h l d -> b f h l d", f=k.shape[1]) for t in self.text_spatial)
+            return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))  # type: ignore[return-value]
+        return _write(self.spatial_cache, (k, v), self.spatial_end)
+
+    def temporal_extend(self, k: Tensor, v: Tensor) -> KeysValues:
+        if self.temporal_cache is None:
+            assert self.text_temporal is not None
+            return tuple(torch.cat(pair, -2) for pair in zip(self.text_temporal, (k, v), strict=True))  # type: ignore[return-value]
+        return _write(self.temporal_cache, (k, v), self.temporal_end)
+
+
+def _write(cache: KeysValues, new: KeysValues, start: int) -> KeysValues:
+    """Write a chunk into the buffers at `start`; return the live part."""
+    end = start + new[0].shape[-2]
+    for buffer, chunk in zip(cache, new, strict=True):
+        buffer[..., start:end, :] = chunk
+    return cache[0][..., :end, :], cache[1][..., :end, :]
+
+
+@dataclass
+class EncodedText:
+    """The text after all layers' projections: one LayerMemory per layer, and the score bias [B,1,1,L] of its places."""
+
+    layers: list[LayerMemory]
+    bias: Tensor
+
+
+class CogVideoTransformer(nn.Module):
+    """An image model (one frame) or a video model (both channels); see ModelConfig."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = c = config
+        self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
+        self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
+        self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.final_norm = nn.LayerNorm(c.hidden_size)
+        self._masks: dict[str, Tensor] = {}
+
+    def initialize(self, seed: int = 0) -> "CogVideoTransformer":
+        """Random weights for training from nothing.
+
+        Embeddings normal(0, 0.06) and branches that enter the stream at 0.4 of unit scale: with 0.02 and 1, as in the
+        release, the first branches drown the tokens, and the demo's image model needs about twice the steps. Linear weights
+        normal(0, 0.02), those that end a branch scaled by 1/sqrt(2 layers).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
+            else:
+                std = 0.06 if "embedding" in name else 0.02
+                if name.endswith(("dense.weight", "down.weight")):
+                    std /= (2 * self.config.num_layers) ** 0.5
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return self
+
+    def temporal_parameters(self) -> dict[str, nn.Parameter]:
+        """The weights that the image model does not have: all that stages 1 and 2 train."""
+        added = (".temporal.", ".gate", "extra_position_embedding")
+        return {name: p for name, p in self.named_parameters() if any(part in name for part in added)}
+
+    def embed_places(self, ids: Tensor, times: list[int], start: int = 0) -> Tensor:
+        """Inputs [B,F,Q] at places start..start+Q-1 of the frames at `times` -> [B,F,Q,D], positions added."""
+        n, base = self.config.frame_tokens, self.base_position_embedding.weight
+        rows = []
+        for time in times:
+            if time == 0:
+                first = self.config.first_frame_position + start
+                rows.append(base[first : first + ids.shape[-1]])
+            else:
+                assert self.extra_position_embedding is not None
+                first = (time - 1) * n + start
+                rows.append(self.extra_position_embedding.weight[first : first + ids.shape[-1]])
+        return self.word_embedding(ids) + torch.stack(rows)
+
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
+        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+        mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
+        x = self.word_embedding(text_ids) + self.base_position_embedding(sequence.text_positions(mask))
+        real = hidden_bias(mask[:, None, None, :], x.dtype)
+        memories = []
+        for block in self.blocks:
+            x, spatial, temporal = block.encode_text(x, real)
+            memories.append(LayerMemory(spatial, temporal))
+        return EncodedText(memories, real)
+
+    def run(self, x: Tensor, text: EncodedText, spatial_bias: Tensor, temporal_bias: list[Tensor] | None) -> Tensor:
+        """All layers over a chunk [B,F,Q,D]; temporal_bias holds one bias for even and one for odd layers."""
+        for index, (block, memory) in enumerate(zip(self.blocks, text.layers, strict=True)):
+            x = block(x, memory, spatial_bias, None if temporal_bias is None else temporal_bias[index % 2])
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
+        return F.linear(self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float())
+
+    def mask(self, name: str, device: torch.device) -> Tensor:
+        """Visibility masks of sequence.py, made once: spatial [T,N,N]; temporal_{0,1}(_quirks) [T*N,T*N]."""
+        if name not in self._masks or self._masks[name].device != device:
+            kind, _, rest = name.partition("_")
+            made = (
+                sequence.spatial_visible(self.config)
+                if kind == "spatial"
+                else sequence.temporal_visible(self.config, int(rest[0]), release_quirks="quirks" in rest)
+            )
+            self._masks[name] = made.to(device)
+        return self._masks[name]
+
+    def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
+        c = self.config
+        self._check(text_ids, frames)
+        t = frames.shape[1]
+        begin = torch.full_like(frames[..., :1], c.begin_of_image)
+        x = self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(t)))
+        text = self.encode_text(text_ids, text_mask)
+        visible = hidden_bias(self.mask("spatial", x.device)[:t], x.dtype)  # [T,N,N]
+        spatial = _join(text.bias[:, None], visible[None, :, None])
+        temporal = None
+        if c.temporal:
+            places = t * c.frame_tokens
+            temporal = [
+                _join(
+                    text.bias,
+                    hidden_bias(self.mask(f"temporal_{parity}", x.device)[:places, :places], x.dtype)[None, None],
+                )
+                for parity in (range(2) if c.window else (0,))
+            ]
+            temporal = temporal * (1 if c.window else 2)
+        return self.run(x, text, spatial, temporal)
+
+    def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
+
+        text_ids [B,L], frames [B,T,N] tokens, text_mask [B,L] (1 = real token; padding on the left).
+        Raises CogVideoError when shapes do not fit the configuration.
+        """
+        return rearrange(self.head(self.hidden_states(text_ids, frames, text_mask)), "b t n v -> b (t n) v")
+
+    def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Cross entropy [B,T,N] (nats) of every frame token; places of untrained frames are computed as well."""
+        logits = self(text_ids, frames, text_mask)
+        losses = F.cross_entropy(rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1), reduction="none")
+        return losses.view(frames.shape)
+
+    def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Mean cross entropy over the frames that this stage trains (sequence.trained_frames)."""
+        trained = sequence.trained_frames(self.config)
+        logits = self.head(self.hidden_states(text_ids, frames, text_mask)[:, trained])
+        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1))
+
+    def _check(self, text_ids: Tensor, frames: Tensor) -> None:
+        c = self.config
+        if text_ids.ndim != 2 or frames.ndim != 3 or len(text_ids) != len(frames):
+            raise CogVideoError(
+                f"Expected text_ids [B,L] and frames [B,T,N], not {list(text_ids.shape)} and {list(frames.shape)}."
+            )
+        if not 1 <= frames.shape[1] <= c.num_frames or frames.shape[2] != c.frame_tokens:
+            raise CogVideoError(
+                f"This model takes up to {c.num_frames} frames of {c.frame_tokens} tokens, "
+                f"not {frames.shape[1]} of {frames.shape[2]}."
+            )
+
+
+def _join(text_bias: Tensor, frame_bias: Tensor) -> Tensor:
+    """Put the biases of text places [..,1,L] and of frame places [..,Q,K] side by side -> [..,Q,L+K]."""
+    shape = torch.broadcast_shapes(text_bias.shape[:-1], frame_bias.shape[:-1])
+    return torch.cat([text_bias.expand(*shape, -1), frame_bias.expand(*shape, -1)], -1)

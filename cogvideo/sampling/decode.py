@@ -1,0 +1,259 @@
+"""Cached decoding: the first frame, the key frames after it (stage 1), the frames between given ones (stage 2).
+
+Every function takes texts [B,L] and returns tokens [B,frames,N]; guided rows are stacked under the unguided ones, so that
+each step is one forward. Sources: paper sections 3.3 and 4, reference page "Sampling".
+"""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo import sequence
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer, EncodedText, hidden_bias
+from cogvideo.sampling.strategies import Generators, Strategy, draw
+
+Progress = Callable[[int], object]  # told how many tokens of every row have just been made
+
+
+class _Decoder:
+    """Caches for the rows of one call, and the loop that fills one frame after another, token by token."""
+
+    def __init__(
+        self,
+        model: CogVideoTransformer,
+        text: EncodedText,
+        *,
+        both: bool,
+        text_bonus: tuple[float, float],
+        quirks: bool,
+    ):
+        self.model, self.text, self.both, self.quirks = model, text, both, quirks
+        c = model.config
+        self.order = sequence.frame_order(c)
+        self.length = text.bias.shape[-1]
+        self.spatial_bonus, self.temporal_bonus = text_bonus
+        for memory in text.layers:
+            memory.spatial_cache = tuple(_room(t[:, None], c.frame_tokens) for t in memory.text_spatial)  # type: ignore[assignment]
+            if both:
+                assert memory.text_temporal is not None
+                room = c.num_frames * c.frame_tokens
+                memory.temporal_cache = tuple(_room(t, room) for t in memory.text_temporal)  # type: ignore[assignment]
+
+    def _visible(self, parity: int, times: list[int], upto: int) -> Tensor:
+        """Rows of the temporal mask for the frames at `times`, columns in the order of computation, cut at `upto`."""
+        c = self.model.config
+        name = f"temporal_{parity}" + ("_quirks" if self.quirks else "")
+        mask = self.model.mask(name, self.text.bias.device)
+        mask = rearrange(mask, "(t n) (s m) -> t n s m", n=c.frame_tokens, m=c.frame_tokens)[times][:, :, self.order]
+        return rearrange(mask, "t n s m -> (t n) (s m)")[:, :upto]
+
+    def _temporal_bias(self, times: list[int], first: int, last: int, upto: int, bonus: float) -> list[Tensor]:
+        """Biases of places first..last-1 of the frames at `times` against the text and `upto` frame places."""
+        biases = []
+        for parity in range(2 if self.model.config.window else 1):
+            rows = self._visible(parity, times, upto)[first:last]
+            frame = hidden_bias(rows, self.text.bias.dtype)[None, None].expand(len(self.text.bias), -1, -1, -1)
+            text = (self.text.bias + bonus).expand(-1, -1, len(rows), -1)
+            biases.append(torch.cat([text, frame], -1))
+        return biases * (1 if len(biases) == 2 else 2)
+
+    def prefill(self, frames: Tensor, times: list[int], *, temporal_bonus: float) -> None:
+        """Put known frames [B,F,N], the first in the order of computation, into the temporal cache."""
+        model, c = self.model, self.model.config
+        begin = torch.full_like(frames[..., :1], c.begin_of_image)
+        x = model.embed_places(torch.cat([begin, frames[..., :-1]], -1), times)
+        visible = hidden_bias(model.mask("spatial", x.device)[times], x.dtype)[None, :, None]
+        shape = (len(x), len(times), 1, c.frame_tokens)
+        text = (self.text.bias + self.spatial_bonus)[:, None].expand(*shape, -1)
+        spatial = torch.cat([text, visible.expand(*shape, -1)], -1)
+        places = len(times) * c.frame_tokens
+        temporal = self._temporal_bias(times, 0, places, places, temporal_bonus)
+        caches = [memory.spatial_cache for memory in self.text.layers]
+        for (
+            memory
+        ) in self.text.layers:  # known frames need no spatial cache: nobody looks at them in that channel later
+            memory.spatial_cache, memory.temporal_end = None, self.length
+        model.run(x, self.text, spatial, temporal)
+        for memory, cache in zip(self.text.layers, caches, strict=True):
+            memory.spatial_cache = cache
+
+    def frame(self, time: int, choose: Callable[[Tensor, int], Tensor], *, progress: Progress | None) -> Tensor:
+        """Generate the frame at `time` -> tokens [rows,N]. choose(logits [rows,V], place) -> tokens [rows]."""
+        model, c = self.model, self.model.config
+        before = self.order.index(time) * c.frame_tokens
+        zeros = self.text.bias.new_zeros(len(self.text.bias), 1, 1, c.frame_tokens)
+        spatial = torch.cat([self.text.bias + self.spatial_bonus, zeros], -1)[:, None]
+        if self.both:
+            full = self._temporal_bias([time], 0, c.frame_tokens, before + c.frame_tokens, self.temporal_bonus)
+        token = torch.full((len(self.text.bias),), c.begin_of_image, device=self.text.bias.device)
+        tokens = []
+        for place in range(c.frame_tokens):
+            x = model.embed_places(token[:, None, None], [time], place)
+            for memory in self.text.layers:
+                memory.spatial_end = self.length + place
+                memory.temporal_end = self.length + before + place
+            live = self.length + before + place + 1
+            temporal = [bias[:, :, place : place + 1, :live] for bias in full] if self.both else None
+            x = model.run(x, self.text, spatial[..., : self.length + place + 1], temporal)
+            token = choose(model.head(x[:, 0, 0]), place)
+            tokens.append(token)
+            if progress is not None:
+                progress(1)
+        return torch.stack(tokens, -1)
+
+
+def _room(text: Tensor, places: int) -> Tensor:
+    """A buffer [..,L+places,d] that begins with the text's keys or values."""
+    buffer = text.new_zeros(*text.shape[:-2], text.shape[-2] + places, text.shape[-1])
+    buffer[..., : text.shape[-2], :] = text
+    return buffer
+
+
+class _Rows:
+    """Texts of guided and unguided rows in one batch, and the choice of tokens from their logits."""
+
+    def __init__(
+        self,
+        clips: int,
+        ids: Tensor,
+        mask: Tensor | None,
+        guidance_ids: Tensor | None,
+        guidance_mask: Tensor | None,
+        scale: float,
+    ):
+        self.clips, self.guided, self.scale = clips, guidance_ids is not None, scale
+        ids, self.mask = _text_rows(ids, mask, clips)
+        self.ids = ids
+        if guidance_ids is not None:
+            guidance_ids, other = _text_rows(guidance_ids, guidance_mask, clips)
+            length = max(ids.shape[1], guidance_ids.shape[1])
+            self.ids = torch.cat([_pad(ids, length), _pad(guidance_ids, length)])
+            self.mask = torch.cat([_pad(self.mask, length), _pad(other, length)])
+
+    def double(self, frames: Tensor) -> Tensor:
+        return torch.cat([frames, frames]) if self.guided else frames
+
+    def chooser(self, strategy: Strategy, first_step: int, generator: Generators) -> Callable[[Tensor, int], Tensor]:
+        def choose(logits: Tensor, place: int) -> Tensor:
+            if self.guided:  # classifier-free guidance: g + (c - g) * scale
+                conditional, guide = logits.chunk(2)
+                logits = guide + (conditional - guide) * self.scale
+            return self.double(draw(strategy, logits, first_step + place, generator))
+
+        return choose
+
+
+def _text_rows(ids: Tensor, mask: Tensor | None, clips: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask with one row a clip; one text [L] or [1,L] serves all clips."""
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return ids.expand(clips, -1), mask.expand(clips, -1)
+
+
+def _pad(ids: Tensor, length: int) -> Tensor:
+    """Zeros on the left up to `length`; the mask keeps them out of everything."""
+    return torch.nn.functional.pad(ids, (length - ids.shape[1], 0))
+
+
+@torch.inference_mode()
+def generate_first_frame(
+    model: CogVideoTransformer,
+    text_ids: Tensor,
+    *,
+    text_mask: Tensor | None = None,
+    guidance_ids: Tensor | None = None,
+    guidance_mask: Tensor | None = None,
+    guidance_scale: float = 3.0,
+    text_bonus: float = 1.4,
+    strategy: Strategy,
+    generator: Generators = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The first frame by the image model alone (spatial channel): text_ids [B,L] -> tokens [B,N].
+
+    text_bonus is added to every score towards text; the release draws the first frame without guidance.
+    """
+    clips = len(text_ids) if text_ids.ndim == 2 else 1
+    rows = _Rows(clips, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    text = model.encode_text(rows.ids, rows.mask)
+    decoder = _Decoder(model, text, both=False, text_bonus=(text_bonus, 0.0), quirks=False)
+    return decoder.frame(0, rows.chooser(strategy, 0, generator), progress=progress)[: rows.clips]
+
+
+@torch.inference_mode()
+def generate_key_frames(
+    model: CogVideoTransformer,
+    text_ids: Tensor,
+    first_frames: Tensor,
+    *,
+    num_frames: int = 5,
+    text_mask: Tensor | None = None,
+    guidance_ids: Tensor | None = None,
+    guidance_mask: Tensor | None = None,
+    guidance_scale: float = 3.0,
+    text_bonus: float = 0.0,
+    strategy: Strategy,
+    generator: Generators = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Stage 1: first_frames [B,N] -> clips [B,num_frames,N], one frame after another.
+
+    guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
+    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. Raises CogVideoError for a stage 2 model
+    or more frames than the model has.
+    """
+    c = model.config
+    if c.order != "sequential" or not 2 <= num_frames <= c.num_frames:
+        raise CogVideoError(
+            f"Key frames need a stage 1 model of at least {num_frames} frames (2 or more); this is {c.order}, {c.num_frames}."
+        )
+    rows = _Rows(len(first_frames), text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    text = model.encode_text(rows.ids, rows.mask)
+    decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=False)
+    decoder.prefill(rows.double(first_frames)[:, None], [0], temporal_bonus=text_bonus)
+    frames = [first_frames]
+    for time in range(1, num_frames):
+        choose = rows.chooser(strategy, (time - 1) * c.frame_tokens, generator)
+        frames.append(decoder.frame(time, choose, progress=progress)[: rows.clips])
+    return torch.stack(frames, 1)
+
+
+@torch.inference_mode()
+def interpolate_frames(
+    model: CogVideoTransformer,
+    text_ids: Tensor,
+    given_frames: Tensor,
+    *,
+    text_mask: Tensor | None = None,
+    guidance_ids: Tensor | None = None,
+    guidance_mask: Tensor | None = None,
+    guidance_scale: float = 3.0,
+    text_bonus: float = 1.4,
+    strategy: Strategy,
+    release_quirks: bool = False,
+    generator: Generators = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Stage 2: given_frames [B,3,N] at times 0, 2, 4 -> the frames [B,2,N] at times 1 and 3.
+
+    release_quirks repeats where the released sampler departs from its own training: given frames use wrapped-around
+    windows in odd layers, and the text bonus is left out of their temporal channel. Raises CogVideoError for a stage 1
+    model or a wrong number of given frames.
+    """
+    c = model.config
+    given = [time for time, known in enumerate(sequence.is_given(c)) if known]
+    if c.order != "interpolation" or given_frames.shape[1] != len(given):
+        raise CogVideoError(
+            f"Interpolation needs a stage 2 model and {len(given)} given frames, not {c.order} and {given_frames.shape[1]}."
+        )
+    rows = _Rows(len(given_frames), text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    text = model.encode_text(rows.ids, rows.mask)
+    decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=release_quirks)
+    decoder.prefill(rows.double(given_frames), given, temporal_bonus=0.0 if release_quirks else text_bonus)
+    frames = []
+    for number, time in enumerate(decoder.order[len(given) :]):
+        choose = rows.chooser(strategy, number * c.frame_tokens, generator)
+        frames.append(decoder.frame(time, choose, progress=progress)[: rows.clips])
+    return torch.stack(frames, 1)

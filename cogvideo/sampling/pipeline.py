@@ -1,0 +1,302 @@
+"""From sentences to videos: key frames, the frames between them, enlargement, pixels (paper section 3)."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from tqdm import tqdm
+
+from cogvideo.checkpoints.native import load_model, read_json
+from cogvideo.config import SamplingConfig, from_dict
+from cogvideo.data.video import Video
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer
+from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.strategies import ClusterStrategy, Strategy, TopKStrategy
+from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+
+DEMO = Path(__file__).parent.parent / "weights" / "demo"
+Seeds = int | Sequence[int]  # one for all clips, or one for each
+LARGE_BATCH = 12  # frames enlarged at once, as in the release
+
+
+class Pipeline:
+    """All models of one set of weights, and the way through them; see `from_pretrained` and `__call__`."""
+
+    def __init__(
+        self,
+        *,
+        text: TextTokenizer,
+        frames: FrameTokenizer,
+        stage1: CogVideoTransformer,
+        stage2: CogVideoTransformer,
+        superres: DirectSuperResolution,
+        sampling: SamplingConfig,
+        cluster_labels: np.ndarray | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        self.text, self.frames, self.sampling = text, frames, sampling
+        self.stage1, self.stage2, self.superres = stage1, stage2, superres
+        self.cluster_labels, self.device = cluster_labels, torch.device(device)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse parts that do not belong together."""
+        one, two, large = self.stage1.config, self.stage2.config, self.superres.config
+        if (one.order, two.order) != ("sequential", "interpolation"):
+            raise CogVideoError(
+                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: were the folders exchanged?"
+            )
+        geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
+        geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
+        if (
+            len(geometry) > 1
+            or self.frames.num_codes != one.image_tokens
+            or self.text.begin_of_image != one.begin_of_image
+        ):
+            raise CogVideoError(
+                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: take all from one set of weights."
+            )
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path = "demo", *, device: str = "auto") -> "Pipeline":
+        """Load "demo" or a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json).
+
+        device "auto" takes CUDA where there is one. Raises CogVideoError for unknown weights, damaged files, a device that
+        is not there.
+        """
+        device = _device(device)
+        folder = DEMO if str(weights) == "demo" else Path(weights)
+        if not folder.is_dir():
+            raise CogVideoError(f"There are no weights at {folder}: give demo or a folder with pipeline.json in it.")
+        sampling = from_dict(SamplingConfig, read_json(folder / "pipeline.json"), str(folder / "pipeline.json"))
+        frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=device)
+        labels = folder / "tokenizers" / "clusters.npy"
+        return cls(
+            text=TextTokenizer(folder / "tokenizers" / "text.model", frames.num_codes),
+            frames=frames,
+            stage1=load_model(folder / "stage1", device=device),
+            stage2=load_model(folder / "stage2", device=device),
+            superres=DirectSuperResolution.from_pretrained(folder / "superres", device=device),
+            sampling=sampling,
+            cluster_labels=np.load(labels, allow_pickle=False) if labels.exists() else None,
+            device=device,
+        )
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seconds: float = 4.0,
+        seed: Seeds = 0,
+        enlarge: bool = True,
+        guidance_scale: float | None = None,
+        progress: bool = True,
+    ) -> "Video | list[Video]":
+        """Make a video of a sentence, or a list of videos of several.
+
+        seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
+        double the frame rate up to `sampling.fps`. The same seed on the same device gives the same video, whatever else is
+        in the batch. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
+        prompt and for seconds that were not trained.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokens = self.key_frame_tokens(prompts, seconds, seed, guidance_scale=guidance_scale, progress=progress)
+        tokens = self.fill(tokens, prompts, seconds, seed, progress=progress)
+        pixels = self.pixels(self.enlarge(tokens, prompts, seed, progress=progress) if enlarge else tokens)
+        scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
+        settings = {"seconds": float(seconds), "guidance_scale": scale}
+        fps = (tokens.shape[1] - 1) / seconds
+        videos = [
+            Video(clip, fps=fps, settings={"prompt": text, "seed": own} | settings)
+            for clip, text, own in zip(pixels, prompts, _seeds(seed, len(prompts)), strict=True)
+        ]
+        return videos[0] if isinstance(prompt, str) else videos
+
+    def key_frames(
+        self, prompts: Sequence[str], seconds: float | Sequence[float] = 4.0, seed: int | Sequence[int] = 0, *,
+        progress: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """Only stage 1's five frames of every prompt, small: uint8 [B,5,H,W,3]. seconds and seed may differ by prompt."""
+        return self.pixels(self.key_frame_tokens(prompts, seconds, seed, progress=progress))
+
+    @torch.inference_mode()
+    def key_frame_tokens(
+        self,
+        prompts: Sequence[str],
+        seconds: float | Sequence[float],
+        seed: int | Sequence[int] = 0,
+        *,
+        guidance_scale: float | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """First frame by the image model, the others by stage 1 -> tokens [B,5,N]."""
+        s, c = self.sampling, self.stage1.config
+        spans = [float(seconds)] * len(prompts) if isinstance(seconds, (int, float)) else [float(v) for v in seconds]
+        for span in spans:
+            if span not in s.spans:
+                raise CogVideoError(
+                    f"{span:g} seconds were not trained: choose one of {', '.join(f'{v:g}' for v in s.spans)}."
+                )
+        ids, mask = self._text(prompts, [None] * len(prompts), s.first_frame_suffix)
+        guide = self._guide([None] * len(prompts)) if s.first_guidance != 1 else {}
+        with _bar("first frame", c.frame_tokens, progress) as advance:
+            first = generate_first_frame(
+                self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus, guidance_scale=s.first_guidance,
+                strategy=self._strategy(s.first_temperature, s.first_top_k), progress=advance,
+                generator=self._generators("first", seed, len(prompts)), **guide,
+            )  # fmt: skip
+        scale = s.key_guidance if guidance_scale is None else guidance_scale
+        ids, mask = self._text(prompts, spans, s.key_frame_suffix)
+        guide = self._guide(spans) if scale != 1 else {}
+        with _bar("key frames", (c.num_frames - 1) * c.frame_tokens, progress) as advance:
+            return generate_key_frames(
+                self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
+                text_bonus=s.key_text_bonus, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                generator=self._generators("key", seed, len(prompts)), **guide,
+            )  # fmt: skip
+
+    @torch.inference_mode()
+    def fill(
+        self, tokens: Tensor, prompts: Sequence[str], seconds: float, seed: Seeds = 0, *, progress: bool = False
+    ) -> Tensor:
+        """Stage 2, recursively: [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached."""
+        s, c = self.sampling, self.stage2.config
+        rounds = max(0, round(math.log2(seconds * s.fps / (tokens.shape[1] - 1))))
+        with _bar("frames between", rounds * 2 * c.frame_tokens, progress) as advance:
+            for number in range(1, rounds + 1):
+                b, t = tokens.shape[:2]
+                pairs = (t - 1) // 2  # every pair of neighbouring intervals is one sequence
+                given = torch.stack([tokens[:, 2 * i : 2 * i + 3] for i in range(pairs)], 1)
+                texts = [prompt for prompt in prompts for _ in range(pairs)]
+                spans = [seconds / 2**number] * len(texts)
+                ids, mask = self._text(texts, spans, s.key_frame_suffix)
+                guide = self._guide(spans) if s.fill_guidance != 1 else {}
+                between = interpolate_frames(
+                    self.stage2, ids, rearrange(given, "b p f n -> (b p) f n"), text_mask=mask,
+                    guidance_scale=s.fill_guidance, text_bonus=s.fill_text_bonus, release_quirks=s.release_quirks,
+                    strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                    generator=self._generators(f"fill {number}", seed, b, pairs), **guide,
+                )  # fmt: skip
+                filled = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
+                filled[:, 0::2] = tokens
+                filled[:, 1::2] = rearrange(between, "(b p) f n -> b (p f) n", b=b)
+                tokens = filled
+        return tokens
+
+    @torch.inference_mode()
+    def enlarge(self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False) -> Tensor:
+        """Direct super-resolution of every frame: [B,T,N] -> [B,T,9N]."""
+        s = self.sampling
+        strategy = self._strategy(s.large_temperature, s.large_top_k, s.large_inner_temperature)
+        ids, mask = self._text(prompts, [None] * len(prompts), "")
+        clips = []
+        with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as advance:
+            for clip, row, real, generator in zip(
+                tokens, ids, mask, self._generators("large", seed, len(tokens)), strict=True
+            ):
+                parts = []
+                for part in clip.split(LARGE_BATCH):
+                    texts = (t.expand(len(part), -1) for t in (row, real))
+                    text_ids, text_mask = texts
+                    parts.append(
+                        self.superres(text_ids, part, text_mask=text_mask, strategy=strategy, generator=generator)
+                    )
+                    advance(len(part))
+                clips.append(torch.cat(parts))
+        return torch.stack(clips)
+
+    @torch.inference_mode()
+    def pixels(self, tokens: Tensor) -> np.ndarray:
+        """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames have the shape of the model's, or an enlarged one."""
+        c = self.stage1.config
+        scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
+        grids = rearrange(tokens, "b t (h w) -> (b t) h w", h=scale * c.frame_height)
+        frames = torch.cat([self.frames.decode(part) for part in grids.split(LARGE_BATCH)]).clamp(0, 1)
+        return rearrange((frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens))
+
+    def with_sampling(self, **changes: object) -> "Pipeline":
+        """The same models with other sampling settings."""
+        other = object.__new__(Pipeline)
+        other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}  # type: ignore[arg-type]
+        return other
+
+    def _text(self, prompts: Sequence[str], spans: Sequence[float | None], suffix: str) -> tuple[Tensor, Tensor]:
+        ids = [
+            self.text.encode_prompt(prompt + suffix if prompt.strip() else prompt, span)
+            for prompt, span in zip(prompts, spans, strict=True)
+        ]
+        longest = max(len(row) for row in ids)
+        if longest > self.stage1.config.text_length:
+            raise CogVideoError(
+                f"The prompt has {longest} tokens with its frame-rate text, but there are {self.stage1.config.text_length} "
+                "text slots: shorten it."
+            )
+        padded, mask = self.text.left_pad(ids)
+        return padded.to(self.device), mask.to(self.device)
+
+    def _guide(self, spans: Sequence[float | None]) -> dict[str, Tensor]:
+        ids, mask = self._text([self.sampling.guidance_prompt] * len(spans), spans, "")
+        return {"guidance_ids": ids, "guidance_mask": mask}
+
+    def _strategy(self, temperature: float, top_k: int, inner: float | None = None) -> Strategy:
+        if not self.sampling.clusters:
+            return TopKStrategy(temperature=temperature, top_k=top_k)
+        if self.cluster_labels is None:
+            raise CogVideoError("This pipeline draws by clusters: put clusters.npy into its tokenizers folder.")
+        inner = self.sampling.inner_temperature if inner is None else inner
+        return ClusterStrategy(self.cluster_labels, temperature=temperature, top_k=top_k, temperature2=inner)
+
+    def _generators(self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1) -> list[torch.Generator]:
+        """One random stream for every row; they depend on the seed, the stage and the row's place in its clip alone."""
+        made = []
+        for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
+            for row in range(rows):
+                digest = hashlib.sha256(f"{clip_seed} {stage} {row}".encode()).digest()
+                made.append(torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+        return made
+
+
+def _seeds(seed: Seeds, clips: int) -> list[int]:
+    return [seed] * clips if isinstance(seed, int) else list(seed)
+
+
+class _bar:
+    """A tqdm bar as a context that hands out its `update`; silent when progress is off."""
+
+    def __init__(self, title: str, total: int, progress: bool):
+        self.bar = tqdm(
+            total=total,
+            desc=f"{title:>14}",
+            disable=not progress,
+            leave=True,
+            unit="token" if title != "enlarging" else "frame",
+        )
+
+    def __enter__(self) -> Callable[[int], object]:
+        return self.bar.update
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise CogVideoError(
+            f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
+        )
+    return name

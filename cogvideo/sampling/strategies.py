@@ -1,0 +1,113 @@
+"""How a token is drawn from logits. A strategy is any callable (logits [B,V] fp32, step) -> tokens [B] int64.
+
+The strategies here also give their exact distribution, `probabilities(logits) -> [B,V]`, and are frozen settings: the random
+stream belongs to `draw`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogvideo.errors import CogVideoError
+
+Strategy = Callable[[Tensor, int], Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = None) -> Tensor:
+    """Tokens [B] by `strategy` from logits [B,V].
+
+    A list of generators, one a row, makes every row independent of the others in the batch. Strategies without
+    `probabilities` are called as they are and keep their own randomness.
+    """
+    probabilities = getattr(strategy, "probabilities", None)
+    if probabilities is None:
+        return strategy(logits, step)
+    p = probabilities(logits)
+    if generator is None or isinstance(generator, torch.Generator):
+        noise = torch.empty_like(p).exponential_(generator=generator)
+    else:
+        noise = torch.stack(
+            [torch.empty_like(row).exponential_(generator=g) for row, g in zip(p, generator, strict=True)]
+        )
+    # The first of independent exponential clocks with rates p rings at token v with probability p[v]; needs no host sync.
+    return (p / noise).argmax(-1)
+
+
+@dataclass(frozen=True)
+class TopKStrategy:
+    """Softmax of logits / temperature over the top_k largest (ties with the k-th stay); the rule of CogView2's itersr."""
+
+    temperature: float = 1.0
+    top_k: int = 20
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B,V] logits -> [B,V] probabilities."""
+        x = logits / self.temperature
+        smallest = x.topk(min(self.top_k, x.shape[-1])).values[..., -1:]
+        return x.masked_fill(x < smallest, float("-inf")).softmax(-1)
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        return draw(self, logits, step)
+
+
+@dataclass(frozen=True)
+class TopPStrategy:
+    """Softmax of logits / temperature over the fewest tokens whose mass reaches top_p."""
+
+    temperature: float = 1.0
+    top_p: float = 0.95
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B,V] logits -> [B,V] probabilities."""
+        p, order = (logits / self.temperature).softmax(-1).sort(descending=True)
+        p = p.masked_fill(p.cumsum(-1) - p >= self.top_p, 0.0)
+        return torch.zeros_like(p).scatter_(-1, order, p / p.sum(-1, keepdim=True))
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        return draw(self, logits, step)
+
+
+class ClusterStrategy:
+    """CogLM's two-stage rule: draw one of the top_k clusters by mass, then a token of it (reference SR_VQ_I3D, section 5).
+
+    cluster_labels: [V] cluster of every image token (the released cluster_label2.npy, or `cluster_codebook`).
+    temperature acts on both stages, temperature2 on the second as well. The release: first frame 1.0 / 16, video 1.05 / 12,
+    temperature2 0.89; direct super-resolution 1.0 / 6 / 0.6.
+    """
+
+    def __init__(self, cluster_labels: Tensor | np.ndarray, *, temperature: float, top_k: int, temperature2: float):
+        self.labels = torch.as_tensor(cluster_labels, dtype=torch.long)
+        if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
+            raise CogVideoError("Cluster labels should be one non-negative integer for every image token.")
+        self.num_clusters = int(self.labels.max()) + 1
+        self.temperature, self.top_k, self.temperature2 = temperature, top_k, temperature2
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B,V] logits -> [B,V] probabilities."""
+        labels = self.labels = self.labels.to(logits.device)
+        # Excluded tokens (-inf) become the release's -65504, whose probability is 0 but whose sums stay finite.
+        x = (logits / self.temperature).clamp(min=-65504.0)
+        rows = labels.expand_as(x)
+        empty = x.new_zeros(*x.shape[:-1], self.num_clusters)
+        mass = empty.scatter_add(-1, rows, x.softmax(-1))
+        kept = mass.topk(min(self.top_k, self.num_clusters))
+        chance = empty.scatter(-1, kept.indices, kept.values / kept.values.sum(-1, keepdim=True))
+        largest = torch.full_like(empty, float("-inf")).scatter_reduce(-1, rows, x, "amax")
+        inside = ((x - largest.gather(-1, rows)) / self.temperature2).exp()
+        return chance.gather(-1, rows) * inside / empty.scatter_add(-1, rows, inside).gather(-1, rows)
+
+    def __call__(self, logits: Tensor, step: int) -> Tensor:
+        return draw(self, logits, step)
+
+
+def cluster_codebook(codebook: Tensor, num_clusters: int = 500, seed: int = 0) -> Tensor:
+    """K-means labels [K] of the codebook [K,C]: the stand-in for the released cluster file."""
+    from sklearn.cluster import KMeans
+
+    return torch.from_numpy(
+        KMeans(num_clusters, n_init=1, random_state=seed).fit(codebook.cpu().numpy()).labels_
+    ).long()

@@ -1,0 +1,87 @@
+"""The geometry of a sequence, once, for all: positions, who attends to whom, in which order places are computed.
+
+A sequence is `text | frame 0 | frame 1 | ...`. A *place* is one frame token, p = time * N + row * W + column. The input at a
+frame's first place is begin-of-image and place j holds token j-1, so every frame predicts its own N tokens.
+Source: paper section 3 and the released model (reference page "Sequence", "Dual-channel attention").
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.config import ModelConfig
+
+
+def is_given(c: ModelConfig) -> Tensor:
+    """[T] bool: the frames known beforehand. Interpolation knows every second frame (0, 2, 4), sequential order none."""
+    times = torch.arange(c.num_frames)
+    return times % 2 == 0 if c.order == "interpolation" else torch.zeros_like(times, dtype=torch.bool)
+
+
+def frame_order(c: ModelConfig) -> list[int]:
+    """Times in the order in which frames are computed: given ones first, the others after them."""
+    given = is_given(c).tolist()
+    return sorted(range(c.num_frames), key=lambda time: (not given[time], time))
+
+
+def trained_frames(c: ModelConfig) -> list[int]:
+    """Times whose tokens are in the loss: an image model's only frame, else every generated frame but frame 0."""
+    given = is_given(c).tolist()
+    return [0] if c.num_frames == 1 else [time for time in range(1, c.num_frames) if not given[time]]
+
+
+def text_positions(text_mask: Tensor) -> Tensor:
+    """Position ids [B,L] of left-padded text: 0, 1, 2, ... from the first real token; padding has 0."""
+    return (text_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def frame_positions(c: ModelConfig) -> Tensor:
+    """Position ids [T,N]. Frame 0 uses the base table; later frames the extra table at row id - (end of frame 0)."""
+    ids = c.first_frame_position + torch.arange(c.num_frames * c.frame_tokens)
+    return rearrange(ids, "(t n) -> t n", t=c.num_frames)
+
+
+def spatial_visible(c: ModelConfig) -> Tensor:
+    """[T,N,N] bool (time, query, key): a frame sees itself, causally when generated, both ways when given."""
+    causal = torch.ones(c.frame_tokens, c.frame_tokens, dtype=torch.bool).tril()
+    return is_given(c)[:, None, None] | causal
+
+
+def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
+    """[N] int: the temporal channel's window of every place of a frame; equal numbers see each other.
+
+    Even layers cut the frame from place 0, odd layers half a window earlier, so that the first and last windows are
+    smaller. `wrap` joins those two (the frame is rolled): the released stage 2 sampler does so for given frames.
+    """
+    if c.window is None:
+        return torch.zeros(c.frame_tokens, dtype=torch.long)
+    shift = c.window // 2 if layer % 2 else 0
+
+    def along(length: int) -> Tensor:
+        place = torch.arange(length)
+        if wrap:
+            return ((place - shift) % length) // c.window
+        # The shifted cut begins inside the first window: places before `shift` are window 0.
+        return (place - shift) // c.window + (1 if shift else 0)
+
+    rows, columns = along(c.frame_height), along(c.frame_width)
+    return rearrange(rows[:, None] * (c.frame_width + 2) + columns[None, :], "h w -> (h w)")
+
+
+def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False) -> Tensor:
+    """[T*N, T*N] bool (query place, key place), places in the order of time.
+
+    Sequential: every earlier place and itself. Interpolation: given frames see each other both ways and nothing else;
+    a generated frame sees all given ones, earlier generated ones, and itself causally. All of it inside the window.
+    """
+    n = c.frame_tokens
+    given = is_given(c).repeat_interleave(n)
+    place = torch.arange(c.num_frames * n)
+    earlier = place[:, None] >= place[None, :]
+    visible = given[None, :] | (~given[:, None] & ~given[None, :] & earlier)
+    window = windows(c, layer).repeat(c.num_frames)
+    same = window[:, None] == window[None, :]
+    if release_quirks:
+        wrapped = windows(c, layer, wrap=True).repeat(c.num_frames)
+        same = torch.where(given[:, None], wrapped[:, None] == wrapped[None, :], same)
+    return visible & same

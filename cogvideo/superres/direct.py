@@ -1,0 +1,174 @@
+"""Direct super-resolution: all tokens of the enlarged frame in one pass (paper section 3; reference SR_VQ_I3D, section 3).
+
+The sequence is text, low-resolution tokens, then begin-of-image at every place of the enlarged map. Text sees text, the
+low-resolution image sees both, and the enlarged map sees two windows: around the same spot of the low-resolution map and
+around itself. The logits at a place are those of its own token. Frames are independent of each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from typing_extensions import Self
+
+from cogvideo.errors import CogVideoError
+from cogvideo.model import hidden_bias
+from cogvideo.sampling.strategies import Generators, Strategy, draw
+from cogvideo.sequence import text_positions
+from cogvideo.superres.layers import SuperResolution, check_shape, count_layers, read_released, text_visible
+from cogvideo.superres.local_attention import Window, make_tiles
+
+
+@dataclass(frozen=True)
+class SuperResolutionConfig:
+    """Geometry of a DirectSuperResolution; the values given here are the release's (20x20 -> 60x60 tokens)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int  # rows of the word embedding
+    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
+    begin_of_image: int  # the input at every place of the enlarged map
+    low_height: int = 20  # tokens of the given frame
+    low_width: int = 20
+    scale: int = 3  # how much taller and wider the enlarged map is
+    text_slots: int = 96  # one of them is always padding, so that text has at most text_slots - 1 tokens
+    low_position: int = 513  # position id of the first low-resolution place; text has 0, 1, 2, ...
+    base_positions: int = 1024  # rows of the position table of text and low-resolution image
+    low_window: int = 5  # side of the window on the low-resolution map
+    high_window_rows: int = 9  # of the window on the enlarged map
+    high_window_columns: int = 5
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+        if self.low_position + self.low_tokens > self.base_positions or self.text_slots - 1 > self.base_positions:
+            raise CogVideoError(
+                f"base_positions {self.base_positions} is too small for {self.text_slots} text slots and "
+                f"{self.low_tokens} low-resolution places from {self.low_position}."
+            )
+
+    @property
+    def low_tokens(self) -> int:
+        return self.low_height * self.low_width
+
+    @property
+    def high_tokens(self) -> int:
+        return self.scale**2 * self.low_tokens
+
+
+class DirectSuperResolution(SuperResolution):
+    """Low-resolution tokens [B,n] and text [B,L] -> enlarged tokens [B,scale^2*n], row-major.
+
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    """
+
+    config: SuperResolutionConfig
+    config_class = SuperResolutionConfig
+
+    def __init__(self, config: SuperResolutionConfig):
+        super().__init__(config, drawn_places=config.high_tokens, separate=True)
+
+    @classmethod
+    def from_sat(
+        cls,
+        source: str | Path | dict[str, Tensor],
+        *,
+        num_heads: int,
+        image_tokens: int = 20000,
+        begin_of_image: int = 150000,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load the release's dsr folder or its state dict, in eval mode; dtype None keeps the type of the weights.
+
+        Raises CogVideoError for missing, damaged or wrong-shaped weights.
+        """
+        weights, where = read_released(source)
+        vocab_size, hidden_size = weights["word_embedding.weight"].shape
+        side = isqrt(len(weights["extra_position_embedding.weight"])) // 3
+        config = SuperResolutionConfig(
+            num_layers=count_layers(weights),
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            vocab_size=vocab_size,
+            image_tokens=image_tokens,
+            begin_of_image=begin_of_image,
+            low_height=side,
+            low_width=side,
+            base_positions=len(weights["base_position_embedding.weight"]),
+        )
+        return cls._filled(config, weights, where=where, device=device, dtype=dtype)
+
+    def hidden_states(
+        self, text_ids: Tensor, low_res: Tensor, high_res: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """[B,9n,D] of the enlarged map before the final norm; high_res None: begin-of-image everywhere."""
+        c = self.config
+        if text_ids.ndim != 2 or text_ids.shape[1] >= c.text_slots:
+            raise CogVideoError(
+                f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not {list(text_ids.shape)}; shorten the prompt."
+            )
+        batch, length = text_ids.shape
+        check_shape("low_res", low_res, batch, c.low_tokens)
+        if high_res is None:
+            high_res = low_res.new_full((batch, c.high_tokens), c.begin_of_image)
+        check_shape("high_res", high_res, batch, c.high_tokens)
+        real = text_visible(text_ids, text_mask)
+        low_positions = self.base_position_embedding.weight[c.low_position : c.low_position + c.low_tokens]
+        text = self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
+        low = self.word_embedding(low_res) + low_positions
+        drawn = self.word_embedding(high_res) + self.extra_position_embedding.weight
+        given = torch.cat([text, low], 1)
+        # Padding sees itself, so that its (unused) softmax is over something.
+        visible = torch.eye(given.shape[1], dtype=torch.bool, device=real.device).repeat(batch, 1, 1)
+        visible[:, :, :length] |= real[:, None, :]
+        visible[:, length:, length:] = True
+        bias = hidden_bias(visible[:, None], given.dtype)
+        high = c.scale * c.low_height, c.scale * c.low_width
+        windows = Window(c.scale, c.low_window, c.low_window), Window(1, c.high_window_rows, c.high_window_columns)
+        tiles = make_tiles(*high, windows).to(given)
+        for block in self.blocks:
+            given, drawn = block(given, drawn, bias, tiles, c.low_tokens)
+        return drawn
+
+    def logits(
+        self, text_ids: Tensor, low_res: Tensor, high_res: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B,9n,V] fp32 of the token at each place of the enlarged map.
+
+        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged places (None: begin-of-image
+        everywhere, as in use). Raises CogVideoError for shapes that do not fit the configuration.
+        """
+        return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
+
+    def loss(self, text_ids: Tensor, low_res: Tensor, high_res: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all drawn at once from begin-of-image."""
+        check_shape("high_res", high_res, len(text_ids), self.config.high_tokens)
+        logits = self.logits(text_ids, low_res, text_mask=text_mask)
+        return F.cross_entropy(rearrange(logits, "b n v -> (b n) v"), high_res.reshape(-1))
+
+    @torch.no_grad()
+    def forward(
+        self,
+        text_ids: Tensor,
+        low_res: Tensor,
+        *,
+        strategy: Strategy,
+        generator: Generators = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Draw the enlarged tokens [B,9n], independently of each other, by strategy(logits [places,V], step 0).
+
+        The release's strategy: ClusterStrategy(labels, temperature=1.0, top_k=6, temperature2=0.6). `generator` may be a list,
+        one a sample.
+        """
+        hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
+        # One sample at a time: logits of the release's size take 288 MB each.
+        return torch.stack([draw(strategy, self.head(x), 0, g) for x, g in zip(hidden, generators, strict=True)])

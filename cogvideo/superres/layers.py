@@ -1,0 +1,163 @@
+"""What direct and iterative super-resolution share: the sandwich-LN block with local attention, the head, the files.
+
+Both hold *given* places (text, and the low-resolution image) that attend densely among themselves, and *drawn* places, a
+map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
+
+Shapes: B samples, L text slots, G given places, N drawn places, H heads, D hidden, d = D / H, V image tokens.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from cogvideo.checkpoints.native import read_json, read_tensors, save_tensors
+from cogvideo.checkpoints.sat import our_name, read_sat_folder
+from cogvideo.config import from_dict, to_dict
+from cogvideo.errors import CogVideoError
+from cogvideo.model import Channel, Mlp, attend
+from cogvideo.superres.local_attention import Tiles, local_attention
+
+
+class LocalBlock(nn.Module):
+    """`x = x + LN3(attention(LN1(x)))`, `x = x + LN4(mlp(LN2(x)))` for the given and for the drawn places.
+
+    Norms and MLP are shared; the drawn places have projections of their own, `drawn`, if `separate`.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, separate: bool):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention_out_norm = nn.LayerNorm(hidden_size)
+        self.mlp_norm = nn.LayerNorm(hidden_size)
+        self.mlp_out_norm = nn.LayerNorm(hidden_size)
+        self.given = Channel(hidden_size, num_heads)
+        self.drawn = Channel(hidden_size, num_heads) if separate else None
+        self.mlp = Mlp(hidden_size)
+
+    def forward(self, given: Tensor, drawn: Tensor, bias: Tensor, tiles: Tiles, seen: int) -> tuple[Tensor, Tensor]:
+        """given [B,G,D], drawn [B,N,D]; bias [B,1,G,G] of the given places; their last `seen` are keys of the tiles."""
+        channel = self.given if self.drawn is None else self.drawn
+        q, k, v = self.given.project(self.attention_norm(given))
+        drawn_q, drawn_k, drawn_v = channel.project(self.attention_norm(drawn))
+        first = given.shape[1] - seen
+        keys = torch.cat([k[..., first:, :], drawn_k], -2)
+        values = torch.cat([v[..., first:, :], drawn_v], -2)
+        given = self._close(given, self.given.merge(attend(q, k, v, bias)))
+        return given, self._close(drawn, channel.merge(local_attention(drawn_q, keys, values, tiles)))
+
+    def _close(self, x: Tensor, out: Tensor) -> Tensor:
+        """The attention output joins the stream, then the MLP."""
+        x = x + self.attention_out_norm(out)
+        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
+
+
+class SuperResolution(nn.Module):
+    """Embeddings, blocks, head and files. A subclass names its config class and builds the sequence."""
+
+    config_class: ClassVar[type]
+
+    def __init__(self, config: Any, *, drawn_places: int, separate: bool):
+        super().__init__()
+        self.config = c = config
+        self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
+        self.extra_position_embedding = nn.Embedding(drawn_places, c.hidden_size)
+        self.blocks = nn.ModuleList(LocalBlock(c.hidden_size, c.num_heads, separate) for _ in range(c.num_layers))
+        self.final_norm = nn.LayerNorm(c.hidden_size)
+
+    @classmethod
+    def from_config(cls, config: Any, seed: int = 0) -> Self:
+        """A model for training from nothing: the start of CogVideoTransformer.initialize."""
+        model = cls(config)
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
+            else:
+                std = 0.06 if "embedding" in name else 0.02
+                if name.endswith(("dense.weight", "down.weight")):
+                    std /= (2 * config.num_layers) ** 0.5
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return model
+
+    def head(self, x: Tensor) -> Tensor:
+        """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
+        return F.linear(self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float())
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
+        save_tensors(folder / "model.safetensors", {name: p.to(dtype) for name, p in self.state_dict().items()})
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+    ) -> Self:
+        """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files."""
+        folder = Path(folder)
+        config = from_dict(cls.config_class, read_json(folder / "config.json"), str(folder / "config.json"))
+        weights = read_tensors(folder / "model.safetensors")
+        return cls._filled(config, weights, where=str(folder), device=device, dtype=dtype)
+
+    @classmethod
+    def _filled(
+        cls,
+        config: Any,
+        weights: dict[str, Tensor],
+        *,
+        where: str,
+        device: str | torch.device,
+        dtype: torch.dtype | None,
+    ) -> Self:
+        """A model made of `weights` (our names) without a second copy; checks names and shapes."""
+        with torch.device("meta"):
+            model = cls(config)
+        expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if missing := expected.keys() - weights.keys():
+            raise CogVideoError(f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy.")
+        for name, shape in expected.items():
+            if weights[name].shape != shape:
+                raise CogVideoError(
+                    f"{where}: {name} is {list(weights[name].shape)} where the configuration needs {list(shape)}; "
+                    "weights and configuration do not belong together."
+                )
+        model.load_state_dict({name: weights[name].to(device=device, dtype=dtype) for name in expected}, assign=True)
+        return model.eval()
+
+
+def read_released(source: str | Path | dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Weights under our names from a released folder or its state dict, and what to call it in errors."""
+    weights = source if isinstance(source, dict) else read_sat_folder(source)[0]
+    where = "the state dict" if isinstance(source, dict) else str(source)
+    renamed = {ours: tensor for name, tensor in weights.items() if (ours := our_name(name))}
+    # The names of CogVideoTransformer's two channels
+    renamed = {
+        name.replace(".spatial.", ".given.").replace(".temporal.", ".drawn."): tensor for name, tensor in renamed.items()
+    }
+    for name in ("word_embedding.weight", "base_position_embedding.weight", "extra_position_embedding.weight"):
+        if name not in renamed:
+            raise CogVideoError(f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder.")
+    return renamed, where
+
+
+def count_layers(weights: dict[str, Tensor]) -> int:
+    return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
+
+
+def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    """[B,L] bool: the real text tokens; all of them without a mask."""
+    if text_mask is not None and text_mask.shape != text_ids.shape:
+        raise CogVideoError(f"text_mask {list(text_mask.shape)} should have the shape of text_ids {list(text_ids.shape)}.")
+    return torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
+
+
+def check_shape(name: str, tensor: Tensor, batch: int, places: int) -> None:
+    if tensor.shape != (batch, places):
+        raise CogVideoError(f"{name} should be [{batch},{places}] token ids, not {list(tensor.shape)}.")

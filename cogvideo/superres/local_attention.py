@@ -1,0 +1,101 @@
+"""Attention of every place of a map to windows of places around it, in tiles (reference SR_VQ_I3D, section 2).
+
+The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the rectangle of keys
+that its windows can reach, moved inwards at the border so that it holds only real places, and attends to it densely with
+everything outside a query's own window hidden. On small maps a single tile covers the map: dense masked attention.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from cogvideo.model import attend, hidden_bias
+
+TILE = 12  # the longest side of a tile in places
+
+
+@dataclass(frozen=True)
+class Window:
+    """Keys around a centre on a map `scale` times smaller than the queries': query (y, x) is centred at (y, x) // scale."""
+
+    scale: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Where each tile finds its queries and keys.
+
+    The query map has `down` x `across` tiles of `height` x `width` places; keys [T,K] are indices into the keys given to
+    local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the scores.
+    """
+
+    down: int
+    across: int
+    height: int
+    width: int
+    keys: Tensor
+    bias: Tensor
+
+    def to(self, like: Tensor) -> "Tiles":
+        """On the device of `like`, with the bias in its type."""
+        return replace(self, keys=self.keys.to(like.device), bias=self.bias.to(like))
+
+
+@lru_cache
+def make_tiles(height: int, width: int, windows: tuple[Window, ...], always: int = 0, tile: int = TILE) -> Tiles:
+    """Tiles for a height x width map of queries.
+
+    The keys are `always` places that everyone sees, then for each window a map of (height // scale) x (width // scale) places.
+    """
+    high, wide = _tile_side(height, tile), _tile_side(width, tile)
+    down, across = height // high, width // wide
+    keys = [repeat(torch.arange(always), "k -> t k", t=down * across)]
+    visible = [torch.ones(down * across, high * wide, always, dtype=torch.bool)]
+    offset = always
+    for window in windows:
+        key_rows, seen_rows = _axis(height, high, window.scale, window.rows)
+        key_columns, seen_columns = _axis(width, wide, window.scale, window.columns)
+        columns = width // window.scale
+        places = offset + key_rows[:, None, :, None] * columns + key_columns[None, :, None, :]
+        seen = seen_rows[:, None, :, None, :, None] & seen_columns[None, :, None, :, None, :]
+        keys.append(rearrange(places, "down across r c -> (down across) (r c)"))
+        visible.append(rearrange(seen, "down across y x r c -> (down across) (y x) (r c)"))
+        offset += (height // window.scale) * columns
+    bias = hidden_bias(torch.cat(visible, -1)[:, None])
+    return Tiles(down, across, high, wide, torch.cat(keys, -1), bias)
+
+
+def _tile_side(length: int, longest: int) -> int:
+    """The largest divisor of `length` up to `longest`."""
+    return max(side for side in range(1, longest + 1) if length % side == 0)
+
+
+def _axis(length: int, side: int, scale: int, window: int) -> tuple[Tensor, Tensor]:
+    """Along one axis: the keys [A,S] of each of the A tiles, and which of them each of its queries sees [A,side,S]."""
+    centres = rearrange(torch.arange(length) // scale, "(a y) -> a y", y=side)
+    before, after = window // 2, window - 1 - window // 2
+    span = min(length // scale, int((centres[:, -1] - centres[:, 0]).max()) + window)
+    first = (centres[:, 0] - before).clamp(0, length // scale - span)
+    keys = first[:, None] + torch.arange(span)
+    distance = keys[:, None, :] - centres[:, :, None]
+    return keys, (distance >= -before) & (distance <= after)
+
+
+def local_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
+    """Queries [B,H,N,d] of a row-major map over their windows of keys and values [B,H,P,d] -> [B,H,N,d]; one softmax."""
+    split = dict(down=tiles.down, across=tiles.across, y=tiles.height, x=tiles.width)
+    q = rearrange(q, "b h (down y across x) d -> (b down across) h (y x) d", **split)
+    k, v = (_gather(t, tiles.keys) for t in (k, v))
+    bias = tiles.bias.repeat(len(q) // len(tiles.bias), 1, 1, 1)
+    return rearrange(attend(q, k, v, bias), "(b down across) h (y x) d -> b h (down y across x) d", **split)
+
+
+def _gather(places: Tensor, keys: Tensor) -> Tensor:
+    """[B,H,P,d] -> [B*T,H,K,d]."""
+    picked = places.index_select(2, keys.flatten())
+    return rearrange(picked, "b h (t k) d -> (b t) h k d", t=len(keys))

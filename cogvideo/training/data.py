@@ -1,0 +1,87 @@
+"""Batches of the demo world, made on the fly: the same (seed, step) gives the same batch on any run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.data.digits import FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
+
+ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
+CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
+FRAMES = 5
+
+
+@dataclass
+class Batch:
+    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only)."""
+
+    text_ids: Tensor
+    text_mask: Tensor
+    frames: Tensor
+    high_res: Tensor | None = None
+
+
+def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
+    """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
+
+    image: half opening frames under the bare caption, half any frame under a frame-rate text, so that the opening moment
+    has a name. sequential: five frames from the beginning; half the clips span the whole action (the multi-frame-rate
+    rule), half any trained span, so that the frame-rate text means something. interpolation: five neighbouring frames
+    as the rounds of stage 2 meet them. superres: any moment.
+    """
+    n = len(clips)
+    rule = np.array([clips.span(i) for i in range(n)])
+    span = np.where(rng.random(n) < 0.5, rule, rng.choice(SPANS, n))
+    steps = np.linspace(0, 1, FRAMES)
+    if stage == "sequential":
+        return span[:, None] * steps, list(span)
+    if stage == "interpolation":
+        whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being filled
+        rounds = rng.integers(1, 5, n)  # spans whole/2, whole/4, ... down to half a second
+        part = np.maximum(whole / 2.0**rounds, SPANS[0])
+        start = part * np.floor(rng.random(n) * whole / part)
+        return start[:, None] + part[:, None] * steps, list(part)
+    if stage == "superres":
+        return rng.random((n, 1)) * rule[:, None], [None] * n
+    opening = rng.random(n) < 0.5
+    moment = np.where(opening, 0.0, span * rng.choice(steps, n))
+    return moment[:, None], [None if first else float(s) for first, s in zip(opening, span, strict=True)]
+
+
+class DigitsBatches:
+    """Batches for one stage ("image", "sequential", "interpolation" or "superres") of the demo world."""
+
+    def __init__(
+        self, stage: str, batch_size: int, *, text: TextTokenizer, frames: FrameTokenizer, world: World, seed: int
+    ):
+        self.stage, self.batch_size, self.world, self.seed = stage, batch_size, world, seed
+        self.text, self.frames = text, frames
+
+    @torch.no_grad()
+    def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
+        """The batch of a step; split "test" draws other clips, held-out combinations among them."""
+        rng = np.random.default_rng([self.seed, step, split == "test"])
+        clips = sample_clips(self.batch_size, rng, split=split, world=self.world)
+        times, spans = clip_times(self.stage, clips, rng)
+        prompts = [
+            UNGUIDED_PROMPT
+            if rng.random() < CAPTION_DROPOUT
+            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh")
+            for i in range(len(clips))
+        ]
+        ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
+        text_ids, text_mask = (t.to(device) for t in self.text.left_pad(ids))
+        if self.stage == "superres":
+            large = render(clips, times, FRAME_SIZE * SUPERSAMPLING)
+            small = torch.nn.functional.avg_pool2d(large[:, 0], SUPERSAMPLING)[:, None]
+            return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
+        return Batch(text_ids, text_mask, self._tokens(render(clips, times), device))
+
+    def _tokens(self, clips: Tensor, device: str | torch.device) -> Tensor:
+        ids = self.frames.encode(rearrange(clips, "b t c h w -> (b t) c h w").to(device))
+        return rearrange(ids, "(b t) h w -> b t (h w)", b=len(clips))

@@ -1,0 +1,157 @@
+"""One training loop for every transformer: AdamW, warm-up and cosine, clipping, checkpoints that survive kill -9."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cogvideo.errors import CogVideoError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How a stage is optimised. The release: lr 2e-4, betas 0.9 / 0.95, clipping 0.1, cosine decay."""
+
+    steps: int
+    batch_size: int
+    lr: float = 2e-3
+    warmup: int = 100
+    betas: tuple[float, ...] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    final_lr: float = 0.02  # share of lr left at the last step
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then one cosine over the whole budget."""
+        done = min(1.0, step / max(1, self.steps))
+        cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * cosine
+
+
+def save_atomic(value: object, path: Path) -> None:
+    """torch.save that leaves either the old or the new file, whatever happens."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def fit(
+    model: nn.Module,
+    trained: Iterable[nn.Parameter],
+    loss_of_step: Callable[[int], Tensor],
+    config: OptimizerConfig,
+    run_dir: Path,
+    *,
+    settings: dict,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint_seconds: float = 60.0,
+    log_every: int = 50,
+    evaluate_every: int = 1000,
+    label: str = "train",
+) -> nn.Module:
+    """Optimise `trained` (all other weights stay as they are) until config.steps; go on from run_dir if it holds a start.
+
+    loss_of_step(step) must depend on nothing but the weights and the step, so that a resumed run equals an undisturbed one.
+    Writes checkpoint.pt and metrics.jsonl. Raises CogVideoError when run_dir belongs to other settings or a loss is NaN.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    parameters = list(trained)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]
+    path, start = run_dir / "checkpoint.pt", 0
+    if path.exists():
+        start = _resume(path, model, optimizer, settings)
+
+    def save(step: int) -> None:
+        weights = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
+        save_atomic({"step": step, "weights": weights, "optimizer": optimizer.state_dict(), "settings": settings}, path)
+
+    stop = _StopOnTerm()
+    log = _MetricsFile(run_dir / "metrics.jsonl", start)
+    saved, recent, began = time.monotonic(), [], time.monotonic()
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr_at(step)
+        loss = loss_of_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+        recent.append(loss.item())
+        if not math.isfinite(recent[-1]):
+            raise CogVideoError(f"The loss is {recent[-1]} at step {step}: lower lr and start again from {path}.")
+        optimizer.step()
+        if (step + 1) % log_every == 0 or step + 1 == config.steps:
+            row = {
+                "step": step + 1,
+                "loss": sum(recent) / len(recent),
+                "gradient_norm": float(norm),
+                "lr": config.lr_at(step),
+            }
+            if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == config.steps):
+                row |= evaluate()
+            log.write(row | {"seconds": round(time.monotonic() - began, 1)})
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
+            recent = []
+        if time.monotonic() - saved > checkpoint_seconds or step + 1 == config.steps or stop.asked:
+            save(step + 1)
+            saved = time.monotonic()
+        if stop.asked:
+            raise CogVideoError(f"Stopped at step {step + 1}; the same command goes on from {path}.")
+    return model.eval()
+
+
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict) -> int:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
+    if state["settings"] != settings:
+        raise CogVideoError(f"{path} belongs to other settings; choose another run_dir or delete it to start again.")
+    model.load_state_dict(state["weights"], strict=False)
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+class _MetricsFile:
+    """One JSON line a row; rows of steps that a killed run made after its last checkpoint are dropped."""
+
+    def __init__(self, path: Path, start: int):
+        rows = path.read_text().splitlines() if path.exists() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
+        path.write_text("".join(row + "\n" for row in kept))
+        self.path = path
+
+    def write(self, row: dict) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class _StopOnTerm:
+    """Turns SIGTERM and Ctrl-C into a request to save and stop after the step in hand."""
+
+    def __init__(self):
+        self.asked = False
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._ask)
+        except ValueError:
+            pass  # not the main thread (a notebook kernel's worker): the caller's handling stays
+
+    def _ask(self, *_):
+        self.asked = True

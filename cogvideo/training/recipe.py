@@ -1,0 +1,256 @@
+"""The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
+from cogvideo.data.digits import World, random_frames
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.data import Batch, DigitsBatches
+from cogvideo.training.loop import OptimizerConfig, fit
+
+FRAME_SIDE = 8  # tokens of the demo world's small frame
+PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    codes: int
+    codebook_steps: int
+    decoder_steps: int
+    batch_size: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    text_length: int
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """All settings of a recipe; see configs/demo.yaml."""
+
+    run_dir: str
+    output: str
+    parts: tuple[str, ...]
+    seed: int
+    threads: int
+    world: World
+    frames: FramesConfig
+    model: TransformerConfig
+    image: OptimizerConfig
+    stage1: OptimizerConfig
+    stage2: OptimizerConfig
+    superres: OptimizerConfig
+    sampling: SamplingConfig
+
+    def __post_init__(self):
+        if unknown := set(self.parts) - set(PARTS):
+            raise CogVideoError(f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}.")
+
+
+def train(path: str | Path, overrides: list[str] | None = None) -> None:
+    """Run the parts of a recipe in order; parts that are finished are skipped, a part that was cut off goes on.
+
+    overrides are "key=value" or "part.key=value". Raises CogVideoError for settings that cannot be used, and when a part
+    needs another one that has not run.
+    """
+    config = from_dict(RecipeConfig, load_yaml(path, overrides or []), str(path))
+    torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
+    recipe = Recipe(config)
+    for part in PARTS:
+        if part in config.parts:
+            getattr(recipe, part)()
+
+
+class Recipe:
+    """One method a part; each leaves its result in a folder under run_dir and is skipped once that is there."""
+
+    def __init__(self, config: RecipeConfig):
+        self.config, self.run_dir = config, Path(config.run_dir)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CogVideoError(f"Cannot write to run_dir {self.run_dir}: {error.strerror}; set another one.") from None
+
+    def text(self) -> None:
+        from cogvideo.data.dataset import train_demo_text_model
+
+        path = self.run_dir / "text.model"
+        if not path.exists():
+            path.write_bytes(train_demo_text_model())
+
+    def frames(self) -> None:
+        from cogvideo.training.frame_tokenizer import train_frame_tokenizer
+
+        path, c = self.run_dir / "frames.safetensors", self.config.frames
+        if not path.exists():
+            tokenizer = train_frame_tokenizer(
+                lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
+                codes=c.codes,
+                codebook_steps=c.codebook_steps,
+                decoder_steps=c.decoder_steps,
+                batch_size=c.batch_size,
+                lr=c.lr,
+                seed=self.config.seed,
+                run_dir=self.run_dir / "frames",
+            )
+            tokenizer.save(path)
+
+    def image(self) -> None:
+        model = CogVideoTransformer(self._image_config()).initialize(self.config.seed)
+        self._fit("image", model, list(model.parameters()), self._loss(model))
+
+    def stage1(self) -> None:
+        self._video("stage1", "sequential")
+
+    def stage2(self) -> None:
+        self._video("stage2", "interpolation")
+
+    def _video(self, part: str, order: str) -> None:
+        image = load_model(self._need("image"))
+        model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
+        self._fit(part, model, list(model.temporal_parameters().values()), self._loss(model), order)
+
+    def superres(self) -> None:
+        text, frames = self._tokenizers()
+        c = self.config.model
+        geometry = SuperResolutionConfig(
+            num_layers=c.num_layers,
+            hidden_size=c.hidden_size,
+            num_heads=c.num_heads,
+            vocab_size=text.vocab_size,
+            image_tokens=frames.num_codes,
+            begin_of_image=text.begin_of_image,
+            low_height=FRAME_SIDE,
+            low_width=FRAME_SIDE,
+            text_slots=c.text_length,
+            low_position=c.text_length,
+            base_positions=c.text_length + FRAME_SIDE**2,
+        )
+        model = DirectSuperResolution.from_config(geometry, seed=self.config.seed)
+
+        def loss(batch: Batch) -> Tensor:
+            return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
+
+        self._fit("superres", model, list(model.parameters()), loss)
+
+    def assemble(self) -> None:
+        """Put the finished parts into one pipeline folder, in half precision."""
+        output = Path(self.config.output)
+        (output / "tokenizers").mkdir(parents=True, exist_ok=True)
+        for source, target in (("text.model", "text.model"), ("frames.safetensors", "frames.safetensors")):
+            shutil.copyfile(self._need(source), output / "tokenizers" / target)
+        for stage in ("stage1", "stage2"):
+            save_model(load_model(self._need(stage)), output / stage, dtype=torch.float16)
+        superres = DirectSuperResolution.from_pretrained(self._need("superres"))
+        superres.save_pretrained(output / "superres", dtype=torch.float16)
+        (output / "pipeline.json").write_text(json.dumps(to_dict(self.config.sampling), indent=2) + "\n")
+
+    def _image_config(self) -> ModelConfig:
+        text, frames = self._tokenizers()
+        c = self.config.model
+        return ModelConfig(
+            num_layers=c.num_layers,
+            hidden_size=c.hidden_size,
+            num_heads=c.num_heads,
+            frame_height=FRAME_SIDE,
+            frame_width=FRAME_SIDE,
+            num_frames=1,
+            text_length=c.text_length,
+            first_frame_position=c.text_length,
+            image_tokens=frames.num_codes,
+            vocab_size=text.vocab_size,
+            begin_of_image=text.begin_of_image,
+            base_positions=c.text_length + FRAME_SIDE**2,
+            temporal=False,
+        )
+
+    def _loss(self, model: CogVideoTransformer) -> Callable[[Batch], Tensor]:
+        return lambda batch: model.loss(batch.text_ids, batch.frames, batch.text_mask)
+
+    def _fit(
+        self, part: str, model: nn.Module, trained: list[nn.Parameter], loss: Callable, stage: str | None = None
+    ) -> None:
+        """Train one transformer to its end and save it as a native folder."""
+        folder = self.run_dir / part
+        if (folder / "model.safetensors").exists():
+            return
+        text, frames = self._tokenizers()
+        optimizer: OptimizerConfig = getattr(self.config, part)
+        model.to(self.device)
+        frames.to(self.device)
+        batches = DigitsBatches(
+            stage or part,
+            optimizer.batch_size,
+            text=text,
+            frames=frames,
+            world=self.config.world,
+            seed=self.config.seed,
+        )
+        validation = [batches(step, self.device, split="test") for step in range(4)]
+
+        @torch.no_grad()
+        def evaluate() -> dict[str, float]:
+            return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
+
+        fit(
+            model,
+            trained,
+            lambda step: loss(batches(step, self.device)),
+            optimizer,
+            folder,
+            settings={
+                "part": part,
+                "model": to_dict(model.config),
+                "optimizer": to_dict(optimizer),
+                "seed": self.config.seed,
+            }
+            | {"world": to_dict(self.config.world), "tokens": _digest(frames)},
+            evaluate=evaluate,
+            label=part,
+        )
+        model.to("cpu")
+        if isinstance(model, CogVideoTransformer):
+            save_model(model, folder)
+        else:
+            model.save_pretrained(folder)
+
+    def _tokenizers(self) -> tuple[TextTokenizer, FrameTokenizer]:
+        frames = FrameTokenizer.load(self._need("frames.safetensors"))
+        return TextTokenizer(self._need("text.model"), frames.num_codes), frames
+
+    def _need(self, name: str) -> Path:
+        path = self.run_dir / name
+        if not (path / "model.safetensors" if path.suffix == "" else path).exists():
+            raise CogVideoError(f"{path} is not there yet: run the part {path.stem!r} of the recipe first.")
+        return path
+
+
+def _digest(frames: FrameTokenizer) -> str:
+    """Short hash of the codebook: tokens of another codebook mean something else."""
+    return hashlib.sha256(frames.codebook.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    import sys
+
+    train(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,13 @@
+"""Shared by all tests: where the fixtures lie, one thread, no gradients leaking between tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads():
+    torch.set_num_threads(2)

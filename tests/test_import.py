@@ -1,0 +1,36 @@
+"""`import cogvideo` is quick and light; what heavy libraries give is loaded where it is used."""
+
+import subprocess
+import sys
+
+HEAVY = [
+    "av",
+    "IPython",
+    "matplotlib",
+    "pandas",
+    "papermill",
+    "PIL",
+    "sentencepiece",
+    "sklearn",
+    "tqdm",
+    "typer",
+    "yaml",
+]
+
+
+def test_importing_the_sampler_needs_torch_einops_numpy_safetensors_alone():
+    script = f"""
+import sys
+import cogvideo, cogvideo.model, cogvideo.sampling, cogvideo.checkpoints.sat, cogvideo.checkpoints.native
+cogvideo.load_sat_checkpoint, cogvideo.generate_key_frames, cogvideo.FrameTokenizer
+loaded = [name for name in {HEAVY} if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_every_public_name_exists():
+    import cogvideo
+
+    for name in cogvideo.__all__:
+        assert getattr(cogvideo, name) is not None

@@ -1,0 +1,125 @@
+"""The masks against a slow oracle written from the words of the reference page, at several geometries."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cogvideo import sequence
+from cogvideo.config import COGVIDEO_9B, ModelConfig
+
+GEOMETRIES = [  # height, width, frames, order, window
+    (4, 4, 5, "sequential", None),
+    (4, 4, 5, "sequential", 2),
+    (5, 3, 2, "sequential", 3),
+    (3, 5, 9, "interpolation", None),
+    (6, 4, 5, "interpolation", 3),
+    (5, 7, 4, "interpolation", 4),
+    (3, 3, 7, "sequential", 5),
+    (7, 2, 3, "interpolation", 2),
+    (4, 6, 8, "sequential", 4),
+]
+
+
+def config(height, width, frames, order, window) -> ModelConfig:
+    n = height * width
+    return replace(
+        COGVIDEO_9B,
+        frame_height=height,
+        frame_width=width,
+        num_frames=frames,
+        order=order,
+        window=window,
+        first_frame_position=9,
+        base_positions=9 + n,
+        extra_positions=frames * n,
+    )
+
+
+def cut(length: int, window: int, layer: int) -> list[set[int]]:
+    """The windows along one axis: from place 0 in even layers, first one window // 2 long in odd layers."""
+    start = 0 if layer % 2 == 0 else -(window - window // 2)
+    pieces = []
+    while start < length:
+        piece = {i for i in range(start, start + window) if 0 <= i < length}
+        pieces += [piece] if piece else []
+        start += window
+    return pieces
+
+
+def in_one_window(a: int, b: int, length: int, window: int, layer: int) -> bool:
+    return any(a in piece and b in piece for piece in cut(length, window, layer))
+
+
+def rolled_window(a: int, b: int, length: int, window: int, layer: int) -> bool:
+    """The released sampler's cut for given frames: roll the axis by -window // 2, then cut from place 0."""
+    axis = list(range(length))
+    shift = window // 2 if layer % 2 else 0
+    rolled = axis[shift:] + axis[:shift]
+    return rolled.index(a) // window == rolled.index(b) // window
+
+
+def oracle(c: ModelConfig, layer: int, query, key, quirks: bool = False) -> bool:
+    (t, y, x), (s, v, u) = query, key
+    given = [time % 2 == 0 and c.order == "interpolation" for time in range(c.num_frames)]
+    if c.order == "sequential":
+        visible = (s, v, u) <= (t, y, x)
+    elif given[t]:
+        visible = given[s]
+    else:
+        visible = given[s] or (s, v, u) <= (t, y, x)
+    if c.window is None or not visible:
+        return visible
+    same = rolled_window if quirks and given[t] else in_one_window
+    return same(y, v, c.frame_height, c.window, layer) and same(x, u, c.frame_width, c.window, layer)
+
+
+def places(c: ModelConfig):
+    return [(t, y, x) for t in range(c.num_frames) for y in range(c.frame_height) for x in range(c.frame_width)]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_temporal_mask_equals_the_oracle(geometry, layer):
+    c = config(*geometry)
+    expected = torch.tensor([[oracle(c, layer, q, k) for k in places(c)] for q in places(c)])
+    assert torch.equal(sequence.temporal_visible(c, layer), expected)
+
+
+@pytest.mark.parametrize("geometry", [g for g in GEOMETRIES if g[3] == "interpolation"], ids=str)
+def test_release_quirks_wrap_the_given_frames_windows(geometry):
+    c = config(*geometry)
+    expected = torch.tensor([[oracle(c, 1, q, k, quirks=True) for k in places(c)] for q in places(c)])
+    assert torch.equal(sequence.temporal_visible(c, 1, release_quirks=True), expected)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_spatial_mask_is_causal_in_generated_and_full_in_given_frames(geometry):
+    c = config(*geometry)
+    visible = sequence.spatial_visible(c)
+    for time in range(c.num_frames):
+        given = c.order == "interpolation" and time in range(0, c.num_frames, 2)
+        for q in range(c.frame_tokens):
+            assert visible[time, q].tolist() == [given or k <= q for k in range(c.frame_tokens)]
+
+
+def test_released_windows_are_cut_as_the_reference_says():
+    odd = sequence.windows(replace(COGVIDEO_9B, window=10), layer=1).view(20, 20)
+    rows, columns = odd[:, 0].tolist(), odd[0].tolist()
+    for line in (rows, columns):
+        sizes = [line.count(window) for window in dict.fromkeys(line)]
+        assert sizes == [5, 10, 5]  # 0-4, 5-14, 15-19
+
+
+def test_positions_of_the_release():
+    ids = sequence.frame_positions(COGVIDEO_9B)
+    assert ids[0, 0] == 512 and ids[0, -1] == 911 and ids[1, 0] == 912 and ids[-1, -1] == 512 + 1999
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    assert sequence.text_positions(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+
+
+def test_frame_order_and_trained_frames():
+    assert sequence.frame_order(config(2, 2, 5, "interpolation", None)) == [0, 2, 4, 1, 3]
+    assert sequence.frame_order(config(2, 2, 5, "sequential", None)) == [0, 1, 2, 3, 4]
+    assert sequence.trained_frames(config(2, 2, 5, "interpolation", None)) == [1, 3]
+    assert sequence.trained_frames(config(2, 2, 5, "sequential", None)) == [1, 2, 3, 4]

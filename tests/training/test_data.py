@@ -1,0 +1,87 @@
+"""Batches of the demo world: which moments each stage is shown, and that a step always gives the same batch."""
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+
+from cogvideo.data.digits import SPANS, World, render, sample_clips
+from cogvideo.sampling.pipeline import DEMO
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
+from cogvideo.training.data import DigitsBatches, clip_times
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    frames = FrameTokenizer.load(DEMO / "tokenizers" / "frames.safetensors")
+    return TextTokenizer(DEMO / "tokenizers" / "text.model", frames.num_codes), frames
+
+
+def moments(stage: str, n: int = 400):
+    rng = np.random.default_rng(0)
+    clips = sample_clips(n, rng)
+    times, spans = clip_times(stage, clips, rng)
+    return clips, times, spans
+
+
+def test_key_frames_span_the_whole_action_in_half_of_the_clips_at_least():
+    clips, times, spans = moments("sequential")
+    assert times.shape == (400, 5) and np.all(times[:, 0] == 0)
+    assert np.allclose(times, np.array(spans)[:, None] * np.linspace(0, 1, 5)) and set(spans) == set(SPANS)
+    rule = np.array([clips.span(i) for i in range(400)])
+    assert np.mean(np.array(spans) == rule) > 0.5
+    assert np.mean(np.array(spans) < rule) > 0.1  # parts of actions are seen as well
+
+
+def test_interpolation_meets_the_rounds_of_the_sampler():
+    """Sequences begin at multiples of their span and lie inside a clip of at most eight seconds."""
+    _, times, spans = moments("interpolation")
+    starts = times[:, 0] / np.array(spans)
+    assert np.allclose(starts, starts.round()) and np.allclose(np.diff(times, axis=1), np.array(spans)[:, None] / 4)
+    assert times.max() <= 8 and set(spans) == set(SPANS[:-1])
+
+
+def test_bare_captions_belong_to_opening_frames():
+    _, times, spans = moments("image")
+    bare = np.array([span is None for span in spans])
+    assert 0.4 < bare.mean() < 0.6 and not times[bare].any() and times[~bare].any()
+
+
+def test_a_step_is_repeatable_and_steps_differ(tokenizers):
+    text, frames = tokenizers
+
+    def batch(step, split="train"):
+        return DigitsBatches("sequential", 6, text=text, frames=frames, world=World(), seed=3)(step, split=split)
+
+    one, again, next_step, test = batch(7), batch(7), batch(8), batch(7, "test")
+    assert torch.equal(one.frames, again.frames) and torch.equal(one.text_ids, again.text_ids)
+    assert not torch.equal(one.frames, next_step.frames) and not torch.equal(one.frames, test.frames)
+
+
+def test_tokens_and_texts_belong_to_the_clips(tokenizers):
+    text, frames = tokenizers
+    batches = DigitsBatches("sequential", 40, text=text, frames=frames, world=World(), seed=0)
+    batch = batches(0)
+    rng = np.random.default_rng([0, 0, False])
+    clips = sample_clips(40, rng, world=World())
+    times, spans = clip_times("sequential", clips, rng)
+    pictures = rearrange(render(clips, times), "b t c h w -> (b t) c h w")
+    assert torch.equal(batch.frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5))
+    read = [text.decode(ids[mask].tolist()) for ids, mask in zip(batch.text_ids, batch.text_mask, strict=True)]
+    matched = 0
+    for i, words in enumerate(read):
+        known = [clips.caption(i, language) for language in ("en", "zh")] + [UNGUIDED_PROMPT]
+        encoded = [text.decode(text.encode_prompt(prompt, spans[i])) for prompt in known]
+        assert words in encoded
+        matched += words != encoded[-1]
+    assert matched > 30  # a tenth of the captions is dropped
+
+
+def test_super_resolution_pairs_show_the_same_moment(tokenizers):
+    text, frames = tokenizers
+    batch = DigitsBatches("superres", 4, text=text, frames=frames, world=World(), seed=0)(0)
+    assert batch.frames.shape == (4, 1, 64) and batch.high_res is not None and batch.high_res.shape == (4, 576)
+    small = frames.decode(rearrange(batch.frames[:, 0], "b (h w) -> b h w", h=8))
+    large = frames.decode(rearrange(batch.high_res, "b (h w) -> b h w", h=24))
+    assert (torch.nn.functional.avg_pool2d(large, 3) - small).abs().mean() < 0.02

@@ -1,0 +1,163 @@
+"""The training loop: what it trains, that a killed run goes on as if nothing had happened, what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cogvideo.checkpoints.native import inherit_image_model
+from cogvideo.config import ModelConfig
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer
+from cogvideo.training.loop import OptimizerConfig, fit
+
+TINY = ModelConfig(
+    num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
+    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10, temporal=False,
+)  # fmt: skip
+
+
+def data(step: int, frames: int):
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(10, 19, (4, 3), generator=generator), torch.randint(3, (4, frames, 6), generator=generator)
+
+
+def stage1() -> CogVideoTransformer:
+    image = CogVideoTransformer(TINY).initialize(0)
+    return inherit_image_model(image, config=TINY.video(num_frames=3), seed=0)
+
+
+def run(folder: Path, steps: int, *, until: int | None = None) -> CogVideoTransformer:
+    """Train for `steps`; with `until` the loss raises at that step, as a crash would."""
+    model = stage1()
+
+    def loss(step: int):
+        if step == until:
+            raise RuntimeError("crash")
+        return model.loss(*data(step, 3))
+
+    config = OptimizerConfig(steps=steps, batch_size=4, warmup=2)
+    fit(
+        model, model.temporal_parameters().values(), loss, config, folder,
+        settings={"x": 1}, checkpoint_seconds=0, log_every=1,
+    )  # fmt: skip
+    return model
+
+
+def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path):
+    straight = run(tmp_path / "a", 8)
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path / "b", 8, until=5)
+    resumed = run(tmp_path / "b", 8)
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+    def losses(name):
+        return [line.split('"seconds"')[0] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    assert losses("a") == losses("b") and len(losses("a")) == 8
+
+
+def test_the_base_stays_bit_for_bit_and_the_new_channel_moves(tmp_path):
+    before, after = stage1(), run(tmp_path, 3)
+    trained = set(before.temporal_parameters())
+    for (name, old), new in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
+        assert torch.equal(old, new) == (name not in trained), name
+
+
+def test_the_loss_falls(tmp_path):
+    model = stage1()
+    start = model.loss(*data(0, 3)).item()
+    config = OptimizerConfig(steps=60, batch_size=4, warmup=5, lr=5e-3)
+    fit(
+        model,
+        model.temporal_parameters().values(),
+        lambda step: model.loss(*data(step % 2, 3)),
+        config,
+        tmp_path,
+        settings={},
+    )
+    assert model.loss(*data(0, 3)).item() < start - 0.3
+
+
+def test_a_nan_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_path):
+    model = stage1()
+
+    def loss(step: int):
+        return model.loss(*data(step, 3)) * (float("nan") if step == 2 else 1)
+
+    with pytest.raises(CogVideoError, match="step 2"):
+        fit(
+            model, model.temporal_parameters().values(), loss, OptimizerConfig(steps=4, batch_size=4), tmp_path,
+            settings={}, checkpoint_seconds=0,
+        )  # fmt: skip
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(tmp_path, 2)
+    model = stage1()
+    with pytest.raises(CogVideoError, match="other settings"):
+        fit(
+            model, model.temporal_parameters().values(), lambda step: model.loss(*data(step, 3)),
+            OptimizerConfig(steps=4, batch_size=4), tmp_path, settings={"x": 2},
+        )  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path, 2)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(CogVideoError, match="damaged"):
+        run(tmp_path, 4)
+
+
+def test_learning_rate_warms_up_and_follows_one_cosine():
+    config = OptimizerConfig(steps=1000, batch_size=1, lr=1.0, warmup=100, final_lr=0.1)
+    assert config.lr_at(49) == pytest.approx(0.5, rel=0.02)
+    assert config.lr_at(500) == pytest.approx(0.55) and config.lr_at(1000) == pytest.approx(0.1)
+
+
+ENDLESS = """
+import sys; sys.path.insert(0, {tests!r})
+import pathlib, time, torch
+from torch import nn
+from cogvideo.training.loop import OptimizerConfig, fit
+model = nn.Linear(2, 1)
+def loss(step):
+    time.sleep(0.02); print(step, flush=True)
+    return model(torch.ones(2)).sum() ** 2
+fit(model, model.parameters(), loss, OptimizerConfig(steps=10**6, batch_size=1), pathlib.Path(sys.argv[1]), settings={{}})
+"""
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+    script = ENDLESS.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for _ in range(5):
+        process.stdout.readline()
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert b"Stopped at step" in errors
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 5
+
+
+def test_linear_regression_reaches_the_closed_form(tmp_path):
+    """AdamW without decay on a least-squares problem ends at numpy's solution."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 3, generator=generator), torch.randn(64, 1, generator=generator)
+    model = nn.Linear(3, 1, bias=False)
+    config = OptimizerConfig(steps=1500, batch_size=64, lr=0.02, weight_decay=0.0, clip=100.0)
+    started = time.monotonic()
+    fit(model, model.parameters(), lambda step: ((model(x) - y) ** 2).mean(), config, tmp_path, settings={})
+    torch.testing.assert_close(model.weight.detach().T, torch.linalg.lstsq(x, y).solution, atol=2e-3, rtol=0)
+    assert time.monotonic() - started < 60
