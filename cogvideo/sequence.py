@@ -53,16 +53,17 @@ def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
     Even layers cut the frame from place 0, odd layers half a window earlier, so that the first and last windows are
     smaller. `wrap` joins those two (the frame is rolled): the released stage 2 sampler does so for given frames.
     """
-    if c.window is None:
+    window = c.window
+    if window is None:
         return torch.zeros(c.frame_tokens, dtype=torch.long)
-    shift = c.window // 2 if layer % 2 else 0
+    shift = window // 2 if layer % 2 else 0
 
     def along(length: int) -> Tensor:
         place = torch.arange(length)
         if wrap:
-            return ((place - shift) % length) // c.window
+            return ((place - shift) % length) // window
         # The shifted cut begins inside the first window: places before `shift` are window 0.
-        return (place - shift) // c.window + (1 if shift else 0)
+        return (place - shift) // window + (1 if shift else 0)
 
     rows, columns = along(c.frame_height), along(c.frame_width)
     return rearrange(rows[:, None] * (c.frame_width + 2) + columns[None, :], "h w -> (h w)")

@@ -109,6 +109,8 @@ def _claim_folder(out: Path, arguments: dict) -> None:
     if others:
         raise CogVideoError(f"The folder {out} holds clips made with other arguments: choose an empty folder.")
     _write_text(note, text)
+    for unfinished in out.glob(".*.mp4"):  # write_video works on hidden files; a killed run may have left one
+        unfinished.unlink()
 
 
 def _truth(clip: Clips) -> dict:
@@ -141,12 +143,7 @@ def _write_clip(path: Path, clip: Clips, seconds: float, size: int) -> None:
 
     frames = render(clip, np.arange(round(seconds * FPS) + 1)[None] / FPS, size)[0]
     pixels = rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
-    part = path.with_suffix(".part.mp4")  # so that a file under its own name is always whole
-    try:
-        write_video(part, pixels, FPS)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_video(path, pixels, FPS)
 
 
 def _write_text(path: Path, text: str) -> None:

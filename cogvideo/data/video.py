@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".mp4", ".gif")
-SHOWN_SIZE = 288  # pixels: smaller clips are shown this large in a notebook or page
+SHOWN_SIZE = 320  # pixels: smaller clips are shown about this large in a notebook or page
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Video:
             data = self.save(Path(folder) / "clip.mp4").read_bytes()
         return "data:video/mp4;base64," + base64.b64encode(data).decode()
 
-    def contact_sheet(self, n: int = 5, *, gap: int = 4) -> "Image":
-        """n frames, evenly spaced from the first to the last, side by side with `gap` white pixels between them."""
+    def contact_sheet(self, columns: int = 5, *, gap: int = 4) -> "Image":
+        """`columns` frames, evenly spaced from the first to the last, side by side with `gap` white pixels between them."""
         from PIL import Image
 
-        if n < 1:
-            raise CogVideoError(f"A contact sheet of {n} frames cannot be drawn: ask for 1 or more.")
-        chosen = self.frames[np.linspace(0, len(self.frames) - 1, min(n, len(self.frames))).round().astype(int)]
+        if columns < 1:
+            raise CogVideoError(f"A contact sheet of {columns} frames cannot be drawn: ask for 1 or more.")
+        chosen = self.frames[np.linspace(0, len(self.frames) - 1, min(columns, len(self.frames))).round().astype(int)]
         padded = np.pad(chosen, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
-        return Image.fromarray(rearrange(padded, "t h w c -> h (t w) c")[:, :-gap or None])
+        return Image.fromarray(rearrange(padded, "t h w c -> h (t w) c")[:, : -gap or None])
 
     def _repr_html_(self) -> str:
         prompt = escape(str(self.settings.get("prompt", "")))
@@ -86,6 +86,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     and 12 in turn. The file appears under its name when it is whole. Raises CogVideoError for another suffix, a place that
     cannot be written, and frames of another form.
     """
+    from av.error import FFmpegError
+
     path = check_writable(path)
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or not fps > 0:
@@ -97,8 +99,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     try:
         (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
         os.replace(part, path)
-    except OSError as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose another place.") from None
+    except (OSError, FFmpegError) as error:
+        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose another place or size.") from None
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -128,26 +130,31 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     Raises CogVideoError for a file that is missing or holds no video.
     """
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise CogVideoError(f"{path} holds no video: give a video file.")
             stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            rate = stream.average_rate or stream.guessed_rate
-    except (OSError, av.FFmpegError) as error:
+            decoded = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+            rate, tick = stream.average_rate, stream.time_base
+    except (OSError, FFmpegError) as error:
         raise CogVideoError(f"{path} cannot be read as a video ({error.strerror}): give a whole video file.") from None
-    if not frames or not rate:
+    if not decoded or not rate:
         raise CogVideoError(f"{path} holds no frames: give a whole video file.")
-    return np.stack(frames), float(rate)
+    first, last = decoded[0][0], decoded[-1][0]
+    if first is not None and last is not None and last > first and tick:
+        # Not average_rate: FFmpeg guesses it, and 8 fps in a GIF's hundredths of a second become 8.33.
+        rate = (len(decoded) - 1) / ((last - first) * tick)
+    return np.stack([frame for _, frame in decoded]), float(rate)
 
 
 def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     import av
     from av.video.reformatter import ColorRange, Colorspace
 
-    t, h, w, _ = frames.shape
+    h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     # Some builds of FFmpeg come without x264, which is GPL.
     codec, options = ("libx264", {"crf": "14"}) if "libx264" in av.codecs_available else ("mpeg4", {"qscale": "2"})
@@ -167,10 +174,12 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
 def _write_gif(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     """One palette for the whole clip and no dithering: a still background stays still."""
     import av
+    from av.filter import Graph
+    from av.video.format import VideoFormat
 
     t, h, w, _ = frames.shape
-    graph = av.filter.Graph()
-    source = graph.add_buffer(width=w, height=h, format="rgb24", time_base=1 / rate)
+    graph = Graph()
+    source = graph.add_buffer(width=w, height=h, format=VideoFormat("rgb24"), time_base=1 / rate)
     split, sink = graph.add("split"), graph.add("buffersink")
     palette = graph.add("palettegen", "reserve_transparent=0")
     painted = graph.add("paletteuse", "dither=none")

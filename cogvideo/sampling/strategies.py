@@ -108,6 +108,5 @@ def cluster_codebook(codebook: Tensor, num_clusters: int = 500, seed: int = 0) -
     """K-means labels [K] of the codebook [K,C]: the stand-in for the released cluster file."""
     from sklearn.cluster import KMeans
 
-    return torch.from_numpy(
-        KMeans(num_clusters, n_init=1, random_state=seed).fit(codebook.cpu().numpy()).labels_
-    ).long()
+    means = KMeans(num_clusters, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
+    return torch.from_numpy(means.fit(codebook.cpu().numpy()).labels_).long()

@@ -8,20 +8,22 @@ around itself. The logits at a place are those of its own token. Frames are inde
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from typing_extensions import Self
 
 from cogvideo.errors import CogVideoError
-from cogvideo.model import hidden_bias
+from cogvideo.model import EMBEDDING_SCALE, codebook_embedding, grid_positions, hidden_bias
 from cogvideo.sampling.strategies import Generators, Strategy, draw
 from cogvideo.sequence import text_positions
-from cogvideo.superres.layers import SuperResolution, check_shape, count_layers, read_released, text_visible
+from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -70,40 +72,25 @@ class DirectSuperResolution(SuperResolution):
 
     config: SuperResolutionConfig
     config_class = SuperResolutionConfig
-
-    def __init__(self, config: SuperResolutionConfig):
-        super().__init__(config, drawn_places=config.high_tokens, separate=True)
+    separate = True
 
     @classmethod
-    def from_sat(
-        cls,
-        source: str | Path | dict[str, Tensor],
-        *,
-        num_heads: int,
-        image_tokens: int = 20000,
-        begin_of_image: int = 150000,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Load the release's dsr folder or its state dict, in eval mode; dtype None keeps the type of the weights.
+    def from_config(cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None) -> "Self":
+        """A model for training from nothing. Places of both maps start from one grid; tokens from `codebook` [K,C]."""
+        c, model = config, super().from_config(config, seed)
+        low = grid_positions(c.low_height, c.low_width, c.hidden_size, step=c.scale)
+        high = grid_positions(c.scale * c.low_height, c.scale * c.low_width, c.hidden_size)
+        places = slice(c.low_position, c.low_position + c.low_tokens)
+        model.base_position_embedding.weight.data[places] = EMBEDDING_SCALE * low
+        model.extra_position_embedding.weight.data.copy_(EMBEDDING_SCALE * high)
+        if codebook is not None:
+            model.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(codebook, c.hidden_size, seed)
+        return model
 
-        Raises CogVideoError for missing, damaged or wrong-shaped weights.
-        """
-        weights, where = read_released(source)
-        vocab_size, hidden_size = weights["word_embedding.weight"].shape
-        side = isqrt(len(weights["extra_position_embedding.weight"])) // 3
-        config = SuperResolutionConfig(
-            num_layers=count_layers(weights),
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            vocab_size=vocab_size,
-            image_tokens=image_tokens,
-            begin_of_image=begin_of_image,
-            low_height=side,
-            low_width=side,
-            base_positions=len(weights["base_position_embedding.weight"]),
-        )
-        return cls._filled(config, weights, where=where, device=device, dtype=dtype)
+    @staticmethod
+    def released_geometry(places: int) -> dict[str, int]:
+        side = isqrt(places) // SuperResolutionConfig.scale
+        return {"low_height": side, "low_width": side}
 
     def hidden_states(
         self, text_ids: Tensor, low_res: Tensor, high_res: Tensor | None = None, text_mask: Tensor | None = None

@@ -7,20 +7,23 @@ Shapes: B samples, L text slots, G given places, N drawn places, H heads, D hidd
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from cogvideo.checkpoints.native import read_json, read_tensors, save_tensors
 from cogvideo.checkpoints.sat import our_name, read_sat_folder
 from cogvideo.config import from_dict, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.model import Channel, Mlp, attend
+from cogvideo.model import Channel, Mlp, attend, initialize_weights
 from cogvideo.superres.local_attention import Tiles, local_attention
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LocalBlock(nn.Module):
@@ -57,33 +60,56 @@ class LocalBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Embeddings, blocks, head and files. A subclass names its config class and builds the sequence."""
+    """Embeddings, blocks, head and files; a subclass builds the sequence."""
 
     config_class: ClassVar[type]
+    separate: ClassVar[bool]  # the drawn places have projections of their own
+    released_geometry: ClassVar[Callable[[int], dict[str, int]]]  # settings that follow from a release's drawn places
 
-    def __init__(self, config: Any, *, drawn_places: int, separate: bool):
+    def __init__(self, config: Any):
         super().__init__()
         self.config = c = config
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
-        self.extra_position_embedding = nn.Embedding(drawn_places, c.hidden_size)
-        self.blocks = nn.ModuleList(LocalBlock(c.hidden_size, c.num_heads, separate) for _ in range(c.num_layers))
+        self.extra_position_embedding = nn.Embedding(c.high_tokens, c.hidden_size)
+        self.blocks = nn.ModuleList(LocalBlock(c.hidden_size, c.num_heads, self.separate) for _ in range(c.num_layers))
         self.final_norm = nn.LayerNorm(c.hidden_size)
 
     @classmethod
-    def from_config(cls, config: Any, seed: int = 0) -> Self:
-        """A model for training from nothing: the start of CogVideoTransformer.initialize."""
+    def from_config(cls, config: Any, seed: int = 0) -> "Self":
+        """A model with random weights, for training from nothing."""
         model = cls(config)
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
-            else:
-                std = 0.06 if "embedding" in name else 0.02
-                if name.endswith(("dense.weight", "down.weight")):
-                    std /= (2 * config.num_layers) ** 0.5
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        initialize_weights(model, config.num_layers, seed)
         return model
+
+    @classmethod
+    def from_sat(
+        cls,
+        source: str | Path | dict[str, Tensor],
+        *,
+        num_heads: int,
+        image_tokens: int = 20000,
+        begin_of_image: int = 150000,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> "Self":
+        """Load the release's folder or its state dict, in eval mode; dtype None keeps the type of the weights.
+
+        Raises CogVideoError for missing, damaged or wrong-shaped weights.
+        """
+        weights, where = read_released(source)
+        vocab_size, hidden_size = weights["word_embedding.weight"].shape
+        config = cls.config_class(
+            num_layers=1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1),
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            vocab_size=vocab_size,
+            image_tokens=image_tokens,
+            begin_of_image=begin_of_image,
+            base_positions=len(weights["base_position_embedding.weight"]),
+            **cls.released_geometry(len(weights["extra_position_embedding.weight"])),
+        )
+        return cls._filled(config, weights, where=where, device=device, dtype=dtype)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
@@ -99,7 +125,7 @@ class SuperResolution(nn.Module):
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
-    ) -> Self:
+    ) -> "Self":
         """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files."""
         folder = Path(folder)
         config = from_dict(cls.config_class, read_json(folder / "config.json"), str(folder / "config.json"))
@@ -115,13 +141,15 @@ class SuperResolution(nn.Module):
         where: str,
         device: str | torch.device,
         dtype: torch.dtype | None,
-    ) -> Self:
+    ) -> "Self":
         """A model made of `weights` (our names) without a second copy; checks names and shapes."""
         with torch.device("meta"):
             model = cls(config)
         expected = {name: parameter.shape for name, parameter in model.named_parameters()}
         if missing := expected.keys() - weights.keys():
-            raise CogVideoError(f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy.")
+            raise CogVideoError(
+                f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy."
+            )
         for name, shape in expected.items():
             if weights[name].shape != shape:
                 raise CogVideoError(
@@ -136,25 +164,22 @@ def read_released(source: str | Path | dict[str, Tensor]) -> tuple[dict[str, Ten
     """Weights under our names from a released folder or its state dict, and what to call it in errors."""
     weights = source if isinstance(source, dict) else read_sat_folder(source)[0]
     where = "the state dict" if isinstance(source, dict) else str(source)
-    renamed = {ours: tensor for name, tensor in weights.items() if (ours := our_name(name))}
-    # The names of CogVideoTransformer's two channels
-    renamed = {
-        name.replace(".spatial.", ".given.").replace(".temporal.", ".drawn."): tensor for name, tensor in renamed.items()
-    }
+    renamed = {}
+    for name, tensor in weights.items():
+        if ours := our_name(name):  # with the two channels called as in CogVideoTransformer
+            renamed[ours.replace(".spatial.", ".given.").replace(".temporal.", ".drawn.")] = tensor
     for name in ("word_embedding.weight", "base_position_embedding.weight", "extra_position_embedding.weight"):
         if name not in renamed:
             raise CogVideoError(f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder.")
     return renamed, where
 
 
-def count_layers(weights: dict[str, Tensor]) -> int:
-    return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
-
-
 def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
     """[B,L] bool: the real text tokens; all of them without a mask."""
     if text_mask is not None and text_mask.shape != text_ids.shape:
-        raise CogVideoError(f"text_mask {list(text_mask.shape)} should have the shape of text_ids {list(text_ids.shape)}.")
+        raise CogVideoError(
+            f"text_mask {list(text_mask.shape)} should have the shape of text_ids {list(text_ids.shape)}."
+        )
     return torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cogvideo.model import attend, hidden_bias
 
-TILE = 12  # the longest side of a tile in places
+TILE = 8  # the longest side of a tile in places; smaller ones gather more, larger ones hide more
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Tiles:
 
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept must serve training as well
 def make_tiles(height: int, width: int, windows: tuple[Window, ...], always: int = 0, tile: int = TILE) -> Tiles:
     """Tiles for a height x width map of queries.
 

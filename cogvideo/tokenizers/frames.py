@@ -11,26 +11,31 @@ from torch import Tensor, nn
 
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.hvqvae import HVQVAE
-from cogvideo.tokenizers.local import LocalVQVAE
+from cogvideo.tokenizers.patches import PatchVQVAE
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """[..., C], [K, C] -> index of the nearest row in squared distance, [...] int64."""
     codebook = codebook.float()
+    flat = vectors.float().reshape(-1, codebook.shape[-1])
+    # Ground, the bulk of the demo's patches, is all zeros: its nearest code is found once.
+    ground = codebook.square().sum(-1).argmin()
+    ids = ground.repeat(len(flat))
+    rest = flat.any(-1).nonzero()[:, 0]
     # |v - e|^2 without |v|^2, which is the same for every code. In pieces: all pairs of a clip would fill memory.
-    pieces = vectors.float().reshape(-1, codebook.shape[-1]).split(4096)
-    nearest = [(codebook.square().sum(-1) - 2 * piece @ codebook.T).argmin(-1) for piece in pieces]
-    return torch.cat(nearest).view(vectors.shape[:-1])
+    for some in rest.split(4096):
+        ids[some] = (codebook.square().sum(-1) - 2 * flat[some] @ codebook.T).argmin(-1)
+    return ids.view(vectors.shape[:-1])
 
 
 class FrameTokenizer(nn.Module):
     """Turns frames [B,3,H,W] (float, 0..1) into token ids [B,H/compress,W/compress] and back.
 
-    `network` is a LocalVQVAE (the demo's, compress 8) or an HVQVAE (icetk's, compress 4, 8 or 16; CogVideo uses 8).
+    `network` is a PatchVQVAE (the demo's, compress 8) or an HVQVAE (icetk's, compress 4, 8 or 16; CogVideo uses 8).
     Token ids are rows of `codebook` [K, C].
     """
 
-    def __init__(self, network: LocalVQVAE | HVQVAE):
+    def __init__(self, network: PatchVQVAE | HVQVAE):
         super().__init__()
         self.network = network
 
@@ -103,7 +108,7 @@ class FrameTokenizer(nn.Module):
             raise CogVideoError(f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote.")
         try:
             sizes = json.loads(metadata["frame_tokenizer"])
-            network = {"local": LocalVQVAE, "icetk": HVQVAE}[sizes.pop("kind")](**sizes)
+            network = {"patches": PatchVQVAE, "icetk": HVQVAE}[sizes.pop("kind")](**sizes)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CogVideoError(
                 f"The description inside the frame tokenizer {path} makes no sense ({error!r}): copy the file again."

@@ -1,13 +1,10 @@
-"""Training of the demo's frame tokenizer: reconstruction by gradients, codebook by moving averages.
+"""Training of the demo's frame tokenizer: first the codebook by moving averages, then the decoder by gradients.
 
-A run is a function of its seed and the step alone: frames and random draws of a step are drawn from (seed, step), so a
-run that was stopped goes on bit for bit from its checkpoint.
+A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that was stopped
+goes on bit for bit from its checkpoint.
 """
 
-import json
 import math
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,16 +15,19 @@ from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
-from cogvideo.tokenizers.local import LocalVQVAE
+from cogvideo.tokenizers.patches import PatchVQVAE
+from cogvideo.training.loop import OptimizerConfig, fit, save_atomic
 
-WARM_UP = 0.04  # share of the run without quantisation: the codebook starts from vectors that already mean something
-DECAY = 0.98  # of the moving averages of the codebook
+DECAYS = (0.9, 0.99)  # of the codebook's moving averages: while codes still move about, and when they settle
 REVIVE_BELOW = 0.3  # moving count of uses per step under which a code counts as dead
-REVIVE_UNTIL = 0.8  # share of the run; codes settle afterwards
-COMMITMENT = 0.25  # weight of the pull of vectors to their codes (van den Oord et al. 2017, eq. 3)
+SETTLE = 0.6  # share of the steps after which the slow average begins
+REVIVE_UNTIL = 0.8  # share of the steps after which no code is moved any more
+PATCHES = 8192  # in a step of the codebook
 L1 = 0.1  # weight of absolute beside squared error: keeps edges sharp
 OBJECT = 0.05  # pixels whose brightest channel is above this are object, not ground
-LOG_EVERY = 50
+OBJECT_WEIGHT = 4.0  # what a pixel of an object counts beside one of the ground, in the decoder's loss
+
+Render = Callable[[int, int, int], Tensor]  # (seed, n, size) -> frames [n,3,size,size] in 0..1
 
 
 class EMACodebook:
@@ -37,25 +37,13 @@ class EMACodebook:
         self.codebook = codebook
         self.counts = torch.ones(len(codebook))  # moving average of how many vectors of a batch choose each code
 
-    def start(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """Start from vectors [M, C] drawn by distance from the median one.
-
-        Most vectors are background; drawn evenly they would make nearly all codes alike.
-        """
-        distance = (vectors - vectors.median(0).values).norm(dim=-1)
-        few = len(vectors) < len(self.codebook)
-        chosen = torch.multinomial(distance + 1e-6, len(self.codebook), replacement=few, generator=generator)
-        self.codebook.copy_(vectors[chosen])
-        # Counting this batch at once lets `revive` move what nothing chose, without waiting for a count of 1 to fade.
-        self.counts.copy_(torch.bincount(nearest_codes(vectors, self.codebook), minlength=len(self.codebook)))
-
-    def update(self, vectors: Tensor, ids: Tensor) -> None:
-        """One moving-average step from vectors [M, C] and the codes [M] they chose."""
-        chose = F.one_hot(ids, len(self.codebook)).to(vectors.dtype)
-        used = chose.sum(0)
-        self.counts.mul_(DECAY).add_(used, alpha=1 - DECAY)
-        pull = chose.T @ vectors - used[:, None] * self.codebook
-        self.codebook.add_((1 - DECAY) * pull / self.counts.clamp(min=1e-6)[:, None])
+    def update(self, vectors: Tensor, ids: Tensor, decay: float) -> None:
+        """One moving-average step from vectors [M, C] and the codes [M] they chose (van den Oord et al. 2017, appendix)."""
+        used = torch.bincount(ids, minlength=len(self.codebook)).to(vectors.dtype)
+        self.counts.mul_(decay).add_(used, alpha=1 - decay)
+        sums = torch.zeros_like(self.codebook).index_add_(0, ids, vectors)
+        pull = sums - used[:, None] * self.codebook
+        self.codebook.add_((1 - decay) * pull / self.counts.clamp(min=1e-6)[:, None])
 
     def revive(self, vectors: Tensor, ids: Tensor, generator: torch.Generator) -> int:
         """Move codes used less than REVIVE_BELOW times a step onto badly matched vectors; returns how many."""
@@ -68,145 +56,112 @@ class EMACodebook:
         return len(dead)
 
 
-def train_frame_tokenizer(
-    sample_frames: Callable[[int, int], Tensor],
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seed: int,
-    run_dir: str | Path,
-    object_weight: float = 2.0,
-    checkpoint_seconds: float = 60.0,
-    network: dict | None = None,
-) -> FrameTokenizer:
-    """Train a LocalVQVAE (sizes in `network`); writes run_dir/frames.safetensors (float16), returns what it holds.
+def train_codebook(pool: "FramePool", *, codes: int, steps: int, seed: int) -> Tensor:
+    """Patches [codes,192] that stand for those of the pool's objects; code 0 is black ground.
 
-    sample_frames(seed, n) -> [n, 3, H, W] in 0..1 must depend on its arguments alone. lr falls to 0 over one cosine.
-    object_weight is what a pixel off the ground counts beside one on it. A run that was stopped continues from
-    run_dir/checkpoint.pt; run_dir/metrics.jsonl gets a line every 50 steps. Raises CogVideoError if run_dir holds a run
-    with other settings or an unreadable checkpoint.
+    Starts from patches of objects drawn at random: drawn from whole frames, nearly all would be black and alike.
     """
     from tqdm import tqdm
 
+    ema = EMACodebook(pool.patches(seed, codes - 1))
+    for step in tqdm(range(steps), desc="codebook", mininterval=2):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        vectors = pool.patches(seed * 1_000_003 + step + 1, PATCHES)
+        ids = nearest_codes(vectors, ema.codebook)
+        ema.update(vectors, ids, DECAYS[step >= SETTLE * steps])
+        if step < REVIVE_UNTIL * steps:
+            ema.revive(vectors, ids, generator)
+    return torch.cat([torch.zeros_like(ema.codebook[:1]), ema.codebook.clamp(0, 1)])
+
+
+def train_frame_tokenizer(
+    render: Render,
+    *,
+    codes: int,
+    codebook_steps: int,
+    decoder: OptimizerConfig,
+    seed: int,
+    run_dir: str | Path,
+    widths: tuple[int, ...] = (128, 64, 32, 16),
+    pool_frames: tuple[int, ...] = (6000, 600),
+    checkpoint_seconds: float = 60.0,
+) -> FrameTokenizer:
+    """Train a PatchVQVAE on frames of 64 x 64 and 192 x 192 pixels: codebook, then decoder with the codes fixed.
+
+    render(seed, n, size) must depend on its arguments alone. pool_frames: how many small and large frames are drawn once
+    and used over and over. A finished codebook in run_dir/codebook.pt is kept, the decoder goes on from
+    run_dir/checkpoint.pt. Raises CogVideoError if run_dir holds a run with other settings or a damaged file.
+    """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "object_weight": object_weight,
-        "network": network or {},
-    }
     torch.manual_seed(seed)
-    model = LocalVQVAE(**settings["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    ema = EMACodebook(model.codebook)
-    step = _resume(run_dir, settings, model, optimizer, ema)
-    saved, warm_up = time.monotonic(), round(WARM_UP * steps)
-
-    with tqdm(total=steps, initial=step, desc="frame tokenizer", mininterval=5) as progress:
-        while step < steps:
-            step_seed = seed * 1_000_003 + step
-            generator = torch.Generator().manual_seed(step_seed)
-            frames = sample_frames(step_seed, batch_size).contiguous(memory_format=torch.channels_last)
-            vectors = model.vectors(frames)
-            flat = rearrange(vectors.detach(), "b h w c -> (b h w) c")
-            if step == warm_up:
-                ema.start(flat, generator)
-            ids = nearest_codes(flat, model.codebook)
-            quantised = model.codebook[ids].view_as(vectors) if step >= warm_up else vectors.detach()
-            rebuilt = model.frames(vectors + (quantised - vectors).detach())  # straight-through gradient
-
-            error = rebuilt - frames
-            weight = 1 + (object_weight - 1) * _object_pixels(frames)
-            loss = (weight * (error.square() + L1 * error.abs())).mean() + COMMITMENT * F.mse_loss(vectors, quantised)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-
-            revived = 0
-            if step >= warm_up:
-                ema.update(flat, ids)
-                if step < REVIVE_UNTIL * steps:
-                    revived = ema.revive(flat, ids, generator)
-            step += 1
-            progress.update()
-            if step % LOG_EVERY == 0 or step == steps:
-                used = torch.bincount(ids, minlength=len(model.codebook))
-                quality = {"loss": loss.item(), "psnr": _psnr(error.detach().square().mean()), "revived": revived}
-                line = {"step": step} | quality | _usage(used)
-                with open(run_dir / "metrics.jsonl", "a") as file:
-                    file.write(json.dumps(line) + "\n")
-                progress.set_postfix(psnr=f"{line['psnr']:.1f}", codes=line["codes_used"])
-            if step == steps or time.monotonic() - saved > checkpoint_seconds:
-                weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "counts": ema.counts}
-                state = {"step": step, "settings": settings} | weights
-                torch.save(state, run_dir / "checkpoint.pt.part")
-                os.replace(run_dir / "checkpoint.pt.part", run_dir / "checkpoint.pt")
-                saved = time.monotonic()
-
-    path = run_dir / "frames.safetensors"
-    FrameTokenizer(model).save(path.with_suffix(".part"), dtype=torch.float16)
-    os.replace(path.with_suffix(".part"), path)
-    return FrameTokenizer.load(path)
-
-
-def _resume(
-    run_dir: Path, settings: dict, model: LocalVQVAE, optimizer: torch.optim.Optimizer, ema: EMACodebook
-) -> int:
-    """Fill model, optimizer and codebook state from run_dir/checkpoint.pt if there is one; returns the steps done."""
-    path, metrics = run_dir / "checkpoint.pt", run_dir / "metrics.jsonl"
+    model = PatchVQVAE(codes, widths)
+    pool = FramePool(render, seed=seed, small=pool_frames[0], large=pool_frames[1])
+    path = run_dir / "codebook.pt"
     if not path.exists():
-        metrics.unlink(missing_ok=True)
-        return 0
+        save_atomic(train_codebook(pool, codes=codes, steps=codebook_steps, seed=seed), path)
     try:
-        state = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise CogVideoError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}): delete it to start anew."
-        ) from error
-    if state["settings"] != settings:
-        changed = ", ".join(key for key in settings if state["settings"].get(key) != settings[key])
-        raise CogVideoError(f"{run_dir} holds a run with other settings ({changed}): use another folder or delete it.")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    ema.counts.copy_(state["counts"])
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    metrics.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= state["step"]))
-    return state["step"]
+        codebook = torch.load(path, weights_only=True)
+        model.codebook.copy_(codebook)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CogVideoError(f"{path} is damaged or of another size ({type(error).__name__}); delete it to start again.") from None
+
+    def loss(step: int) -> Tensor:
+        frames = pool.crops(seed * 1_000_003 + step, decoder.batch_size)
+        error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
+        weight = 1 + (OBJECT_WEIGHT - 1) * object_pixels(frames)
+        # Dim objects are as wrong as bright ones when their hue is: the error counts against the object's brightness.
+        weight = weight / frames.amax((1, 2, 3), keepdim=True).clamp(min=0.3)
+        return (weight * (error.square() + L1 * error.abs())).mean()
+
+    fit(
+        model,
+        model.mend.parameters(),
+        loss,
+        decoder,
+        run_dir,
+        settings={"codes": codes, "widths": list(widths), "seed": seed, "steps": decoder.steps},
+        checkpoint_seconds=checkpoint_seconds,
+        label="frame decoder",
+    )
+    return FrameTokenizer(model).eval()
 
 
-class CropPool:
-    """Draws crops [n, 3, crop, crop], half of 64 x 64 frames and half of 192 x 192 ones, from frames rendered once.
+class FramePool:
+    """Frames rendered once, at 64 x 64 and at 192 x 192 pixels: super-resolved frames use the same codebook.
 
-    Super-resolved frames use the same codebook, so it must know both scales. Windows begin on the 8 px token grid and
-    are drawn by how much object they show, because black ground teaches nothing.
-    render(seed, n, size) -> [n,3,size,size] in 0..1.
+    Draws patches of objects, three quarters of them small, and crops that begin on the 8 px grid and show some object.
     """
 
-    def __init__(self, render: Callable[[int, int, int], Tensor], *, seed: int, small: int, large: int, crop: int = 40):
+    def __init__(self, render: Render, *, seed: int, small: int, large: int, crop: int = 40):
         self.crop = crop
-        self.pools, self.ink = [], []
+        self.pools, self.windows, self.inked = [], [], []
         for count, size in ((small, 64), (large, 192)):
             chunks = [render(seed * 1_000_003 + first, min(64, count - first), size) for first in range(0, count, 64)]
-            frames = torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in chunks])
-            ink = torch.cat([F.avg_pool2d(_object_pixels(chunk), crop, stride=8) for chunk in chunks])
-            self.pools.append(frames)
-            self.ink.append(ink[:, 0] + 0.01)  # [count, rows, columns] of possible windows
+            self.pools.append(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in chunks]))
+            ink = torch.cat([object_pixels(chunk) for chunk in chunks])
+            self.windows.append(F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01)  # [count, rows, columns] of crops
+            self.inked.append((F.max_pool2d(ink, 8) > 0)[:, 0].nonzero())  # [patches, 3]: frame, row, column
 
-    def __call__(self, seed: int, n: int) -> Tensor:
+    def patches(self, seed: int, n: int) -> Tensor:
+        """n patches [n,192] in 0..1 that show something."""
+        generator = torch.Generator().manual_seed(seed)
+        found = []
+        for share, frames, inked in zip((n - n // 4, n // 4), self.pools, self.inked, strict=True):
+            frame, row, column = inked[torch.randint(len(inked), (share,), generator=generator)].unbind(1)
+            tiles = rearrange(frames, "n c (h a) (w b) -> n h w (c a b)", a=8, b=8)
+            found.append(tiles[frame, row, column].float() / 255)
+        return torch.cat(found)
+
+    def crops(self, seed: int, n: int) -> Tensor:
+        """n crops [n,3,crop,crop], half of small and half of large frames; those with more object come more often."""
         generator = torch.Generator().manual_seed(seed)
         crops = []
-        for share, frames, ink in zip((n - n // 2, n // 2), self.pools, self.ink):
+        for share, frames, windows in zip((n - n // 2, n // 2), self.pools, self.windows, strict=True):
             which = torch.randint(len(frames), (share,), generator=generator)
-            window = torch.multinomial(ink[which].flatten(1), 1, generator=generator)[:, 0]
-            tops, lefts = 8 * (window // ink.shape[-1]), 8 * (window % ink.shape[-1])
-            for i, y, x in zip(which.tolist(), tops.tolist(), lefts.tolist()):
+            window = torch.multinomial(windows[which].flatten(1), 1, generator=generator)[:, 0]
+            tops, lefts = 8 * (window // windows.shape[-1]), 8 * (window % windows.shape[-1])
+            for i, y, x in zip(which.tolist(), tops.tolist(), lefts.tolist(), strict=True):
                 crops.append(frames[i, :, y : y + self.crop, x : x + self.crop])
         return torch.stack(crops).float() / 255
 
@@ -215,25 +170,23 @@ def codebook_report(tokenizer: FrameTokenizer, frames: Tensor) -> dict[str, floa
     """How the codebook is used and how well frames [B,3,H,W] are kept: PSNR (dB) of all and of object pixels."""
     ids = torch.cat([tokenizer.encode(chunk) for chunk in frames.split(64)])
     rebuilt = torch.cat([tokenizer.decode(chunk) for chunk in ids.split(64)]).clamp(0, 1)
-    squared, inside = (rebuilt - frames).square(), _object_pixels(frames).expand_as(frames) > 0
+    squared, inside = (rebuilt - frames).square(), object_pixels(frames).expand_as(frames) > 0
     used = torch.bincount(ids.flatten(), minlength=tokenizer.num_codes)
-    return _usage(used) | {
-        "commonest_share": used.max().item() / ids.numel(),
-        "psnr": _psnr(squared.mean()),
-        "psnr_objects": _psnr(squared[inside].mean()),
+    share = used / used.sum()
+    return {
+        "codes_used": int((used > 0).sum()),
+        "perplexity": torch.special.entr(share).sum().exp().item(),  # so many evenly used codes would do it
+        "commonest_share": share.max().item(),
+        "psnr": psnr(squared.mean()),
+        "psnr_objects": psnr(squared[inside].mean()),
     }
 
 
-def _object_pixels(frames: Tensor) -> Tensor:
+def object_pixels(frames: Tensor) -> Tensor:
     """[n,3,H,W] -> 1.0 where a pixel is not black ground, [n,1,H,W]."""
     return (frames.amax(1, keepdim=True) > OBJECT).to(frames.dtype)
 
 
-def _psnr(mean_squared_error: Tensor) -> float:
+def psnr(mean_squared_error: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in 0..1."""
     return -10 * math.log10(max(mean_squared_error.item(), 1e-12))
-
-
-def _usage(used: Tensor) -> dict[str, float]:
-    """Counts of uses [K] -> how many codes are used, and their perplexity (so many evenly used ones would do it)."""
-    share = used / used.sum()
-    return {"codes_used": int((used > 0).sum()), "perplexity": torch.special.entr(share).sum().exp().item()}

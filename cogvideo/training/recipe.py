@@ -30,9 +30,8 @@ PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
 class FramesConfig:
     codes: int
     codebook_steps: int
-    decoder_steps: int
-    batch_size: int
-    lr: float
+    decoder: OptimizerConfig
+    pool_frames: tuple[int, ...] = (6000, 600)  # small and large frames that are drawn once
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class RecipeConfig:
     stage2: OptimizerConfig
     superres: OptimizerConfig
     sampling: SamplingConfig
+    checkpoint_seconds: float = 60.0  # between two checkpoints
 
     def __post_init__(self):
         if unknown := set(self.parts) - set(PARTS):
@@ -107,28 +107,29 @@ class Recipe:
                 lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
                 codes=c.codes,
                 codebook_steps=c.codebook_steps,
-                decoder_steps=c.decoder_steps,
-                batch_size=c.batch_size,
-                lr=c.lr,
+                decoder=c.decoder,
+                pool_frames=c.pool_frames,
+                checkpoint_seconds=self.config.checkpoint_seconds,
                 seed=self.config.seed,
                 run_dir=self.run_dir / "frames",
             )
-            tokenizer.save(path)
+            tokenizer.save(path, dtype=torch.float16)
 
     def image(self) -> None:
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed)
         self._fit("image", model, list(model.parameters()), self._loss(model))
 
     def stage1(self) -> None:
-        self._video("stage1", "sequential")
+        image = load_model(self._need("image"))
+        model = inherit_image_model(image, config=image.config.video(), seed=self.config.seed)
+        self._fit("stage1", model, list(model.temporal_parameters().values()), self._loss(model), "sequential")
 
     def stage2(self) -> None:
-        self._video("stage2", "interpolation")
-
-    def _video(self, part: str, order: str) -> None:
-        image = load_model(self._need("image"))
-        model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
-        self._fit(part, model, list(model.temporal_parameters().values()), self._loss(model), order)
+        """The base is the image model's, as in stage 1; the new channel starts where stage 1 left it."""
+        image, stage1 = load_model(self._need("image")), load_model(self._need("stage1"))
+        model = inherit_image_model(image, config=image.config.video(order="interpolation"), seed=self.config.seed)
+        model.load_state_dict(stage1.temporal_parameters(), strict=False)
+        self._fit("stage2", model, list(model.temporal_parameters().values()), self._loss(model), "interpolation")
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
@@ -146,7 +147,7 @@ class Recipe:
             low_position=c.text_length,
             base_positions=c.text_length + FRAME_SIDE**2,
         )
-        model = DirectSuperResolution.from_config(geometry, seed=self.config.seed)
+        model = DirectSuperResolution.from_config(geometry, self.config.seed, frames.codebook)
 
         def loss(batch: Batch) -> Tensor:
             return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
@@ -226,6 +227,7 @@ class Recipe:
             }
             | {"world": to_dict(self.config.world), "tokens": _digest(frames)},
             evaluate=evaluate,
+            checkpoint_seconds=self.config.checkpoint_seconds,
             label=part,
         )
         model.to("cpu")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.hvqvae import HVQVAE
-from cogvideo.tokenizers.local import LocalVQVAE
+from cogvideo.tokenizers.patches import PatchVQVAE, to_frames, to_patches
 
 FIXTURE = Path(__file__).parents[1] / "data" / "vqvae"
 META = json.loads((FIXTURE / "meta.json").read_text())
@@ -34,12 +34,12 @@ def io() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def local() -> FrameTokenizer:
-    """A small untrained tokenizer whose codes are vectors of real patches, so that different patches differ."""
+def patches() -> FrameTokenizer:
+    """A small tokenizer of random patches; code 0 is ground."""
     torch.manual_seed(0)
-    network = LocalVQVAE(codes=64, dim=4, encoder=(8, 12, 16), decoder=(16, 12, 8, 8))
-    with torch.no_grad():
-        network.codebook.copy_(network.vectors(torch.rand(1, 3, 64, 64)).flatten(0, 2))
+    network = PatchVQVAE(codes=64, widths=(16, 12, 8, 4))
+    network.codebook[1:] = torch.rand(63, 192)
+    torch.nn.init.normal_(network.mend[-1].weight, std=0.1)  # type: ignore[arg-type]
     return FrameTokenizer(network).eval()
 
 
@@ -99,9 +99,9 @@ def test_icetk_damaged_files(tmp_path):
             FrameTokenizer.from_icetk(tmp_path / name)
 
 
-def test_save_and_load_both_kinds(icetk, local, tmp_path):
+def test_save_and_load_both_kinds(icetk, patches, tmp_path):
     frames = torch.rand(2, 3, 32, 48)
-    for tokenizer in (icetk, local):
+    for tokenizer in (icetk, patches):
         tokenizer.save(tmp_path / "frames.safetensors")
         loaded = FrameTokenizer.load(tmp_path / "frames.safetensors")
         ids = tokenizer.encode(frames)
@@ -111,22 +111,22 @@ def test_save_and_load_both_kinds(icetk, local, tmp_path):
         assert loaded.decode(ids).shape == frames.shape
 
 
-def test_half_precision_file_is_loaded_as_float32(local, tmp_path):
-    local.save(tmp_path / "half.safetensors", dtype=torch.float16)
-    local.save(tmp_path / "full.safetensors")
+def test_half_precision_file_is_loaded_as_float32(patches, tmp_path):
+    patches.save(tmp_path / "half.safetensors", dtype=torch.float16)
+    patches.save(tmp_path / "full.safetensors")
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
     loaded = FrameTokenizer.load(tmp_path / "half.safetensors")
     assert loaded.codebook.dtype == torch.float32
-    assert torch.equal(loaded.codebook, local.codebook.half().float())
+    assert torch.equal(loaded.codebook, patches.codebook.half().float())
 
 
-def test_load_reports_bad_files(local, tmp_path):
+def test_load_reports_bad_files(patches, tmp_path):
     path = tmp_path / "frames.safetensors"
     with pytest.raises(CogVideoError, match="no frame tokenizer at"):
         FrameTokenizer.load(path)
     with pytest.raises(CogVideoError, match="damaged"):
         FrameTokenizer.load(tmp_path)
-    local.save(path)
+    patches.save(path)
     whole = path.read_bytes()
     for cut in (0, 7, 100, len(whole) - 10):
         path.write_bytes(whole[:cut])
@@ -142,34 +142,34 @@ def test_load_reports_bad_files(local, tmp_path):
 
 @pytest.mark.parametrize(
     "description",
-    ["not json", "[]", "{}", '{"kind": "other"}', '{"kind": "local", "size": 3}', '{"kind": "local", "dim": -1}'],
+    ["not json", "[]", "{}", '{"kind": "other"}', '{"kind": "patches", "size": 3}', '{"kind": "patches", "codes": -1}'],
 )
-def test_load_reports_bad_descriptions(local, tmp_path, description):
+def test_load_reports_bad_descriptions(patches, tmp_path, description):
     path = tmp_path / "frames.safetensors"
-    save_file(local.network.state_dict(), path, metadata={"frame_tokenizer": description})
+    save_file(patches.network.state_dict(), path, metadata={"frame_tokenizer": description})
     with pytest.raises(CogVideoError, match="makes no sense"):
         FrameTokenizer.load(path)
 
 
-def test_load_reports_a_wrong_shape(local, tmp_path):
+def test_load_reports_a_wrong_shape(patches, tmp_path):
     path = tmp_path / "frames.safetensors"
-    local.save(path)
+    patches.save(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    save_file(dict(local.network.state_dict()) | {"codebook": torch.zeros(9, 4)}, path, metadata=metadata)
-    with pytest.raises(CogVideoError, match=r"codebook is \[9, 4\] where \[64, 4\] belongs"):
+    save_file(dict(patches.network.state_dict()) | {"codebook": torch.zeros(9, 192)}, path, metadata=metadata)
+    with pytest.raises(CogVideoError, match=r"codebook is \[9, 192\] where \[64, 192\] belongs"):
         FrameTokenizer.load(path)
 
 
-def test_wrong_inputs_are_named(local):
+def test_wrong_inputs_are_named(patches):
     with pytest.raises(CogVideoError, match="multiples of 8"):
-        local.encode(torch.rand(1, 3, 20, 16))
+        patches.encode(torch.rand(1, 3, 20, 16))
     with pytest.raises(CogVideoError, match="compresses by 8, not by 4"):
-        local.encode(torch.rand(1, 3, 16, 16), compress=4)
+        patches.encode(torch.rand(1, 3, 16, 16), compress=4)
     with pytest.raises(CogVideoError, match="fold flat codes"):
-        local.decode(torch.zeros(1, 64, dtype=torch.long))
+        patches.decode(torch.zeros(1, 64, dtype=torch.long))
     with pytest.raises(CogVideoError, match=r"must be 0..63, not 0..64"):
-        local.decode(torch.tensor([[[0, 64]]]))
+        patches.decode(torch.tensor([[[0, 64]]]))
 
 
 def test_nearest_codes_against_all_distances():
@@ -177,19 +177,29 @@ def test_nearest_codes_against_all_distances():
     assert torch.equal(nearest_codes(vectors, codebook), torch.cdist(vectors, codebook).argmin(-1))
 
 
-def test_motion_by_whole_tokens_shifts_codes(local):
-    """A token sees 14 x 14 px: moving a patch on black ground by 8 px moves its codes and changes no other."""
-    patch, first, second = torch.rand(1, 3, 24, 24), torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
-    first[..., 10:34, 12:36] = patch
-    second[..., 10 + 8 : 34 + 8, 12 + 16 : 36 + 16] = patch
-    codes, moved = local.encode(first), local.encode(second)
-    assert len(codes.unique()) > 4
-    assert torch.equal(codes.roll((1, 2), dims=(1, 2)), moved)
+def test_a_patch_is_one_token_wherever_it_stands(patches):
+    """Moving an object by whole tokens moves its codes, at the border as well, and changes no other."""
+    first, second = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    first[..., :24, 40:] = patch = torch.rand(1, 3, 24, 24)
+    second[..., 40:, 16:40] = patch
+    codes, moved = patches.encode(first), patches.encode(second)
+    assert len(codes.unique()) > 4 and (codes == 0).sum() == 64 - 9
+    assert torch.equal(codes.roll((5, -3), dims=(1, 2)), moved)
 
 
-def test_a_token_sees_fourteen_pixels(local):
-    frames = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    local.network.vectors(frames)[0, 3, 4].sum().backward()
-    assert frames.grad is not None
-    seen = frames.grad.abs().sum((0, 1)).nonzero()
-    assert seen.min(0).values.tolist() == [24 - 3, 32 - 3] and seen.max(0).values.tolist() == [31 + 3, 39 + 3]
+def test_every_code_of_the_codebook_is_its_own_token(patches):
+    frames = to_frames(patches.codebook.view(1, 8, 8, 192))
+    assert torch.equal(patches.encode(frames).flatten(), torch.arange(64))
+    assert torch.equal(to_patches(frames).view(64, 192), patches.codebook)
+
+
+def test_nearly_black_patches_are_ground(patches):
+    frames = torch.full((1, 3, 16, 16), 0.02)
+    assert not patches.encode(frames).any()
+
+
+def test_an_untrained_decoder_shows_the_codebook():
+    network = PatchVQVAE(codes=4, widths=(4, 4, 4, 4))
+    network.codebook.copy_(torch.rand(4, 192))
+    ids = torch.tensor([[[3, 1], [0, 2]]])
+    assert torch.equal(FrameTokenizer(network).decode(ids), to_frames(network.codebook[ids]))

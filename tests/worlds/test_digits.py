@@ -217,7 +217,7 @@ def test_small_frames_are_averages_of_the_enlarged_ones(world):
     if world.objects == 1:
         assert (pooled - small).abs().max() <= 1 / 255 + 1e-6
     assert (pooled - small).abs().mean() < 1e-3  # where two objects cross, their soft edges mix otherwise
-    assert torch.equal((small * 255).round() / 255, small) and 0 <= small.min() and small.max() <= 1
+    assert torch.equal((small * 255).round() / 255, small) and small.min() >= 0 and small.max() <= 1
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
@@ -289,17 +289,17 @@ def lines(captions) -> list[dict]:
 def test_make_digits_writes_clips_and_their_truth(tmp_path):
     av = pytest.importorskip("av")
     captions = make_digits(
-        tmp_path / "a" / "b", clips=3, seed=7, split="test", world=World("shapes", 2), progress=False
+        tmp_path / "a" / "b", clips=2, seed=254, split="test", world=World("shapes", 2), progress=False
     )
     records = lines(captions)
     assert sorted(p.name for p in captions.parent.iterdir()) == [
-        *(f"{i:06d}.mp4" for i in range(3)),
+        *(f"{i:06d}.mp4" for i in range(2)),
         "captions.jsonl",
         "dataset.json",
     ]
     for i, record in enumerate(records):
-        clip = sample_clips(1, np.random.default_rng([7, i]), split="test", world=World("shapes", 2))
-        assert (record["file"], record["index"], record["seed"]) == (f"{i:06d}.mp4", i, 7)
+        clip = sample_clips(1, np.random.default_rng([254, i]), split="test", world=World("shapes", 2))
+        assert (record["file"], record["index"], record["seed"]) == (f"{i:06d}.mp4", i, 254)
         assert (record["caption"], record["caption_zh"]) == (clip.caption(0), clip.caption(0, "zh"))
         assert record["span"] == clip.span(0) and record["seconds"] == clip.duration.max() + REST
         for o, truth in enumerate(record["objects"]):
@@ -326,17 +326,18 @@ def test_make_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     def dies_at_the_third(path, frames, fps):
         written.append(path)
         if len(written) == 3:
-            path.write_bytes(b"half a file")
+            path.with_name(f".{path.stem}.99.mp4").write_bytes(b"what a killed write_video leaves")
             raise KeyboardInterrupt
-        write(path, frames, fps)
+        return write(path, frames, fps)
 
     monkeypatch.setattr(cogvideo.data.video, "write_video", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make_digits(tmp_path / "stopped", **arguments)
     names = sorted(p.name for p in (tmp_path / "stopped").iterdir())
-    assert names == ["000000.mp4", "000001.mp4", "dataset.json"]  # neither half a clip nor a list of missing ones
+    assert names == [".000002.99.mp4", "000000.mp4", "000001.mp4", "dataset.json"]  # no list of clips that are missing
     make_digits(tmp_path / "stopped", **arguments)
     assert len(written) == 5  # two, the one that failed, and the two that were left
+    assert len(list((tmp_path / "stopped").iterdir())) == 6
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "stopped" / path.name).read_bytes() == path.read_bytes()
 

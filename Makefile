@@ -1,0 +1,46 @@
+# Two commands: `make demo` makes videos from sentences, `make test` checks everything. Both set up .venv first.
+# PYTHON is the interpreter that .venv is made with: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := reports/runs/demo
+CHECKED := cogvideo tests notebooks
+
+.PHONY: demo test lint demo-weights clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	@mkdir -p $(DEMO)
+	@echo "Making videos from sentences:"
+	@$(BIN)/python -m papermill notebooks/text_to_video.ipynb $(DEMO)/text_to_video.ipynb --cwd notebooks -k python3 \
+		-p output_dir ../$(DEMO) --log-level ERROR --no-progress-bar --stdout-file - --stderr-file -
+	@echo "Done. Open this page in a browser: $(CURDIR)/$(DEMO)/index.html"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/python -m ruff check $(CHECKED)
+	$(BIN)/python -m ruff format --check $(CHECKED)
+	$(BIN)/python -m pyright
+
+# The whole recipe from nothing, then its score; a killed run goes on where it was.
+demo-weights: .venv/installed
+	$(BIN)/python -m cogvideo train configs/demo.yaml
+	$(BIN)/python -m cogvideo evaluate alignment --weights demo -n 200
+
+# Torch comes first and alone: its pinned version decides what the others may bring.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "Python 3.10 or newer is needed and $(PYTHON) is none: run make with PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python's venv module is missing: install it (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
+	@touch $@
+
+# Leaves reports/runs and runs alone: they may hold hours of work.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

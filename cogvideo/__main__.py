@@ -1,0 +1,5 @@
+"""`python -m cogvideo` is the command line."""
+
+from cogvideo.cli import main
+
+main()

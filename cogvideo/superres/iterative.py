@@ -1,0 +1,159 @@
+"""Iterative super-resolution: re-draws parts of an enlarged frame's tokens in six steps (reference SR_VQ_I3D, section 4).
+
+Part of the release, though CogVideo's pipeline stops after direct super-resolution; CogView2 runs it next. Text sees text;
+the map sees the text and a window around itself. The logits at a place are those of its own token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import Tensor
+
+from cogvideo.errors import CogVideoError
+from cogvideo.model import hidden_bias
+from cogvideo.sampling.strategies import Generators, Strategy, TopKStrategy, draw
+from cogvideo.sequence import text_positions
+from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
+from cogvideo.superres.local_attention import Window, make_tiles
+
+# In how many of the steps 1..6 a place is drawn again (below 1: never); the table is tiled over the map.
+REDRAWS = torch.tensor(
+    [
+        [-1, 0, 1, 2, 3, 4],
+        [0, -1, 2, -1, -2, 5],
+        [1, -2, 3, 4, 5, 6],
+        [2, 3, 4, 5, -1, 1],
+        [3, -1, -2, 0, -1, 2],
+        [4, 5, 6, 1, 3, -2],
+    ]
+)
+STEP_TOP_K = (40, 40, 40, 20, 20, 10)
+
+
+@dataclass(frozen=True)
+class IterativeConfig:
+    """Geometry of an IterativeSuperResolution; the values given here are the release's."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int  # rows of the word embedding
+    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
+    begin_of_image: int  # the input at places to be drawn
+    height: int = 60  # tokens
+    width: int = 60
+    text_slots: int = 16  # longer texts are cut
+    base_positions: int = 1024  # rows of the text's position table
+    window_rows: int = 9
+    window_columns: int = 5
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+        if self.text_slots > self.base_positions:
+            raise CogVideoError(f"base_positions {self.base_positions} is too small for {self.text_slots} text slots.")
+
+    @property
+    def high_tokens(self) -> int:
+        return self.height * self.width
+
+
+class IterativeSuperResolution(SuperResolution):
+    """Text [B,L] and a map of tokens [B,N] -> the map with parts drawn again.
+
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    """
+
+    config: IterativeConfig
+    config_class = IterativeConfig
+    separate = False
+
+    @staticmethod
+    def released_geometry(places: int) -> dict[str, int]:
+        return {"height": isqrt(places), "width": isqrt(places)}
+
+    def head(self, x: Tensor) -> Tensor:
+        """[*,D] -> logits [*,V], multiplied in the model's type as in the release, then fp32."""
+        return F.linear(self.final_norm(x), self.word_embedding.weight[: self.config.image_tokens]).float()
+
+    def hidden_states(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """[B,N,D] of the map before the final norm."""
+        c = self.config
+        if text_ids.ndim != 2:
+            raise CogVideoError(f"text_ids should be [B,L], not {list(text_ids.shape)}.")
+        check_shape("tokens", tokens, len(text_ids), c.high_tokens)
+        real = text_visible(text_ids, text_mask)
+        first = (~real).long().argsort(dim=1, stable=True)[:, : c.text_slots]  # real tokens first
+        text_ids, real = text_ids.gather(1, first), real.gather(1, first)
+        given = self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
+        drawn = self.word_embedding(tokens) + self.extra_position_embedding.weight
+        length = text_ids.shape[1]
+        # Padding sees itself, so that its (unused) softmax is over something.
+        visible = torch.eye(length, dtype=torch.bool, device=real.device) | real[:, None, :]
+        tiles = make_tiles(c.height, c.width, (Window(1, c.window_rows, c.window_columns),), always=length).to(given)
+        if text_mask is not None:
+            bias = repeat(tiles.bias, "t one q k -> b t one q k", b=len(given)).clone()
+            bias[..., :length] += hidden_bias(real, given.dtype)[:, None, None, None]
+            tiles = replace(tiles, bias=bias.flatten(0, 1))
+        for block in self.blocks:
+            given, drawn = block(given, drawn, hidden_bias(visible[:, None], given.dtype), tiles, length)
+        return drawn
+
+    def logits(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """Logits [B,N,V] fp32 of the token at each place of the map.
+
+        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at places to be drawn. Raises
+        CogVideoError for shapes that do not fit the configuration.
+        """
+        return self.head(self.hidden_states(text_ids, tokens, text_mask))
+
+    @torch.no_grad()
+    def fill(
+        self,
+        text_ids: Tensor,
+        tokens: Tensor,
+        *,
+        strategy: Strategy,
+        step: int = 0,
+        generator: Generators = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One pass: each begin-of-image of tokens [B,N] becomes a draw from its own logits, the others stay."""
+        hidden = self.hidden_states(text_ids, tokens, text_mask)
+        masked = tokens == self.config.begin_of_image
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(tokens)
+        tokens = tokens.clone()
+        # One sample at a time: logits of the release's size take 288 MB each.
+        for row, x, places, g in zip(tokens, hidden, masked, generators, strict=True):
+            row[places] = draw(strategy, self.head(x[places]), step, g)
+        return tokens
+
+    def forward(
+        self,
+        text_ids: Tensor,
+        tokens: Tensor,
+        *,
+        strategy: Strategy | None = None,
+        generator: Generators = None,
+        text_mask: Tensor | None = None,
+        redraw: Tensor | None = None,
+    ) -> Tensor:
+        """The six steps of the release's fixed pattern -> [B,N]; the input map is not changed.
+
+        strategy(logits [places,V], step 0..5) draws; None: plain top-k with the release's k for each step. `generator` may be
+        a list, one a sample. redraw, [N] or [B,N] bool: only these places may change (completion of a part).
+        """
+        c = self.config
+        down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))
+        redraws = REDRAWS.repeat(down, across)[: c.height, : c.width].flatten().to(tokens.device)
+        if redraw is not None:
+            redraws = redraws.masked_fill(~redraw.bool(), 0)
+        for step, top_k in enumerate(STEP_TOP_K):
+            tokens = tokens.masked_fill(redraws > step, c.begin_of_image)
+            chosen = strategy or TopKStrategy(top_k=top_k)
+            tokens = self.fill(text_ids, tokens, strategy=chosen, step=step, generator=generator, text_mask=text_mask)
+        return tokens

@@ -1,0 +1,142 @@
+"""The project around the package: one set of dependencies told in three files, and the two commands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest needs there
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # under other names on conda-forge
+CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
+
+
+def declared() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    requirements = [Requirement(text) for text in texts]
+    assert len({r.name for r in requirements}) == len(requirements), "a package is named twice"
+    return {r.name: r for r in requirements}
+
+
+def pinned(python: str) -> dict[str, str]:
+    """The one exact version that constraints.txt gives this Python of every package."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    requirements = [Requirement(line) for line in lines if line]
+    chosen = [r for r in requirements if r.marker is None or r.marker.evaluate({"python_version": python})]
+    assert len({r.name for r in chosen}) == len(chosen), f"two pins of one package for Python {python}"
+    assert all(re.fullmatch(r"==[\d.]+", str(r.specifier)) for r in chosen)
+    return {r.name: str(r.specifier)[2:] for r in chosen}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_every_dependency_and_no_other(python):
+    pins = pinned(python)
+    assert pins.keys() == declared().keys()
+    for name, requirement in declared().items():
+        assert pins[name] in requirement.specifier, name
+
+
+def test_conda_names_the_same_packages():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = {(r := Requirement(text)).name: r for text in environment["dependencies"] if isinstance(text, str)}
+    wanted = declared()
+    assert conda.keys() == {CONDA_NAMES.get(name, name) for name in wanted} | CONDA_ONLY
+    for name, requirement in wanted.items():
+        assert conda[CONDA_NAMES.get(name, name)].specifier == requirement.specifier, name
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert conda["python"].specifier == Requirement(f"python{python}").specifier
+    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+
+
+def test_one_version():
+    import cogvideo
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == cogvideo.__version__
+
+
+def test_ci_is_make_test_and_nothing_else():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines == ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "make test"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_make_installs_torch_first_and_under_the_constraints():
+    commands = planned("test")
+    installs = [line for line in commands if "pip install" in line]
+    assert len(installs) == 2 and all("-c constraints.txt" in line for line in installs)
+    assert installs[0].split()[-1] == "torch"
+    ran = "\n".join(commands[commands.index(installs[1]) :])
+    assert re.search(r"ruff check .*ruff format --check .*pyright.*pytest", ran, re.DOTALL)
+
+
+def test_make_demo_says_last_what_to_open():
+    last = planned("demo")[-1]
+    assert last.startswith('echo "Done. Open this page') and "reports/runs/demo/index.html" in last
+
+
+def planned(target: str) -> list[str]:
+    """What make would run for a target in a fresh clone."""
+    make = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-W", "pyproject.toml", target],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return make.stdout.strip().splitlines()
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what an outer make tells its children."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+
+
+@pytest.mark.parametrize(
+    "version_check, sentence", [("exit 1", "Python 3.10 or newer is needed"), ("", "venv module is missing")]
+)
+def test_an_unfit_python_is_one_sentence(tmp_path, version_check, sentence):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *version_info*) {version_check or "exit 0"};; *) echo no >&2; exit 1;; esac\n'
+    )
+    python.chmod(0o755)
+    make = subprocess.run(
+        ["make", "--no-print-directory", "test", f"PYTHON={python}"],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert make.returncode == 2 and not (tmp_path / ".venv").exists()
+    assert len(make.stdout.splitlines()) == 1 and sentence in make.stdout
+    assert "Traceback" not in make.stderr and "no\n" not in make.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_stripped_and_take_parameters(path):
+    code = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    (parameters,) = (cell for cell in code if "parameters" in cell["metadata"].get("tags", []))
+    for line in "".join(parameters["source"]).splitlines():
+        assert re.match(r"\w+: [\w\[\]| ]+ = |[ \])}]", line), f"not a typed parameter: {line}"
+
+
+def test_weights_travel_with_the_package():
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert package_data["cogvideo"] == ["weights/**"]
+    sizes = {file.name: file.stat().st_size for file in (ROOT / "cogvideo" / "weights").rglob("*") if file.is_file()}
+    assert {"judge.safetensors", "pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
+    assert sum(sizes.values()) < 21e6
+
+
+def test_no_module_outgrows_one_room():
+    for path in (ROOT / "cogvideo").rglob("*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 400, path
