@@ -11,9 +11,10 @@ CHECKED := cogvideo tests notebooks
 
 demo: .venv/installed
 	@mkdir -p $(DEMO)
-	@echo "Making videos from sentences:"
+	@echo "Making videos from sentences:"  # the bars are the notebook's; the kernel's own remarks go to log.txt
 	@$(BIN)/python -m papermill notebooks/text_to_video.ipynb $(DEMO)/text_to_video.ipynb --cwd notebooks -k python3 \
-		-p output_dir ../$(DEMO) --log-level ERROR --no-progress-bar --stdout-file - --stderr-file -
+		-p output_dir ../$(DEMO) --log-level ERROR --no-progress-bar --stdout-file - --stderr-file - \
+		2> $(DEMO)/log.txt || { cat $(DEMO)/log.txt; exit 1; }
 	@echo "Done. Open this page in a browser: $(CURDIR)/$(DEMO)/index.html"
 
 test: lint

@@ -101,7 +101,8 @@ class Block(nn.Module):
         q, k, v = self.spatial.project(h)  # [B,F,H,Q,d]
         k, v = memory.spatial_extend(k, v)
         bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), "b f one q k -> (b f) one q k")
-        out = attend(*(rearrange(t, "b f h p d -> (b f) h p d") for t in (q, k, v)), bias)
+        q, k, v = (rearrange(t, "b f h p d -> (b f) h p d") for t in (q, k, v))
+        out = attend(q, k, v, bias)
         out = self.spatial.merge(rearrange(out, "(b f) h q d -> b f h q d", f=f))
         if temporal_bias is not None:
             assert self.temporal is not None and self.gate is not None
@@ -208,6 +209,7 @@ class CogVideoTransformer(nn.Module):
         real = hidden_bias(mask[:, None, None, :], x.dtype)
         memories = []
         for block in self.blocks:
+            assert isinstance(block, Block)
             x, spatial, temporal = block.encode_text(x, real)
             memories.append(LayerMemory(spatial, temporal))
         return EncodedText(memories, real)

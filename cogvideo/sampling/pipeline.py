@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ class Pipeline:
             stage2=load_model(folder / "stage2", device=device),
             superres=DirectSuperResolution.from_pretrained(folder / "superres", device=device),
             sampling=sampling,
-            cluster_labels=np.load(labels, allow_pickle=False) if labels.exists() else None,
+            cluster_labels=_read_labels(labels) if labels.exists() else None,
             device=device,
         )
 
@@ -109,6 +110,10 @@ class Pipeline:
         prompt and for seconds that were not trained.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
+            warnings.warn(
+                f"These weights have never seen the words {', '.join(unknown)} and will not obey them.", stacklevel=2
+            )
         tokens = self.key_frame_tokens(prompts, seconds, seed, guidance_scale=guidance_scale, progress=progress)
         tokens = self.fill(tokens, prompts, seconds, seed, progress=progress)
         pixels = self.pixels(self.enlarge(tokens, prompts, seed, progress=progress) if enlarge else tokens)
@@ -263,6 +268,13 @@ class Pipeline:
                 digest = hashlib.sha256(f"{clip_seed} {stage} {row}".encode()).digest()
                 made.append(torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "big") >> 1))
         return made
+
+
+def _read_labels(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
 
 
 def _seeds(seed: Seeds, clips: int) -> list[int]:

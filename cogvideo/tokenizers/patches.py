@@ -36,7 +36,9 @@ class PatchVQVAE(nn.Module):
         super().__init__()
         self.architecture = {"kind": "patches", "codes": codes, "widths": list(widths)}
         self.codebook: Tensor
-        self.register_buffer("codebook", torch.zeros(codes, 3 * SIDE**2))  # learned by moving averages, not by gradients
+        self.register_buffer(
+            "codebook", torch.zeros(codes, 3 * SIDE**2)
+        )  # learned by moving averages, not by gradients
 
         def conv3(inside: int, outside: int) -> nn.Conv2d:
             return nn.Conv2d(inside, outside, 3, 1, 1, padding_mode="replicate")

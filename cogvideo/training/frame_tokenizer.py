@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
-from cogvideo.tokenizers.patches import PatchVQVAE
+from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
 from cogvideo.training.loop import OptimizerConfig, fit, save_atomic
 
 DECAYS = (0.9, 0.99)  # of the codebook's moving averages: while codes still move about, and when they settle
@@ -104,7 +103,9 @@ def train_frame_tokenizer(
         codebook = torch.load(path, weights_only=True)
         model.codebook.copy_(codebook)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(f"{path} is damaged or of another size ({type(error).__name__}); delete it to start again.") from None
+        raise CogVideoError(
+            f"{path} is damaged or of another size ({type(error).__name__}); delete it to start again."
+        ) from None
 
     def loss(step: int) -> Tensor:
         frames = pool.crops(seed * 1_000_003 + step, decoder.batch_size)
@@ -141,17 +142,14 @@ class FramePool:
             self.pools.append(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in chunks]))
             ink = torch.cat([object_pixels(chunk) for chunk in chunks])
             self.windows.append(F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01)  # [count, rows, columns] of crops
-            self.inked.append((F.max_pool2d(ink, 8) > 0)[:, 0].nonzero())  # [patches, 3]: frame, row, column
+            self.inked.append(to_patches(self.pools[-1])[F.max_pool2d(ink, 8)[:, 0] > 0])  # [patches, 192] uint8
 
     def patches(self, seed: int, n: int) -> Tensor:
         """n patches [n,192] in 0..1 that show something."""
         generator = torch.Generator().manual_seed(seed)
-        found = []
-        for share, frames, inked in zip((n - n // 4, n // 4), self.pools, self.inked, strict=True):
-            frame, row, column = inked[torch.randint(len(inked), (share,), generator=generator)].unbind(1)
-            tiles = rearrange(frames, "n c (h a) (w b) -> n h w (c a b)", a=8, b=8)
-            found.append(tiles[frame, row, column].float() / 255)
-        return torch.cat(found)
+        shares = zip((n - n // 4, n // 4), self.inked, strict=True)
+        found = [inked[torch.randint(len(inked), (share,), generator=generator)] for share, inked in shares]
+        return torch.cat(found).float() / 255
 
     def crops(self, seed: int, n: int) -> Tensor:
         """n crops [n,3,crop,crop], half of small and half of large frames; those with more object come more often."""

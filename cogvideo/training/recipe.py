@@ -99,7 +99,7 @@ class Recipe:
             path.write_bytes(train_demo_text_model())
 
     def frames(self) -> None:
-        from cogvideo.training.frame_tokenizer import train_frame_tokenizer
+        from cogvideo.training.frame_tokenizer import codebook_report, train_frame_tokenizer
 
         path, c = self.run_dir / "frames.safetensors", self.config.frames
         if not path.exists():
@@ -114,6 +114,10 @@ class Recipe:
                 run_dir=self.run_dir / "frames",
             )
             tokenizer.save(path, dtype=torch.float16)
+        for size in (64, 192):
+            held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
+            report = codebook_report(FrameTokenizer.load(path), held_out)
+            print(f"frame tokenizer, {size} px:", ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
 
     def image(self) -> None:
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed)
@@ -150,6 +154,7 @@ class Recipe:
         model = DirectSuperResolution.from_config(geometry, self.config.seed, frames.codebook)
 
         def loss(batch: Batch) -> Tensor:
+            assert batch.high_res is not None
             return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
 
         self._fit("superres", model, list(model.parameters()), loss)
@@ -189,7 +194,12 @@ class Recipe:
         return lambda batch: model.loss(batch.text_ids, batch.frames, batch.text_mask)
 
     def _fit(
-        self, part: str, model: nn.Module, trained: list[nn.Parameter], loss: Callable, stage: str | None = None
+        self,
+        part: str,
+        model: CogVideoTransformer | DirectSuperResolution,
+        trained: list[nn.Parameter],
+        loss: Callable,
+        stage: str | None = None,
     ) -> None:
         """Train one transformer to its end and save it as a native folder."""
         folder = self.run_dir / part

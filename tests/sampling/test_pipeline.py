@@ -71,6 +71,11 @@ def test_bad_requests_are_one_sentence(pipe, prompt, seconds, message):
     assert "\n" not in str(error.value)
 
 
+def test_unknown_words_are_named(pipe):
+    with pytest.warns(UserWarning, match="dragon"):
+        pipe("a red dragon moves left", seconds=0.5, enlarge=False, progress=False)
+
+
 def test_unknown_weights_and_devices_are_refused():
     with pytest.raises(CogVideoError, match="nowhere"):
         Pipeline.from_pretrained("nowhere")
