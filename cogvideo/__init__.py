@@ -42,6 +42,8 @@ _HOMES = {
     "save_model": "checkpoints.native",
 }
 
+_ROOMS = {"evaluation", "sampling", "superres"}
+
 __all__ = [
     "CogVideoError",
     "CogVideoTransformer",
@@ -61,6 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
+    if name in _ROOMS:
+        return importlib.import_module(f"cogvideo.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"cogvideo.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'cogvideo' has no attribute {name!r}")

@@ -33,6 +33,14 @@ class ModelConfig:
     window: int | None = None  # side of the temporal channel's windows in tokens; None: full attention
 
     def __post_init__(self):
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < (0 if name == "extra_positions" else 1) and name != "temporal":
+                raise CogVideoError(f"{name} must be positive, not {value}.")
+        if not self.image_tokens <= self.begin_of_image < self.vocab_size:
+            raise CogVideoError(
+                f"begin_of_image {self.begin_of_image} must lie between the {self.image_tokens} image tokens and the end of "
+                f"the vocabulary of {self.vocab_size}: give image_tokens and begin_of_image as the weights have them."
+            )
         if self.hidden_size % self.num_heads:
             raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
         if self.order not in ("sequential", "interpolation"):
@@ -99,6 +107,14 @@ class SamplingConfig:
     large_inner_temperature: float = 0.6
     clusters: bool = False  # top_k counts clusters of clusters.npy (CogLM's rule), else tokens
     release_quirks: bool = False  # see sampling.interpolate_frames
+
+    def __post_init__(self):
+        positive = ("fps", "first_temperature", "temperature", "inner_temperature", "large_temperature")
+        for name in (*positive, "first_top_k", "top_k", "large_top_k"):
+            if not getattr(self, name) > 0:
+                raise CogVideoError(f"{name} must be positive, not {getattr(self, name)}.")
+        if not self.spans or min(self.spans) <= 0:
+            raise CogVideoError("spans must name at least one duration in seconds, all positive.")
 
 
 def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
@@ -167,5 +183,8 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise CogVideoError(f"--set {override!r}: {parent!r} in {path} is a value, not a group of settings.")
-        target[last] = yaml.safe_load(text)
+        try:
+            target[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise CogVideoError(f"--set {override!r}: {text!r} is not a YAML value.") from None
     return values

@@ -270,14 +270,18 @@ class CogVideoTransformer(nn.Module):
     def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Cross entropy [B,T,N] (nats) of every frame token; places of untrained frames are computed as well."""
         logits = self(text_ids, frames, text_mask)
-        losses = F.cross_entropy(rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1), reduction="none")
+        losses = F.cross_entropy(rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1).long(), reduction="none")
         return losses.view(frames.shape)
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Mean cross entropy over the frames that this stage trains (sequence.trained_frames)."""
-        trained = sequence.trained_frames(self.config)
+        trained = [time for time in sequence.trained_frames(self.config) if time < frames.shape[1]]
+        if not trained:
+            raise CogVideoError(
+                f"{frames.shape[1]} frames hold none that this stage trains: give all {self.config.num_frames}."
+            )
         logits = self.head(self.hidden_states(text_ids, frames, text_mask)[:, trained])
-        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1))
+        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1).long())
 
     def _check(self, text_ids: Tensor, frames: Tensor) -> None:
         c = self.config

@@ -1,4 +1,4 @@
-"""Shared by all tests: where the fixtures lie, one thread, no gradients leaking between tests."""
+"""Shared by all tests: where the fixtures lie, and how many threads torch takes."""
 
 from pathlib import Path
 

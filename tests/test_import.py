@@ -29,6 +29,11 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_rooms_are_reached_from_the_package_alone():
+    script = "import cogvideo; cogvideo.sampling.ClusterStrategy; cogvideo.superres.DirectSuperResolution"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_every_public_name_exists():
     import cogvideo
 

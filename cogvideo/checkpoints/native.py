@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.config import ModelConfig, from_dict, to_dict
+from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 
@@ -80,7 +80,15 @@ def inherit_image_model(
         image = source
     else:
         folder = Path(source)
-        image = load_model(folder, dtype=None) if (folder / "config.json").exists() else load_sat_checkpoint(folder)
+        if (folder / "config.json").exists():
+            image = load_model(folder, dtype=None)
+        else:
+            ids = config or COGVIDEO_9B
+            image = load_sat_checkpoint(folder, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image)
+    if image.config.temporal:
+        raise CogVideoError(
+            "A video model cannot be inherited from: give an image model (one frame, no temporal channel)."
+        )
     config = image.config.video() if config is None else config
     if (differing := _differences(image.config, config)) or not config.temporal:
         raise CogVideoError(

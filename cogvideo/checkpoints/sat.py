@@ -132,8 +132,10 @@ def load_sat_checkpoint(
     weights, settings = read_sat_folder(folder)
     try:
         config = infer_config(weights, settings, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    except KeyError as error:
-        raise CogVideoError(f"{folder} is not a CogVideo checkpoint: {error} is missing.") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise CogVideoError(
+            f"{folder} is not a CogVideo checkpoint: its weights or model_config.json lack or spoil {error}; download it again."
+        ) from None
     renamed = {ours: tensor for name, tensor in weights.items() if (ours := our_name(name))}
     return fill_model(config, renamed, where=str(folder), device=device, dtype=dtype)
 

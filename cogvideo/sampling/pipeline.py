@@ -145,7 +145,9 @@ class Pipeline:
     ) -> Tensor:
         """First frame by the image model, the others by stage 1 -> tokens [B,5,N]."""
         s, c = self.sampling, self.stage1.config
-        spans = [float(seconds)] * len(prompts) if isinstance(seconds, (int, float)) else [float(v) for v in seconds]
+        if not prompts:
+            raise CogVideoError("There is no prompt: give at least one.")
+        spans = [float(v) for v in np.broadcast_to(np.asarray(seconds, float), len(prompts))]
         for span in spans:
             if span not in s.spans:
                 raise CogVideoError(
@@ -278,7 +280,10 @@ def _read_labels(path: Path) -> np.ndarray:
 
 
 def _seeds(seed: Seeds, clips: int) -> list[int]:
-    return [seed] * clips if isinstance(seed, int) else list(seed)
+    seeds = np.atleast_1d(np.asarray(seed, int))
+    if len(seeds) not in (1, clips):
+        raise CogVideoError(f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip.")
+    return np.broadcast_to(seeds, clips).tolist()
 
 
 class _bar:

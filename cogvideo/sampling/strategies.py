@@ -20,13 +20,16 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = None) -> Tensor:
     """Tokens [B] by `strategy` from logits [B,V].
 
-    A list of generators, one a row, makes every row independent of the others in the batch. Strategies without
-    `probabilities` are called as they are and keep their own randomness.
+    A list of generators, one a row, makes every row independent of the others in the batch. Callables other than this
+    module's strategies are called as they are and keep their own randomness.
     """
-    probabilities = getattr(strategy, "probabilities", None)
-    if probabilities is None:
+    if type(strategy) not in (TopKStrategy, TopPStrategy, ClusterStrategy):
         return strategy(logits, step)
-    p = probabilities(logits)
+    return _sample(strategy.probabilities(logits), generator)  # type: ignore[attr-defined]
+
+
+def _sample(p: Tensor, generator: Generators = None) -> Tensor:
+    """One draw [B] from every row of probabilities [B,V]."""
     if generator is None or isinstance(generator, torch.Generator):
         noise = torch.empty_like(p).exponential_(generator=generator)
     else:
@@ -44,6 +47,9 @@ class TopKStrategy:
     temperature: float = 1.0
     top_k: int = 20
 
+    def __post_init__(self):
+        _check_positive(temperature=self.temperature, top_k=self.top_k)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
         x = logits / self.temperature
@@ -51,7 +57,7 @@ class TopKStrategy:
         return x.masked_fill(x < smallest, float("-inf")).softmax(-1)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
-        return draw(self, logits, step)
+        return _sample(self.probabilities(logits))
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,9 @@ class TopPStrategy:
     temperature: float = 1.0
     top_p: float = 0.95
 
+    def __post_init__(self):
+        _check_positive(temperature=self.temperature, top_p=self.top_p)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
         p, order = (logits / self.temperature).softmax(-1).sort(descending=True)
@@ -68,7 +77,7 @@ class TopPStrategy:
         return torch.zeros_like(p).scatter_(-1, order, p / p.sum(-1, keepdim=True))
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
-        return draw(self, logits, step)
+        return _sample(self.probabilities(logits))
 
 
 class ClusterStrategy:
@@ -83,11 +92,16 @@ class ClusterStrategy:
         self.labels = torch.as_tensor(cluster_labels, dtype=torch.long)
         if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
             raise CogVideoError("Cluster labels should be one non-negative integer for every image token.")
+        _check_positive(temperature=temperature, top_k=top_k, temperature2=temperature2)
         self.num_clusters = int(self.labels.max()) + 1
         self.temperature, self.top_k, self.temperature2 = temperature, top_k, temperature2
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
+        if logits.shape[-1] != len(self.labels):
+            raise CogVideoError(
+                f"There are cluster labels for {len(self.labels)} image tokens, but {logits.shape[-1]} logits."
+            )
         labels = self.labels = self.labels.to(logits.device)
         # Excluded tokens (-inf) become the release's -65504, whose probability is 0 but whose sums stay finite.
         x = (logits / self.temperature).clamp(min=-65504.0)
@@ -101,7 +115,13 @@ class ClusterStrategy:
         return chance.gather(-1, rows) * inside / empty.scatter_add(-1, rows, inside).gather(-1, rows)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
-        return draw(self, logits, step)
+        return _sample(self.probabilities(logits))
+
+
+def _check_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value > 0:
+            raise CogVideoError(f"A strategy's {name} must be positive, not {value}.")
 
 
 def cluster_codebook(codebook: Tensor, num_clusters: int = 500, seed: int = 0) -> Tensor:

@@ -162,7 +162,7 @@ class SuperResolution(nn.Module):
 
 def read_released(source: str | Path | dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Weights under our names from a released folder or its state dict, and what to call it in errors."""
-    weights = source if isinstance(source, dict) else read_sat_folder(source)[0]
+    weights: Any = source.get("module", source) if isinstance(source, dict) else read_sat_folder(source)[0]
     where = "the state dict" if isinstance(source, dict) else str(source)
     renamed = {}
     for name, tensor in weights.items():

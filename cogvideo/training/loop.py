@@ -1,5 +1,6 @@
 """One training loop for every transformer: AdamW, warm-up and cosine, clipping, checkpoints that survive kill -9."""
 
+import contextlib
 import json
 import math
 import os
@@ -81,38 +82,40 @@ def fit(
         weights = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
         save_atomic({"step": step, "weights": weights, "optimizer": optimizer.state_dict(), "settings": settings}, path)
 
-    stop = _StopOnTerm()
     log = _MetricsFile(run_dir / "metrics.jsonl", start)
     saved, recent, began = time.monotonic(), [], time.monotonic()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05)
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(step)
-        loss = loss_of_step(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-        recent.append(loss.item())
-        if not math.isfinite(recent[-1]):
-            raise CogVideoError(f"The loss is {recent[-1]} at step {step}: lower lr and start again from {path}.")
-        optimizer.step()
-        if (step + 1) % log_every == 0 or step + 1 == config.steps:
-            row = {
-                "step": step + 1,
-                "loss": sum(recent) / len(recent),
-                "gradient_norm": float(norm),
-                "lr": config.lr_at(step),
-            }
-            if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == config.steps):
-                row |= evaluate()
-            log.write(row | {"seconds": round(time.monotonic() - began, 1)})
-            bar.set_postfix(loss=f"{row['loss']:.3f}")
-            recent = []
-        if time.monotonic() - saved > checkpoint_seconds or step + 1 == config.steps or stop.asked:
-            save(step + 1)
-            saved = time.monotonic()
-        if stop.asked:
-            raise CogVideoError(f"Stopped at step {step + 1}; the same command goes on from {path}.")
+    with _StopOnTerm() as stop:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(step)
+            loss = loss_of_step(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+            recent.append(loss.item())
+            if not math.isfinite(recent[-1]):
+                raise CogVideoError(
+                    f"The loss is {recent[-1]} at step {step}: lower lr and delete {run_dir} to start again."
+                )
+            optimizer.step()
+            if (step + 1) % log_every == 0 or step + 1 == config.steps:
+                row = {
+                    "step": step + 1,
+                    "loss": sum(recent) / len(recent),
+                    "gradient_norm": float(norm),
+                    "lr": config.lr_at(step),
+                }
+                if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == config.steps):
+                    row |= evaluate()
+                log.write(row | {"seconds": round(time.monotonic() - began, 1)})
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+                recent = []
+            if time.monotonic() - saved > checkpoint_seconds or step + 1 == config.steps or stop.asked:
+                save(step + 1)
+                saved = time.monotonic()
+            if stop.asked:
+                raise CogVideoError(f"Stopped at step {step + 1}; the same command goes on from {path}.")
     return model.eval()
 
 
@@ -143,15 +146,18 @@ class _MetricsFile:
 
 
 class _StopOnTerm:
-    """Turns SIGTERM and Ctrl-C into a request to save and stop after the step in hand."""
+    """Inside `with`: SIGTERM and Ctrl-C ask to save and stop after the step in hand, instead of ending the process."""
 
-    def __init__(self):
-        self.asked = False
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._ask)
-        except ValueError:
-            pass  # not the main thread (a notebook kernel's worker): the caller's handling stays
+    def __enter__(self) -> "_StopOnTerm":
+        self.asked, self.before = False, {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: the caller's handling stays
+                self.before[number] = signal.signal(number, self._ask)
+        return self
 
-    def _ask(self, *_):
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_) -> None:
         self.asked = True

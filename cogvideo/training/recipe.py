@@ -96,7 +96,9 @@ class Recipe:
 
         path = self.run_dir / "text.model"
         if not path.exists():
-            path.write_bytes(train_demo_text_model())
+            part = path.with_suffix(".part")
+            part.write_bytes(train_demo_text_model())
+            part.replace(path)
 
     def frames(self) -> None:
         from cogvideo.training.frame_tokenizer import codebook_report, train_frame_tokenizer
@@ -113,7 +115,9 @@ class Recipe:
                 seed=self.config.seed,
                 run_dir=self.run_dir / "frames",
             )
-            tokenizer.save(path, dtype=torch.float16)
+            part = path.with_suffix(".part")
+            tokenizer.save(part, dtype=torch.float16)
+            part.replace(path)
         for size in (64, 192):
             held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
             report = codebook_report(FrameTokenizer.load(path), held_out)

@@ -75,6 +75,25 @@ def test_any_callable_is_a_strategy():
     assert draw(lambda logits, step: logits.argmax(-1) + step, torch.eye(3), 4).tolist() == [4, 5, 6]
 
 
+def test_a_subclass_is_called_as_it_is():
+    class Loud(TopKStrategy):
+        def __call__(self, logits, step):
+            return torch.full((len(logits),), 7)
+
+    assert draw(Loud(), torch.eye(3), 0, torch.Generator()).tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"temperature": 0.0}, {"temperature": -1.0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(CogVideoError, match="positive"):
+        TopKStrategy(**wrong)
+
+
+def test_labels_for_another_vocabulary_are_refused():
+    with pytest.raises(CogVideoError, match="3 image tokens, but 5"):
+        ClusterStrategy([0, 1, 1], temperature=1, top_k=1, temperature2=1).probabilities(torch.zeros(1, 5))  # type: ignore[arg-type]
+
+
 def test_k_means_labels_group_near_codes():
     codebook = torch.tensor([[0.0, 0], [0, 0.1], [9, 9], [9, 9.1], [0.1, 0]])
     labels = cluster_codebook(codebook, num_clusters=2)
