@@ -12,7 +12,6 @@ HEAVY = [
     "PIL",
     "sentencepiece",
     "sklearn",
-    "tqdm",
     "typer",
     "yaml",
 ]
