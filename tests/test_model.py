@@ -164,6 +164,9 @@ def spoil(folder, how):
         path.unlink()
     elif how == "bad config":
         (folder / "config.json").write_text("{")
+    elif how == "too few layers":
+        config = (folder / "config.json").read_text().replace('"num_layers": 2', '"num_layers": 1')
+        (folder / "config.json").write_text(config)
     else:
         other = replace(TINY.video(), hidden_size=32)
         save_model(CogVideoTransformer(other).initialize(), folder)
@@ -171,7 +174,7 @@ def spoil(folder, how):
         (folder / "config.json").write_text(config)
 
 
-@pytest.mark.parametrize("how", ["truncated", "not weights", "missing", "bad config", "wrong shape"])
+@pytest.mark.parametrize("how", ["truncated", "not weights", "missing", "bad config", "wrong shape", "too few layers"])
 def test_spoilt_folders_are_refused_in_one_sentence(tmp_path, how):
     save_model(CogVideoTransformer(TINY.video()).initialize(), tmp_path)
     spoil(tmp_path, how)

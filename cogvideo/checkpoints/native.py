@@ -63,7 +63,7 @@ def load_model(
     folder = Path(folder)
     config = from_dict(ModelConfig, read_json(folder / "config.json"), str(folder / "config.json"))
     weights = read_tensors(folder / "model.safetensors")
-    return fill_model(config, weights, where=str(folder), device=device, dtype=dtype)
+    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), device=device, dtype=dtype)
 
 
 def inherit_image_model(
@@ -111,7 +111,7 @@ def inherit_image_model(
     weights["extra_position_embedding.weight"] = repeat(frame, "n d -> (t n) d", t=repeats)[
         : config.extra_positions
     ].clone()
-    return fill_model(config, weights, where="the image model")
+    return fill_model(lambda: CogVideoTransformer(config), weights, where="the image model")
 
 
 def _is_temporal(name: str) -> bool:

@@ -3,15 +3,18 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
+
+M = TypeVar("M", bound=nn.Module)
 
 # A literal in the released code: text positions count from 0, the first frame's from here.
 FIRST_FRAME_POSITION = 512
@@ -137,24 +140,28 @@ def load_sat_checkpoint(
             f"{folder} is not a CogVideo checkpoint: its weights or model_config.json lack or spoil {error}; download it again."
         ) from None
     renamed = {ours: tensor for name, tensor in weights.items() if (ours := our_name(name))}
-    return fill_model(config, renamed, where=str(folder), device=device, dtype=dtype)
+    return fill_model(lambda: CogVideoTransformer(config), renamed, where=str(folder), device=device, dtype=dtype)
 
 
 def fill_model(
-    config: ModelConfig,
+    build: Callable[[], M],
     weights: dict[str, Tensor],
     *,
     where: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> CogVideoTransformer:
-    """A model made of `weights` (our names) without ever holding a second copy; checks names and shapes."""
+) -> M:
+    """The module that `build` makes, with `weights` (our names), never holding a second copy; checks names and shapes."""
     with torch.device("meta"):
-        model = CogVideoTransformer(config)
+        model = build()
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - weights.keys():
         raise CogVideoError(
             f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy."
+        )
+    if surplus := weights.keys() - expected.keys():
+        raise CogVideoError(
+            f"{where} holds weights that its configuration has no place for, {sorted(surplus)[0]} among them."
         )
     for name, shape in expected.items():
         if weights[name].shape != shape:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import read_json, read_tensors, save_tensors
-from cogvideo.checkpoints.sat import our_name, read_sat_folder
+from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
 from cogvideo.config import from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import Channel, Mlp, attend, initialize_weights
@@ -109,7 +109,7 @@ class SuperResolution(nn.Module):
             base_positions=len(weights["base_position_embedding.weight"]),
             **cls.released_geometry(len(weights["extra_position_embedding.weight"])),
         )
-        return cls._filled(config, weights, where=where, device=device, dtype=dtype)
+        return fill_model(lambda: cls(config), weights, where=where, device=device, dtype=dtype)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
@@ -130,34 +130,7 @@ class SuperResolution(nn.Module):
         folder = Path(folder)
         config = from_dict(cls.config_class, read_json(folder / "config.json"), str(folder / "config.json"))
         weights = read_tensors(folder / "model.safetensors")
-        return cls._filled(config, weights, where=str(folder), device=device, dtype=dtype)
-
-    @classmethod
-    def _filled(
-        cls,
-        config: Any,
-        weights: dict[str, Tensor],
-        *,
-        where: str,
-        device: str | torch.device,
-        dtype: torch.dtype | None,
-    ) -> "Self":
-        """A model made of `weights` (our names) without a second copy; checks names and shapes."""
-        with torch.device("meta"):
-            model = cls(config)
-        expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-        if missing := expected.keys() - weights.keys():
-            raise CogVideoError(
-                f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy."
-            )
-        for name, shape in expected.items():
-            if weights[name].shape != shape:
-                raise CogVideoError(
-                    f"{where}: {name} is {list(weights[name].shape)} where the configuration needs {list(shape)}; "
-                    "weights and configuration do not belong together."
-                )
-        model.load_state_dict({name: weights[name].to(device=device, dtype=dtype) for name in expected}, assign=True)
-        return model.eval()
+        return fill_model(lambda: cls(config), weights, where=str(folder), device=device, dtype=dtype)
 
 
 def read_released(source: str | Path | dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
