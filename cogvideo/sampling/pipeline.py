@@ -56,6 +56,11 @@ class Pipeline:
             raise CogVideoError(
                 f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: were the folders exchanged?"
             )
+        if two.num_frames != 5 or one.num_frames % 2 == 0:
+            raise CogVideoError(
+                "Frames between are made from three at a time: stage 2 needs sequences of five frames and stage 1 an odd "
+                f"number, not {two.num_frames} and {one.num_frames}."
+            )
         geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
         geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
         if (
