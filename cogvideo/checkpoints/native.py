@@ -4,18 +4,20 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from einops import repeat
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
+
+C = TypeVar("C")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -48,21 +50,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def save_model(model: CogVideoTransformer, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
+def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config.json (`model.config`) and model.safetensors (in `dtype`, or as the model is)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
     save_tensors(folder / "model.safetensors", {name: p.to(dtype) for name, p in model.state_dict().items()})
 
 
+def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, dict[str, Tensor]]:
+    """Configuration and weights of a folder written by save_model; raises CogVideoError for missing or damaged files."""
+    folder = Path(folder)
+    config = from_dict(config_class, read_json(folder / "config.json"), str(folder / "config.json"))
+    return config, read_tensors(folder / "model.safetensors")
+
+
 def load_model(
     folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> CogVideoTransformer:
     """Read a folder written by save_model, in eval mode. Raises CogVideoError for missing, damaged or wrong-shaped files."""
-    folder = Path(folder)
-    config = from_dict(ModelConfig, read_json(folder / "config.json"), str(folder / "config.json"))
-    weights = read_tensors(folder / "model.safetensors")
+    config, weights = read_folder(folder, ModelConfig)
     return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), device=device, dtype=dtype)
 
 

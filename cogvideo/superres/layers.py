@@ -6,7 +6,6 @@ map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 
 Shapes: B samples, L text slots, G given places, N drawn places, H heads, D hidden, d = D / H, V image tokens.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import read_json, read_tensors, save_tensors
+from cogvideo.checkpoints.native import read_folder, save_model
 from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
-from cogvideo.config import from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import Channel, Mlp, attend, initialize_weights
 from cogvideo.superres.local_attention import Tiles, local_attention
@@ -117,19 +115,14 @@ class SuperResolution(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(to_dict(self.config), indent=2) + "\n")
-        save_tensors(folder / "model.safetensors", {name: p.to(dtype) for name, p in self.state_dict().items()})
+        save_model(self, folder, dtype=dtype)
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
     ) -> "Self":
         """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files."""
-        folder = Path(folder)
-        config = from_dict(cls.config_class, read_json(folder / "config.json"), str(folder / "config.json"))
-        weights = read_tensors(folder / "model.safetensors")
+        config, weights = read_folder(folder, cls.config_class)
         return fill_model(lambda: cls(config), weights, where=str(folder), device=device, dtype=dtype)
 
 

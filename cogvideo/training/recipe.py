@@ -118,10 +118,10 @@ class Recipe:
             part = path.with_suffix(".part")
             tokenizer.save(part, dtype=torch.float16)
             part.replace(path)
-        for size in (64, 192):
-            held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
-            report = codebook_report(FrameTokenizer.load(path), held_out)
-            print(f"frame tokenizer, {size} px:", ", ".join(f"{name} {value:.4g}" for name, value in report.items()))
+            for size in (64, 192):
+                held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
+                report = codebook_report(FrameTokenizer.load(path), held_out)
+                print(f"frame tokenizer, {size} px:", ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
 
     def image(self) -> None:
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed)
