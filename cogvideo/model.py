@@ -171,10 +171,16 @@ class CogVideoTransformer(nn.Module):
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self._masks: dict[str, Tensor] = {}
 
-    def initialize(self, seed: int = 0) -> "CogVideoTransformer":
-        """Random weights for training from nothing (`initialize_weights`); frame places start from `grid_positions`."""
+    def initialize(self, seed: int = 0, codebook: Tensor | None = None) -> "CogVideoTransformer":
+        """Random weights for training from nothing (`initialize_weights`); frame places start from `grid_positions`.
+
+        codebook [image_tokens, C]: image tokens start from `codebook_embedding`, which makes the demo's image model learn
+        about twice as fast.
+        """
         c = self.config
         initialize_weights(self, c.num_layers, seed)
+        if codebook is not None:
+            self.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(codebook, c.hidden_size, seed)
         grid = EMBEDDING_SCALE * grid_positions(c.frame_height, c.frame_width, c.hidden_size)
         first = c.first_frame_position
         self.base_position_embedding.weight.data[first : first + c.frame_tokens] = grid

@@ -3,8 +3,9 @@
 A clip is one or two coloured glyphs on black. Each does one action that has a beginning, a natural duration told by its
 adverb, and an end; then it rests. Five frames that span S seconds show the part min(1, S / duration) of the action.
 
-Lengths are in pixels of the 64 x 64 frame. States are quantised (motion in steps of 2 px) so that a patch tokenizer and
-a small transformer can learn them; frames are rendered at 192 x 192 and averaged down: both sizes show the same scene.
+Lengths are in pixels of the 64 x 64 frame. States are quantised (motion in steps of 4 px, growing, turning and fading in
+STAGES) so that a patch tokenizer and a small transformer can learn them; frames are rendered at 192 x 192 and averaged
+down: both sizes show the same scene.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ ADVERBS = {1.0: ("quickly", "快速地"), 2.0: ("", ""), 4.0: ("slowly", "缓慢
 SHAPES = {"circle": "圆", "square": "方块", "triangle": "三角", "ring": "圆环", "cross": "十字", "diamond": "菱形"}
 
 COLOR_NAMES, ACTION_NAMES, DURATIONS = list(COLORS), list(ACTIONS), list(ADVERBS)
-FADE_START = 0.4
+STAGES = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1])  # of growing, shrinking, turning, fading: what key frames meet
+FADE_START = 0.5
 SMALL, LARGE = 2 / 3, 4 / 3  # scales between which objects grow and shrink
 TURN_DEGREES = 90.0
 
@@ -175,17 +177,18 @@ def object_states(clips: Clips, times: np.ndarray) -> dict[str, np.ndarray]:
     """
     part = np.minimum(1.0, times[:, :, None] / clips.duration[:, None, :])
     name = np.broadcast_to(np.array(ACTION_NAMES)[clips.action][:, None, :], part.shape)
-    sixteenth, eighth = np.round(part * 16) / 16, np.round(part * 8) / 8
-    fall = 1 - np.abs(1 - 2 * np.round(part * 32) / 32)  # down and up again
-    dx = np.select([name == "moves left", name == "moves right"], [-sixteenth, sixteenth], 0.0)
-    dy = np.select([name == "moves up", name == "moves down", name == "bounces"], [-sixteenth, sixteenth, fall], 0.0)
-    growing = SMALL + (LARGE - SMALL) * eighth
+    eighth = np.floor(part * 8 + 1e-6) / 8
+    stage = STAGES[np.searchsorted(STAGES, part + 1e-6, side="right") - 1]  # the last one that was reached
+    fall = 1 - np.abs(1 - 2 * np.floor(part * 16 + 1e-6) / 16)  # down and up again
+    dx = np.select([name == "moves left", name == "moves right"], [-eighth, eighth], 0.0)
+    dy = np.select([name == "moves up", name == "moves down", name == "bounces"], [-eighth, eighth, fall], 0.0)
+    growing = SMALL + (LARGE - SMALL) * stage
     return {
         "x": clips.x[:, None] + TRAVEL * dx,
         "y": clips.y[:, None] + TRAVEL * dy,
         "scale": np.select([name == "grows", name == "shrinks"], [growing, SMALL + LARGE - growing], 1.0),
-        "degrees": np.where(name == "turns", TURN_DEGREES * eighth, 0.0),
-        "brightness": np.where(name == "fades in", FADE_START + (1 - FADE_START) * eighth, 1.0),
+        "degrees": np.where(name == "turns", TURN_DEGREES * stage, 0.0),
+        "brightness": np.where(name == "fades in", FADE_START + (1 - FADE_START) * stage, 1.0),
         "part": part,
     }
 

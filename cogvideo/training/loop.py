@@ -1,4 +1,4 @@
-"""One training loop for every transformer: AdamW, warm-up and cosine, clipping, checkpoints that survive kill -9."""
+"""One training loop for every transformer: AdamW or Muon, warm-up and cosine, clipping, checkpoints that survive kill -9."""
 
 import contextlib
 import json
@@ -19,22 +19,33 @@ from cogvideo.errors import CogVideoError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How a stage is optimised. The release: lr 2e-4, betas 0.9 / 0.95, clipping 0.1, cosine decay."""
+    """How a stage is optimised. The release: Adam, lr 2e-4, betas 0.9 / 0.95, clipping 0.1, cosine decay.
+
+    muon_lr > 0: the weight matrices of linear layers are moved by Muon (orthogonalised momentum, Jordan et al. 2024) with
+    this learning rate, in units that move a matrix as far as AdamW would; everything else by AdamW with lr.
+    """
 
     steps: int
     batch_size: int
     lr: float = 2e-3
+    muon_lr: float = 0.0
     warmup: int = 100
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
     final_lr: float = 0.02  # share of lr left at the last step
 
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up, then one cosine over the whole budget."""
+    def __post_init__(self):
+        if self.muon_lr and not hasattr(torch.optim, "Muon"):
+            raise CogVideoError(
+                f"muon_lr needs torch 2.9 or newer, not {torch.__version__}: update it or set muon_lr=0."
+            )
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rates at a step: linear warm-up, then one cosine over the whole budget."""
         done = min(1.0, step / max(1, self.steps))
         cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
-        return self.lr * min(1.0, (step + 1) / max(1, self.warmup)) * cosine
+        return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
 
 
 def save_atomic(value: object, path: Path) -> None:
@@ -73,24 +84,28 @@ def fit(
     for parameter in parameters:
         parameter.requires_grad_(True)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]
+    optimizers = _optimizers(model, config)
+    full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     path, start = run_dir / "checkpoint.pt", 0
     if path.exists():
-        start = _resume(path, model, optimizer, settings)
+        start = _resume(path, model, optimizers, settings)
 
     def save(step: int) -> None:
         weights = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
-        save_atomic({"step": step, "weights": weights, "optimizer": optimizer.state_dict(), "settings": settings}, path)
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        save_atomic({"step": step, "weights": weights, "optimizers": states, "settings": settings}, path)
 
     log = _MetricsFile(run_dir / "metrics.jsonl", start)
     saved, recent, began = time.monotonic(), [], time.monotonic()
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05)
     with _StopOnTerm() as stop:
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr_at(step)
+            for optimizer, rates in zip(optimizers, full_rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * config.rate_at(step)
             loss = loss_of_step(step)
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, config.clip)
             recent.append(loss.item())
@@ -98,13 +113,14 @@ def fit(
                 raise CogVideoError(
                     f"The loss is {recent[-1]} at step {step}: lower lr and delete {run_dir} to start again."
                 )
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if (step + 1) % log_every == 0 or step + 1 == config.steps:
                 row = {
                     "step": step + 1,
                     "loss": sum(recent) / len(recent),
                     "gradient_norm": float(norm),
-                    "lr": config.lr_at(step),
+                    "lr": config.lr * config.rate_at(step),
                 }
                 if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == config.steps):
                     row |= evaluate()
@@ -119,7 +135,24 @@ def fit(
     return model.eval()
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict) -> int:
+def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights that are trained; with muon_lr, Muon for the matrices of linear layers."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if config.muon_lr else set()
+    matrices, others = [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    if others:
+        optimizers.append(
+            torch.optim.AdamW(others, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]
+        )
+    return optimizers
+
+
+def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict) -> int:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
@@ -127,7 +160,8 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sett
     if state["settings"] != settings:
         raise CogVideoError(f"{path} belongs to other settings; choose another run_dir or delete it to start again.")
     model.load_state_dict(state["weights"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return state["step"]
 
 

@@ -124,7 +124,8 @@ class Recipe:
                 print(f"frame tokenizer, {size} px:", ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
 
     def image(self) -> None:
-        model = CogVideoTransformer(self._image_config()).initialize(self.config.seed)
+        _, frames = self._tokenizers()
+        model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
         self._fit("image", model, list(model.parameters()), self._loss(model))
 
     def stage1(self) -> None:
@@ -133,10 +134,9 @@ class Recipe:
         self._fit("stage1", model, list(model.temporal_parameters().values()), self._loss(model), "sequential")
 
     def stage2(self) -> None:
-        """The base is the image model's, as in stage 1; the new channel starts where stage 1 left it."""
-        image, stage1 = load_model(self._need("image")), load_model(self._need("stage1"))
+        """Inherits the image model as stage 1 does, so that both may be trained side by side."""
+        image = load_model(self._need("image"))
         model = inherit_image_model(image, config=image.config.video(order="interpolation"), seed=self.config.seed)
-        model.load_state_dict(stage1.temporal_parameters(), strict=False)
         self._fit("stage2", model, list(model.temporal_parameters().values()), self._loss(model), "interpolation")
 
     def superres(self) -> None:

@@ -33,7 +33,7 @@ def stage1() -> CogVideoTransformer:
     return inherit_image_model(image, config=TINY.video(num_frames=3), seed=0)
 
 
-def run(folder: Path, steps: int, *, until: int | None = None) -> CogVideoTransformer:
+def run(folder: Path, steps: int, *, until: int | None = None, muon_lr: float = 0.0) -> CogVideoTransformer:
     """Train for `steps`; with `until` the loss raises at that step, as a crash would."""
     model = stage1()
 
@@ -42,7 +42,7 @@ def run(folder: Path, steps: int, *, until: int | None = None) -> CogVideoTransf
             raise RuntimeError("crash")
         return model.loss(*data(step, 3))
 
-    config = OptimizerConfig(steps=steps, batch_size=4, warmup=2)
+    config = OptimizerConfig(steps=steps, batch_size=4, warmup=2, muon_lr=muon_lr)
     fit(
         model, model.temporal_parameters().values(), loss, config, folder,
         settings={"x": 1}, checkpoint_seconds=0, log_every=1,
@@ -50,11 +50,12 @@ def run(folder: Path, steps: int, *, until: int | None = None) -> CogVideoTransf
     return model
 
 
-def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path):
-    straight = run(tmp_path / "a", 8)
+@pytest.mark.parametrize("muon_lr", [0.0, 1e-2])
+def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path, muon_lr):
+    straight = run(tmp_path / "a", 8, muon_lr=muon_lr)
     with pytest.raises(RuntimeError, match="crash"):
-        run(tmp_path / "b", 8, until=5)
-    resumed = run(tmp_path / "b", 8)
+        run(tmp_path / "b", 8, until=5, muon_lr=muon_lr)
+    resumed = run(tmp_path / "b", 8, muon_lr=muon_lr)
     assert all(
         torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
@@ -120,8 +121,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 def test_learning_rate_warms_up_and_follows_one_cosine():
     config = OptimizerConfig(steps=1000, batch_size=1, lr=1.0, warmup=100, final_lr=0.1)
-    assert config.lr_at(49) == pytest.approx(0.5, rel=0.02)
-    assert config.lr_at(500) == pytest.approx(0.55) and config.lr_at(1000) == pytest.approx(0.1)
+    assert config.rate_at(49) == pytest.approx(0.5, rel=0.02)
+    assert config.rate_at(500) == pytest.approx(0.55) and config.rate_at(1000) == pytest.approx(0.1)
 
 
 ENDLESS = """
@@ -149,6 +150,20 @@ def test_sigterm_saves_and_stops(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert b"Stopped at step" in errors
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 5
+
+
+def test_muon_moves_linear_weights_by_an_orthogonal_step_and_adamw_the_rest(tmp_path):
+    """The first step has nearly equal singular values, whatever the gradient's are (Jordan et al. 2024)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 16), nn.LayerNorm(16))
+    before = [p.detach().clone() for p in model.parameters()]
+    x, scale = torch.randn(64, 24) * torch.logspace(-1, 1, 24), torch.randn(16)
+    config = OptimizerConfig(steps=1, batch_size=64, lr=1e-3, muon_lr=1e-2, warmup=0, weight_decay=0.0, clip=1e9)
+    fit(model, model.parameters(), lambda step: (model(x) * scale).pow(3).mean(), config, tmp_path, settings={})
+    moved = [(new - old).detach() for new, old in zip(model.parameters(), before, strict=True)]
+    stretched = torch.linalg.svdvals(moved[0]) / (1e-2 * 0.2 * 24**0.5)
+    assert stretched[-2] > 0.5 and stretched[0] < 1.5  # the norm hides one direction: the mean of its inputs
+    assert all(step.abs().max() == pytest.approx(1e-3, rel=1e-2) for step in moved[1:])  # AdamW begins with steps of lr
 
 
 def test_linear_regression_reaches_the_closed_form(tmp_path):

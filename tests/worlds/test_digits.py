@@ -1,5 +1,6 @@
 """The demo world: what the truth says is what the pixels show; splits, determinism, and clips on disk."""
 
+import itertools
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from cogvideo.data.digits import (
     SHAPES,
     SMALL,
     SPANS,
+    STAGES,
     Clips,
     World,
     _glyphs,
@@ -123,23 +125,28 @@ def oracle(caption: str, time: float) -> dict[str, float]:
 
 
 def test_states_follow_the_caption():
+    """At any moment a state is the one that was reached last: less than a step behind what the words say, never ahead."""
     clips = clips_of(World(), 400, "test")
     times = np.random.default_rng(1).uniform(0, 9, (400, 7))
     states = object_states(clips, times)
-    half_a_quantum = {
-        "x": 1,
-        "y": 1,
-        "scale": (LARGE - SMALL) / 16,
-        "degrees": 90 / 16,
-        "brightness": (1 - FADE_START) / 16,
-        "part": 0,
-    }
+    step = {"x": 4, "y": 4, "scale": (LARGE - SMALL) / 4, "degrees": 90 / 4, "brightness": (1 - FADE_START) / 4}
     for i, t in np.ndindex(times.shape):
-        expected = oracle(clips.caption(i), float(times[i, t]))
-        expected["x"] += clips.x[i, 0]
-        expected["y"] += clips.y[i, 0]
-        for key, value in expected.items():
-            assert abs(states[key][i, t, 0] - value) <= half_a_quantum[key] + 1e-9, (clips.caption(i), key)
+        start, wanted = (oracle(clips.caption(i), time) for time in (0.0, float(times[i, t])))
+        assert states["part"][i, t, 0] == wanted["part"]
+        for key, size in step.items():
+            origin = getattr(clips, key)[i, 0] if key in "xy" else 0.0
+            behind = (wanted[key] + origin - states[key][i, t, 0]) * np.sign(wanted[key] - start[key])
+            rising = "bounces" in clips.caption(i) and wanted["part"] > 0.5  # on the way back
+            assert -1e-9 <= (-behind if rising else behind) < size, (clips.caption(i), key)
+
+
+def test_states_are_exact_at_the_shares_that_key_frames_meet():
+    clips = clips_of(World(), 300, "test")
+    states = object_states(clips, fractions(clips, STAGES))
+    for i, (t, share) in itertools.product(range(300), enumerate(STAGES)):
+        wanted = oracle(clips.caption(i), share * clips.duration[i, 0])
+        wanted |= {"x": wanted["x"] + clips.x[i, 0], "y": wanted["y"] + clips.y[i, 0]}
+        assert all(abs(states[key][i, t, 0] - value) < 1e-9 for key, value in wanted.items()), clips.caption(i)
 
 
 def test_five_frames_show_the_part_of_the_action_that_their_span_holds():
