@@ -196,16 +196,12 @@ class CogVideoTransformer(nn.Module):
 
     def embed_places(self, ids: Tensor, times: list[int], start: int = 0) -> Tensor:
         """Inputs [B,F,Q] at places start..start+Q-1 of the frames at `times` -> [B,F,Q,D], positions added."""
-        n, base = self.config.frame_tokens, self.base_position_embedding.weight
         rows = []
         for time in times:
-            if time == 0:
-                first = self.config.first_frame_position + start
-                rows.append(base[first : first + ids.shape[-1]])
-            else:
-                assert self.extra_position_embedding is not None
-                first = (time - 1) * n + start
-                rows.append(self.extra_position_embedding.weight[first : first + ids.shape[-1]])
+            in_base, first = sequence.first_position(self.config, time)
+            table = self.base_position_embedding if in_base else self.extra_position_embedding
+            assert table is not None
+            rows.append(table.weight[first + start : first + start + ids.shape[-1]])
         return self.word_embedding(ids) + torch.stack(rows)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:

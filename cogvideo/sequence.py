@@ -35,10 +35,12 @@ def text_positions(text_mask: Tensor) -> Tensor:
     return (text_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def frame_positions(c: ModelConfig) -> Tensor:
-    """Position ids [T,N]. Frame 0 uses the base table; later frames the extra table at row id - (end of frame 0)."""
-    ids = c.first_frame_position + torch.arange(c.num_frames * c.frame_tokens)
-    return rearrange(ids, "(t n) -> t n", t=c.num_frames)
+def first_position(c: ModelConfig, time: int) -> tuple[bool, int]:
+    """Where a frame's N position vectors begin: (in the base table?, row). Later frames use the extra table.
+
+    Place p of the frames has position id first_frame_position + p; the extra table begins where frame 0 ends.
+    """
+    return (True, c.first_frame_position) if time == 0 else (False, (time - 1) * c.frame_tokens)
 
 
 def spatial_visible(c: ModelConfig) -> Tensor:

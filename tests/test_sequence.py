@@ -112,8 +112,9 @@ def test_released_windows_are_cut_as_the_reference_says():
 
 
 def test_positions_of_the_release():
-    ids = sequence.frame_positions(COGVIDEO_9B)
-    assert ids[0, 0] == 512 and ids[0, -1] == 911 and ids[1, 0] == 912 and ids[-1, -1] == 512 + 1999
+    assert sequence.first_position(COGVIDEO_9B, 0) == (True, 512)
+    for time in range(1, 5):  # the extra table has row (position - 912), and place p has position 512 + p
+        assert sequence.first_position(COGVIDEO_9B, time) == (False, 512 + 400 * time - 912)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
     assert sequence.text_positions(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
 

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo import sequence
+from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer, EncodedText, hidden_bias
 from cogvideo.sampling.strategies import Generators, Strategy, draw
@@ -72,9 +73,7 @@ class _Decoder:
         places = len(times) * c.frame_tokens
         temporal = self._temporal_bias(times, 0, places, places, temporal_bonus)
         caches = [memory.spatial_cache for memory in self.text.layers]
-        for (
-            memory
-        ) in self.text.layers:  # known frames need no spatial cache: nobody looks at them in that channel later
+        for memory in self.text.layers:  # nobody looks at known frames in the spatial channel later: no cache for it
             memory.spatial_cache, memory.temporal_end = None, self.length
         model.run(x, self.text, spatial, temporal)
         for memory, cache in zip(self.text.layers, caches, strict=True):
@@ -118,6 +117,7 @@ class _Rows:
     def __init__(
         self,
         clips: int,
+        vocab_size: int,
         ids: Tensor,
         mask: Tensor | None,
         guidance_ids: Tensor | None,
@@ -126,9 +126,11 @@ class _Rows:
     ):
         self.clips, self.guided, self.scale = clips, guidance_ids is not None, scale
         ids, self.mask = _text_rows(ids, mask, clips)
+        _check_ids(ids, vocab_size, "The text")
         self.ids = ids
         if guidance_ids is not None:
             guidance_ids, other = _text_rows(guidance_ids, guidance_mask, clips)
+            _check_ids(guidance_ids, vocab_size, "The guidance text")
             length = max(ids.shape[1], guidance_ids.shape[1])
             self.ids = torch.cat([_pad(ids, length), _pad(guidance_ids, length)])
             self.mask = torch.cat([_pad(self.mask, length), _pad(other, length)])
@@ -146,8 +148,21 @@ class _Rows:
         return choose
 
 
+def _check_ids(ids: Tensor, end: int, what: str) -> None:
+    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < end):
+        raise CogVideoError(f"{what} holds ids outside 0..{end - 1}: it comes from another tokenizer than the model's.")
+
+
+def _check_frames(c: ModelConfig, frames: Tensor, shape: tuple[int, ...], what: str) -> None:
+    if frames.shape[1:] != shape or not len(frames):
+        raise CogVideoError(f"{what} should have the shape {['B', *shape]}, not {list(frames.shape)}.")
+    _check_ids(frames, c.image_tokens, what)
+
+
 def _text_rows(ids: Tensor, mask: Tensor | None, clips: int) -> tuple[Tensor, Tensor]:
     """Ids and mask with one row a clip; one text [L] or [1,L] serves all clips."""
+    if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) not in (1, clips)) or ids.shape[-1] == 0:
+        raise CogVideoError(f"Texts should have the shape [L] or [{clips}, L], not {list(ids.shape)}.")
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return ids.expand(clips, -1), mask.expand(clips, -1)
 
@@ -176,7 +191,7 @@ def generate_first_frame(
     text_bonus is added to every score towards text; the release draws the first frame without guidance.
     """
     clips = len(text_ids) if text_ids.ndim == 2 else 1
-    rows = _Rows(clips, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    rows = _Rows(clips, model.config.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=False, text_bonus=(text_bonus, 0.0), quirks=False)
     return decoder.frame(0, rows.chooser(strategy, 0, generator), progress=progress)[: rows.clips]
@@ -201,15 +216,16 @@ def generate_key_frames(
     """Stage 1: first_frames [B,N] -> clips [B,num_frames,N], one frame after another.
 
     guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
-    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. Raises CogVideoError for a stage 2 model
-    or more frames than the model has.
+    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. Raises CogVideoError for a stage 2 model,
+    more frames than the model has, ids or shapes that do not fit it.
     """
     c = model.config
     if c.order != "sequential" or not 2 <= num_frames <= c.num_frames:
         raise CogVideoError(
             f"Key frames need a stage 1 model of at least {num_frames} frames (2 or more); this is {c.order}, {c.num_frames}."
         )
-    rows = _Rows(len(first_frames), text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    _check_frames(c, first_frames, (c.frame_tokens,), "first_frames")
+    rows = _Rows(len(first_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=False)
     decoder.prefill(rows.double(first_frames)[:, None], [0], temporal_bonus=text_bonus)
@@ -240,15 +256,14 @@ def interpolate_frames(
 
     release_quirks repeats where the released sampler departs from its own training: given frames use wrapped-around
     windows in odd layers, and the text bonus is left out of their temporal channel. Raises CogVideoError for a stage 1
-    model or a wrong number of given frames.
+    model, ids or shapes that do not fit it.
     """
     c = model.config
     given = [time for time, known in enumerate(sequence.is_given(c)) if known]
-    if c.order != "interpolation" or given_frames.shape[1] != len(given):
-        raise CogVideoError(
-            f"Interpolation needs a stage 2 model and {len(given)} given frames, not {c.order} and {given_frames.shape[1]}."
-        )
-    rows = _Rows(len(given_frames), text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    if c.order != "interpolation":
+        raise CogVideoError(f"Interpolation needs a stage 2 model; this one is {c.order}.")
+    _check_frames(c, given_frames, (len(given), c.frame_tokens), "given_frames")
+    rows = _Rows(len(given_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=release_quirks)
     decoder.prefill(rows.double(given_frames), given, temporal_bonus=0.0 if release_quirks else text_bonus)

@@ -6,16 +6,17 @@ goes on bit for bit from its checkpoint.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cogvideo.errors import CogVideoError
+from cogvideo.config import to_dict
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
-from cogvideo.training.loop import OptimizerConfig, fit, save_atomic
+from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, save_atomic
 
 DECAYS = (0.9, 0.99)  # of the codebook's moving averages: while codes still move about, and when they settle
 REVIVE_BELOW = 0.3  # moving count of uses per step under which a code counts as dead
@@ -83,32 +84,30 @@ def train_frame_tokenizer(
     run_dir: str | Path,
     widths: tuple[int, ...] = (128, 64, 32, 16),
     pool_frames: tuple[int, ...] = (6000, 600),
+    what: dict | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> FrameTokenizer:
     """Train a PatchVQVAE on frames of 64 x 64 and 192 x 192 pixels: codebook, then decoder with the codes fixed.
 
     render(seed, n, size) must depend on its arguments alone. pool_frames: how many small and large frames are drawn once
     and used over and over. A finished codebook in run_dir/codebook.pt is kept, the decoder goes on from
-    run_dir/checkpoint.pt. Raises CogVideoError if run_dir holds a run with other settings or a damaged file.
+    run_dir/checkpoint.pt; a finished tokenizer costs nothing. what: anything that tells what `render` draws, kept with
+    the settings. Raises CogVideoError if run_dir holds a run with other settings or a damaged file.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = PatchVQVAE(codes, widths)
-    pool = FramePool(render, seed=seed, small=pool_frames[0], large=pool_frames[1])
+    pool = cache(lambda: FramePool(render, seed=seed, small=pool_frames[0], large=pool_frames[1]))
+    settings = {"codes": codes, "steps": codebook_steps, "seed": seed, "pool": list(pool_frames), "what": what}
     path = run_dir / "codebook.pt"
     if not path.exists():
-        save_atomic(train_codebook(pool, codes=codes, steps=codebook_steps, seed=seed), path)
-    try:
-        codebook = torch.load(path, weights_only=True)
-        model.codebook.copy_(codebook)
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(
-            f"{path} is damaged or of another size ({type(error).__name__}); delete it to start again."
-        ) from None
+        codebook = train_codebook(pool(), codes=codes, steps=codebook_steps, seed=seed)
+        save_atomic({"codebook": codebook, "settings": settings}, path)
+    model.codebook.copy_(read_checkpoint(path, settings)["codebook"])
 
     def loss(step: int) -> Tensor:
-        frames = pool.crops(seed * 1_000_003 + step, decoder.batch_size)
+        frames = pool().crops(seed * 1_000_003 + step, decoder.batch_size)
         error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
         weight = 1 + (OBJECT_WEIGHT - 1) * object_pixels(frames)
         # Dim objects are as wrong as bright ones when their hue is: the error counts against the object's brightness.
@@ -121,7 +120,7 @@ def train_frame_tokenizer(
         loss,
         decoder,
         run_dir,
-        settings={"codes": codes, "widths": list(widths), "seed": seed, "steps": decoder.steps},
+        settings={"codebook": settings, "widths": list(widths), "decoder": to_dict(decoder)},
         checkpoint_seconds=checkpoint_seconds,
         label="frame decoder",
     )

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class OptimizerConfig:
     final_lr: float = 0.02  # share of lr left at the last step
 
     def __post_init__(self):
+        for name, least in (("steps", 0), ("batch_size", 1), ("warmup", 0), ("lr", 0), ("muon_lr", 0), ("clip", 0)):
+            if getattr(self, name) < least:
+                raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         if self.muon_lr and not hasattr(torch.optim, "Muon"):
             raise CogVideoError(
                 f"muon_lr needs torch 2.9 or newer, not {torch.__version__}: update it or set muon_lr=0."
@@ -89,6 +93,8 @@ def fit(
     path, start = run_dir / "checkpoint.pt", 0
     if path.exists():
         start = _resume(path, model, optimizers, settings)
+        if start == config.steps:
+            return model.eval()
 
     def save(step: int) -> None:
         weights = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
@@ -131,7 +137,11 @@ def fit(
                 save(step + 1)
                 saved = time.monotonic()
             if stop.asked:
-                raise CogVideoError(f"Stopped at step {step + 1}; the same command goes on from {path}.")
+                message = f"Stopped at step {step + 1}; the same command goes on from {path}."
+                if stop.asked == signal.SIGINT:
+                    tqdm.write(message, file=sys.stderr)
+                    raise KeyboardInterrupt
+                raise CogVideoError(message)
     return model.eval()
 
 
@@ -152,13 +162,24 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
     return optimizers
 
 
-def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict) -> int:
+def read_checkpoint(path: Path, settings: dict) -> dict:
+    """A checkpoint of a training with these settings; raises CogVideoError if it had others, or the file is damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        other = state["settings"] != settings
+    except FileNotFoundError:
+        raise CogVideoError(f"{path} is missing; delete {path.parent} to start again.") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
-    if state["settings"] != settings:
-        raise CogVideoError(f"{path} belongs to other settings; choose another run_dir or delete it to start again.")
+    if other:
+        raise CogVideoError(
+            f"{path} belongs to other settings; choose another run_dir, or delete {path.parent} to start again."
+        )
+    return state
+
+
+def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict) -> int:
+    state = read_checkpoint(path, settings)
     model.load_state_dict(state["weights"], strict=False)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -183,7 +204,7 @@ class _StopOnTerm:
     """Inside `with`: SIGTERM and Ctrl-C ask to save and stop after the step in hand, instead of ending the process."""
 
     def __enter__(self) -> "_StopOnTerm":
-        self.asked, self.before = False, {}
+        self.asked, self.before = 0, {}
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not the main thread: the caller's handling stays
                 self.before[number] = signal.signal(number, self._ask)
@@ -193,5 +214,5 @@ class _StopOnTerm:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _ask(self, *_) -> None:
-        self.asked = True
+    def _ask(self, number: int, _) -> None:
+        self.asked = number

@@ -20,7 +20,7 @@ from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfi
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.data import Batch, DigitsBatches
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
 PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
@@ -62,6 +62,8 @@ class RecipeConfig:
     checkpoint_seconds: float = 60.0  # between two checkpoints
 
     def __post_init__(self):
+        if self.threads < 1 or self.seed < 0:
+            raise CogVideoError(f"threads must be at least 1 and seed at least 0, not {self.threads} and {self.seed}.")
         if unknown := set(self.parts) - set(PARTS):
             raise CogVideoError(f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}.")
 
@@ -86,10 +88,9 @@ class Recipe:
     def __init__(self, config: RecipeConfig):
         self.config, self.run_dir = config, Path(config.run_dir)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CogVideoError(f"Cannot write to run_dir {self.run_dir}: {error.strerror}; set another one.") from None
+        _make_writable("run_dir", self.run_dir)
+        if "assemble" in config.parts:
+            _make_writable("output", Path(config.output))  # now, not after hours of training
 
     def text(self) -> None:
         from cogvideo.data.dataset import train_demo_text_model
@@ -104,17 +105,18 @@ class Recipe:
         from cogvideo.training.frame_tokenizer import codebook_report, train_frame_tokenizer
 
         path, c = self.run_dir / "frames.safetensors", self.config.frames
+        tokenizer = train_frame_tokenizer(
+            lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
+            codes=c.codes,
+            codebook_steps=c.codebook_steps,
+            decoder=c.decoder,
+            pool_frames=c.pool_frames,
+            what=to_dict(self.config.world),
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            seed=self.config.seed,
+            run_dir=self.run_dir / "frames",
+        )
         if not path.exists():
-            tokenizer = train_frame_tokenizer(
-                lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
-                codes=c.codes,
-                codebook_steps=c.codebook_steps,
-                decoder=c.decoder,
-                pool_frames=c.pool_frames,
-                checkpoint_seconds=self.config.checkpoint_seconds,
-                seed=self.config.seed,
-                run_dir=self.run_dir / "frames",
-            )
             part = path.with_suffix(".part")
             tokenizer.save(part, dtype=torch.float16)
             part.replace(path)
@@ -207,10 +209,13 @@ class Recipe:
     ) -> None:
         """Train one transformer to its end and save it as a native folder."""
         folder = self.run_dir / part
-        if (folder / "model.safetensors").exists():
-            return
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
+        settings = {"part": part, "model": to_dict(model.config), "optimizer": to_dict(optimizer)}
+        settings |= {"seed": self.config.seed, "world": to_dict(self.config.world), "tokens": _digest(frames)}
+        if (folder / "model.safetensors").exists():
+            read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
+            return
         model.to(self.device)
         frames.to(self.device)
         batches = DigitsBatches(
@@ -233,13 +238,7 @@ class Recipe:
             lambda step: loss(batches(step, self.device)),
             optimizer,
             folder,
-            settings={
-                "part": part,
-                "model": to_dict(model.config),
-                "optimizer": to_dict(optimizer),
-                "seed": self.config.seed,
-            }
-            | {"world": to_dict(self.config.world), "tokens": _digest(frames)},
+            settings=settings,
             evaluate=evaluate,
             checkpoint_seconds=self.config.checkpoint_seconds,
             label=part,
@@ -259,6 +258,15 @@ class Recipe:
         if not (path / "model.safetensors" if path.suffix == "" else path).exists():
             raise CogVideoError(f"{path} is not there yet: run the part {path.stem!r} of the recipe first.")
         return path
+
+
+def _make_writable(name: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 
 
 def _digest(frames: FrameTokenizer) -> str:

@@ -119,3 +119,25 @@ def test_models_of_the_wrong_stage_are_refused():
         generate_key_frames(tiny("interpolation", None), text, frame, strategy=FixtureDraw())
     with pytest.raises(CogVideoError, match="stage 2"):
         interpolate_frames(tiny("sequential", None), text, frame[:, None].expand(-1, 3, -1), strategy=FixtureDraw())
+
+
+@pytest.mark.parametrize(
+    "text, first, message",
+    [
+        ([[12, 99]], (1, 12), "ids outside"),
+        ([[12, -1]], (1, 12), "ids outside"),
+        ([[12], [13], [14]], (2, 12), "Texts should have"),
+        ([[12]], (1, 11), "first_frames should have"),
+        ([[12]], (12,), "first_frames should have"),
+    ],
+)
+def test_texts_and_frames_that_do_not_fit_are_refused(text, first, message):
+    frames = torch.zeros(first, dtype=torch.long)
+    with pytest.raises(CogVideoError, match=message):
+        generate_key_frames(tiny("sequential", None), torch.tensor(text), frames, strategy=FixtureDraw())
+
+
+def test_frames_of_another_codebook_are_refused():
+    given = torch.full((1, 3, 12), 10)
+    with pytest.raises(CogVideoError, match="given_frames holds ids outside 0..9"):
+        interpolate_frames(tiny("interpolation", None), torch.tensor([[12]]), given, strategy=FixtureDraw())

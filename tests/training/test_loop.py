@@ -138,7 +138,8 @@ fit(model, model.parameters(), loss, OptimizerConfig(steps=10**6, batch_size=1),
 """
 
 
-def test_sigterm_saves_and_stops(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_stop(tmp_path, number):
     script = ENDLESS.format(tests=str(Path(__file__).parent))
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -146,9 +147,12 @@ def test_sigterm_saves_and_stops(tmp_path):
     assert process.stdout is not None
     for _ in range(5):
         process.stdout.readline()
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert b"Stopped at step" in errors
+    assert (b"KeyboardInterrupt" in errors) == (
+        number == signal.SIGINT
+    )  # which the command line turns into exit code 130
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 5
 
 

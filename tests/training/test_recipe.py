@@ -65,6 +65,12 @@ def test_finished_parts_are_not_run_again(trained):
     assert before == {path: path.stat().st_mtime_ns for path in (trained / "run").rglob("*")}
 
 
+@pytest.mark.parametrize("change", ["image.lr=1e-3", "stage2.steps=4", "frames.codebook_steps=5", "world.glyphs=clean"])
+def test_finished_parts_of_other_settings_are_refused(trained, change):
+    with pytest.raises(CogVideoError, match="other settings"):
+        train(trained / "tiny.yaml", [change])
+
+
 def test_kill_9_and_the_same_command_again_give_the_same_weights(trained, tmp_path):
     """The image model of 60 steps, killed hard after a checkpoint, against one that ran through."""
     for name in ("straight", "killed"):
@@ -95,6 +101,9 @@ def test_kill_9_and_the_same_command_again_give_the_same_weights(trained, tmp_pa
         ("image.stepz=3", "stepz"),
         ("run_dir=/proc/nowhere", "run_dir"),
         ("parts=[stage1]", "image"),
+        ("output=/proc/nowhere", "output"),
+        ("threads=0", "threads"),
+        ("image.batch_size=0", "batch_size"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(tmp_path, change, message):
