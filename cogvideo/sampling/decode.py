@@ -149,7 +149,7 @@ class _Rows:
 
 
 def _check_ids(ids: Tensor, end: int, what: str) -> None:
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < end):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= end):
         raise CogVideoError(f"{what} holds ids outside 0..{end - 1}: it comes from another tokenizer than the model's.")
 
 
