@@ -14,6 +14,7 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
+IMAGE_MOMENTS = (0.0, 0.1, 0.1, 0.2, 0.6)  # how often each of the five frames of a span is shown to the image model
 
 
 @dataclass
@@ -29,10 +30,11 @@ class Batch:
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
-    image: half opening frames under the bare caption, half any frame under a frame-rate text, so that the opening moment
-    has a name. sequential: five frames from the beginning; half the clips span the whole action (the multi-frame-rate
-    rule), half any trained span, so that the frame-rate text means something. interpolation: five neighbouring frames
-    as the rounds of stage 2 meet them. superres: any moment.
+    image: half opening frames under the bare caption, half later frames under a frame-rate text, most of them the last
+    frame of its span (IMAGE_MOMENTS): so the image model learns what the text says of how far an action has come, which
+    stages 1 and 2 inherit. sequential: five frames from the beginning; half the clips span the whole action (the
+    multi-frame-rate rule), half any trained span, so that the frame-rate text means something. interpolation: five
+    neighbouring frames as the rounds of stage 2 meet them. superres: any moment.
     """
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
@@ -49,7 +51,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     if stage == "superres":
         return rng.random((n, 1)) * rule[:, None], [None] * n
     opening = rng.random(n) < 0.5
-    moment = np.where(opening, 0.0, span * rng.choice(steps, n))
+    moment = np.where(opening, 0.0, span * rng.choice(steps, n, p=IMAGE_MOMENTS))
     return moment[:, None], [None if first else float(s) for first, s in zip(opening, span, strict=True)]
 
 

@@ -45,7 +45,10 @@ def test_interpolation_meets_the_rounds_of_the_sampler():
 def test_bare_captions_belong_to_opening_frames():
     _, times, spans = moments("image")
     bare = np.array([span is None for span in spans])
-    assert 0.4 < bare.mean() < 0.6 and not times[bare].any() and times[~bare].any()
+    assert 0.4 < bare.mean() < 0.6 and not times[bare].any()
+    share = times[~bare, 0] / np.array(spans, float)[~bare]
+    assert set(share) == {0.25, 0.5, 0.75, 1.0}  # every state of an action is seen, the one that the text names most
+    assert 0.5 < (share == 1).mean() < 0.7
 
 
 def test_a_step_is_repeatable_and_steps_differ(tokenizers):
