@@ -8,13 +8,19 @@ from pathlib import Path
 
 import torch
 
+from cogvideo.checkpoints.released import KNOWN, cache_dir, find
 from cogvideo.sampling.pipeline import DEMO
 
 
 def report() -> str:
     """Versions, devices, memory, weights and video codecs as aligned plain text, one fact a line."""
     facts = [("python", f"{platform.python_version()} on {platform.platform()}"), *_libraries(), *_devices()]
-    facts += [("memory", _memory()), ("demo weights", _weights(DEMO)), ("video", _codecs())]
+    facts += [
+        ("memory", _memory()),
+        ("demo weights", _weights(DEMO)),
+        ("other weights", _others()),
+        ("video", _codecs()),
+    ]
     width = max(len(name) for name, _ in facts)
     return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts)
 
@@ -66,6 +72,12 @@ def _weights(folder: Path) -> str:
     lines = readme.read_text(encoding="utf-8").splitlines() if readme.exists() else []
     score = next((line for line in lines if line.startswith("Score:")), "no score in README.md")
     return f"{size / 1e6:.1f} MB in {folder}; {score}"
+
+
+def _others() -> str:
+    """Which known weights lie in the cache."""
+    found = [name for name, item in KNOWN.items() if not item.packaged and find(name) is not None]
+    return f"{', '.join(found) or 'none'} in {cache_dir()}; see `cogvideo weights list`"
 
 
 def _codecs() -> str:
