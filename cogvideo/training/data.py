@@ -14,7 +14,7 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
-IMAGE_MOMENTS = (0.0, 0.1, 0.1, 0.2, 0.6)  # how often each of the five frames of a span is shown to the image model
+OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
 @dataclass
@@ -30,9 +30,10 @@ class Batch:
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
-    image: half opening frames under the bare caption, half later frames under a frame-rate text, most of them the last
-    frame of its span (IMAGE_MOMENTS): so the image model learns what the text says of how far an action has come, which
-    stages 1 and 2 inherit. sequential: five frames from the beginning; half the clips span the whole action (the
+    image: OPENING of the frames are first ones under the bare caption. The others carry a frame-rate text that names the
+    moment: half are the last frame of a span; half are any eighth of the action, under the next longer span, so that
+    every state is drawn often enough. What the text says of how far an action has come, and how each state looks, is
+    what stages 1 and 2 inherit. sequential: five frames from the beginning; half the clips span the whole action (the
     multi-frame-rate rule), half any trained span, so that the frame-rate text means something. interpolation: five
     neighbouring frames as the rounds of stage 2 meet them. superres: any moment.
     """
@@ -50,9 +51,13 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         return start[:, None] + part[:, None] * steps, list(part)
     if stage == "superres":
         return rng.random((n, 1)) * rule[:, None], [None] * n
-    opening = rng.random(n) < 0.5
-    moment = np.where(opening, 0.0, span * rng.choice(steps, n, p=IMAGE_MOMENTS))
-    return moment[:, None], [None if first else float(s) for first, s in zip(opening, span, strict=True)]
+    eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
+    moment = np.where(rng.random(n) < 0.5, span, eighth)
+    named = np.array(SPANS)[np.searchsorted(SPANS, moment)]
+    opening = rng.random(n) < OPENING
+    return np.where(opening, 0.0, moment)[:, None], [
+        None if first else float(s) for first, s in zip(opening, named, strict=True)
+    ]
 
 
 class DigitsBatches:
