@@ -30,7 +30,8 @@ demo-weights: .venv/installed
 	$(BIN)/python -m cogvideo train configs/demo.yaml
 	$(BIN)/python -m cogvideo evaluate alignment --weights demo -n 200
 
-# Torch comes first and alone: its pinned version decides what the others may bring.
+# Torch comes first and alone: its pinned version decides what the others may bring. I3D is for FVD; all else works
+# without it.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "Python 3.10 or newer is needed and $(PYTHON) is none: run make with PYTHON=/path/to/python3."; exit 1; }
@@ -39,6 +40,7 @@ demo-weights: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
+	-$(BIN)/python -m cogvideo weights get i3d
 	@touch $@
 
 # Leaves reports/runs and runs alone: they may hold hours of work.

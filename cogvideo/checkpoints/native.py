@@ -2,39 +2,152 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from einops import repeat
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.memory import GB
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.tensors import TensorFile, Weights, byte_bar, meta_of, release_pages, tensor_bytes
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 
 C = TypeVar("C")
 
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file that is either whole or not there."""
-    temporary = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
-    os.replace(temporary, path)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE_BYTES = 4 * 10**9  # more weights than this are spread over several files
+SHARD_BYTES = 2 * 10**9  # the size that each of these keeps to
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises CogVideoError when it is missing or damaged."""
+def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
+    """Write model.safetensors, or above SINGLE_FILE_BYTES shards with an index; `weights` are asked for one by one.
+
+    dtype None keeps the types. No more than one shard is in memory. A file is whole or not there; those of an earlier
+    writing that are not needed any more go at the end.
+    """
+    sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
+    shards = _shards(sizes)
+    count = len(shards)
+    files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    with byte_bar("writing", sum(sizes.values())) as bar:
+        for file, names in zip(files, shards, strict=True):
+            tensors = {}
+            for name in names:
+                if isinstance(weights, Weights):
+                    tensors[name] = weights.read(name, dtype=dtype)
+                else:
+                    tensors[name] = weights[name].detach().to(dtype=dtype).contiguous()
+                bar.update(sizes[name])
+            temporary = folder / f"{file}.part"
+            save_file(tensors, temporary)
+            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+            os.replace(temporary, folder / file)
+    if count > 1:
+        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        write_json(folder / INDEX, index)
+        files.append(INDEX)
+    for path in (folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
+        if path.name not in files:
+            path.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What the user takes from the permissions of new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    """Names by file, in order."""
+    if sum(sizes.values()) <= SINGLE_FILE_BYTES:
+        return [list(sizes)]
+    shards, taken = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and taken + size > SHARD_BYTES:
+            shards.append([])
+            taken = 0
+        shards[-1].append(name)
+        taken += size
+    return shards
+
+
+def read_weights(folder: Path) -> Weights:
+    """The weights of a native folder, read when asked for; raises CogVideoError for missing or damaged files."""
+    if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
+        files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
+        places = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
+    else:
+        places = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
+            raise CogVideoError(f"{folder / INDEX} should name a file of the folder for every weight; copy it again.")
+        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(places.values()))}
+    for name, file in places.items():
+        if name not in files[file].meta:
+            raise CogVideoError(f"{folder / file} lacks {name}, which the index names; copy the whole folder again.")
+
+    def fill(name: str, out: Tensor) -> None:
+        out.copy_(files[places[name]].view(name))
+        release_pages(files.values())
+
+    return Weights({name: files[file].meta[name] for name, file in places.items()}, fill)
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped."""
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise CogVideoError(f"{path} is missing; copy the whole weights folder again.") from None
     except (SafetensorError, OSError) as error:
         raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
+
+
+@contextmanager
+def new_folder(target: Path, needed: int) -> Iterator[Path]:
+    """A folder beside `target` to fill, which becomes it at the end: what is under the final name is always whole.
+
+    A run that was killed leaves TARGET.part behind; the next one starts it anew. Raises CogVideoError when there is something
+    at `target` already and when the disk has not the bytes `needed`.
+    """
+    part = target.with_name(target.name + ".part")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
+    if part.exists():
+        shutil.rmtree(part)
+    try:
+        part.mkdir(parents=True)
+        free = shutil.disk_usage(part).free
+        if free < needed:
+            part.rmdir()
+            raise CogVideoError(
+                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or choose another disk."
+            )
+        yield part
+        if target.exists():  # and empty; not all systems replace a folder
+            target.rmdir()
+        os.replace(part, target)
+    except (OSError, SafetensorError) as error:
+        raise CogVideoError(f"Cannot write {target} ({error}): choose another place.") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file that is either whole or not there."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,26 +164,41 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json (`model.config`) and model.safetensors (in `dtype`, or as the model is)."""
+    """Write config.json (`model.config`) and the weights (in `dtype`, or as the model is); see write_weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_dict(model.config), indent=2) + "\n")
-    save_tensors(folder / "model.safetensors", {name: p.to(dtype) for name, p in model.state_dict().items()})
+    write_json(folder / "config.json", to_dict(model.config))
+    write_weights(folder, model.state_dict(), dtype=dtype)
 
 
-def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, dict[str, Tensor]]:
+def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
     """Configuration and weights of a folder written by save_model; raises CogVideoError for missing or damaged files."""
     folder = Path(folder)
     config = from_dict(config_class, read_json(folder / "config.json"), str(folder / "config.json"))
-    return config, read_tensors(folder / "model.safetensors")
+    return config, read_weights(folder)
 
 
 def load_model(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    block_done: Callable[[nn.Module], Any] | None = None,
 ) -> CogVideoTransformer:
-    """Read a folder written by save_model, in eval mode. Raises CogVideoError for missing, damaged or wrong-shaped files."""
+    """Read a folder written by save_model, in eval mode; dtype None keeps the types of the files.
+
+    block_done: see fill_model. Raises CogVideoError for missing, damaged or wrong-shaped files and for a model that is too
+    large for the device.
+    """
     config, weights = read_folder(folder, ModelConfig)
-    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), device=device, dtype=dtype)
+    return fill_model(
+        lambda: CogVideoTransformer(config),
+        weights,
+        where=str(folder),
+        device=device,
+        dtype=dtype,
+        block_done=block_done,
+    )
 
 
 def inherit_image_model(
@@ -83,7 +211,8 @@ def inherit_image_model(
     folder or a released one; `config` defaults to five sequential frames. Raises CogVideoError if it does not fit the image
     model.
     """
-    if isinstance(source, CogVideoTransformer):
+    given = isinstance(source, CogVideoTransformer)
+    if given:
         image = source
     else:
         folder = Path(source)
@@ -103,7 +232,8 @@ def inherit_image_model(
         )
     like = image.word_embedding.weight
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: p.detach().clone() for name, p in image.named_parameters() if not _is_temporal(name)}
+    # A model that was read here lives on in the new one; one that was given must not share its weights.
+    weights = {name: p.detach().clone() if given else p.detach() for name, p in image.named_parameters()}
     for layer in range(config.num_layers):
         new = f"blocks.{layer}.temporal."
         for kind in ("weight", "bias"):
@@ -119,10 +249,6 @@ def inherit_image_model(
         : config.extra_positions
     ].clone()
     return fill_model(lambda: CogVideoTransformer(config), weights, where="the image model")
-
-
-def _is_temporal(name: str) -> bool:
-    return ".temporal." in name or name.endswith(".gate") or name.startswith("extra_position_embedding")
 
 
 def _differences(image: ModelConfig, video: ModelConfig) -> list[str]:

@@ -3,18 +3,31 @@
 import json
 import math
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.memory import check_fits
+from cogvideo.checkpoints.tensors import TensorFile, Weights, byte_bar, meta_of, release_pages, tensor_bytes
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 
 M = TypeVar("M", bound=nn.Module)
+
+# DeepSpeed puts the states of the random generators beside the weights, numpy's as an array: harmless, and else refused.
+# Its module was renamed with numpy 2.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_NUMPY = [
+    np.ndarray, np.dtype, type(np.dtype(np.uint32)),
+    *((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]  # fmt: skip
 
 # A literal in the released code: text positions count from 0, the first frame's from here.
 FIRST_FRAME_POSITION = 512
@@ -39,6 +52,25 @@ OTHER_NAMES = {
     "mixins.extra_position_embedding.position_embeddings": "extra_position_embedding",
 }
 GATE = re.compile(r"mixins\.attention_plus\.attn_distribution\.(\d+)$")
+RELEASED_NAMES = {ours: released for released, ours in (LAYER_NAMES | OTHER_NAMES).items()}
+
+# How SwissArmyTransformer's model parallelism shares a weight out among its ranks (mpu/layers.py: VocabParallelEmbedding,
+# ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q, then of k, then of v. All other weights,
+# biases of dense and dense_4h_to_h among them, are whole on every rank.
+RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
+PARAMETER = re.compile(r"\.(\w+)(\.\d+)?\.(weight|bias)$")
+ROWS = (0, "(rank rows) ... -> rank rows ...")  # the axis that is shared out, and how
+HEADS = (0, "(three rank rows) ... -> rank three rows ...")
+COLUMNS = (1, "rows (rank columns) -> rank rows columns")
+SHARED_OUT = {
+    ("word_embeddings", "weight"): ROWS,
+    ("query_key_value", "weight"): HEADS,
+    ("query_key_value", "bias"): HEADS,
+    ("dense_h_to_4h", "weight"): ROWS,
+    ("dense_h_to_4h", "bias"): ROWS,
+    ("dense_4h_to_h", "weight"): COLUMNS,
+    ("dense", "weight"): COLUMNS,
+}
 
 
 def our_name(released: str) -> str | None:
@@ -55,10 +87,20 @@ def our_name(released: str) -> str | None:
     return None
 
 
-def read_sat_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights (memory-mapped, released names) and model_config.json of a released folder.
+def released_name(ours: str) -> str:
+    """The inverse of our_name."""
+    layer = re.search(r"\d+", ours)
+    module, _, kind = re.sub(r"\d+", "{}", ours).rpartition(".")
+    if kind == "gate" and layer:
+        return f"mixins.attention_plus.attn_distribution.{layer[0]}"
+    return f"{RELEASED_NAMES[module].format(layer and layer[0])}.{kind}"
 
-    Raises CogVideoError when a file is missing, damaged or holds anything but tensors.
+
+def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
+    """The weights (released names, ranks merged, read when asked for) and model_config.json of a released folder.
+
+    Raises CogVideoError when a file is missing, damaged, does not fit the others or holds anything but tensors, and for
+    models that are not sandwich-normed.
     """
     folder = Path(folder)
     try:
@@ -71,32 +113,114 @@ def read_sat_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, An
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise CogVideoError(f"Cannot read {folder}: {error}; download or copy it again.") from None
+    if not isinstance(settings, dict):
+        raise CogVideoError(f"{folder / 'model_config.json'} should hold a JSON object; download it again.")
+    # The newer spelling, then the older one; the weights decide where neither is given.
+    if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
+        raise CogVideoError(
+            f"{folder / 'model_config.json'} tells of a model without sandwich LayerNorm, which CogVideo's all have: choose another folder."
+        )
     if not re.fullmatch(r"\w[\w.-]*", iteration):
         raise CogVideoError(f"{folder / 'latest'} should name a folder beside it, not {iteration!r}.")
-    path = folder / iteration / "mp_rank_00_model_states.pt"
-    if not path.is_file():
-        raise CogVideoError(f"{path} is missing; download the checkpoint again.")
+    # zipfile finds the end of a whole file; what torch wrote before 2020 is no zip and cannot be mapped.
+    files = [TensorFile(path, _open_rank, mapped=zipfile.is_zipfile(path)) for path in _rank_files(folder / iteration)]
+    return _merge_ranks(files), settings
+
+
+def _rank_files(folder: Path) -> list[Path]:
+    """mp_rank_00_model_states.pt, mp_rank_01_..., without a gap."""
+    ranks = {int(m[1]): path for path in folder.glob("*") if (m := RANK_FILE.fullmatch(path.name))}
+    for rank in range(max(ranks, default=0) + 1):
+        if rank not in ranks:
+            raise CogVideoError(f"{folder / f'mp_rank_{rank:02d}_model_states.pt'} is missing; download it again.")
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _open_rank(path: Path) -> dict[str, Tensor]:
+    """The table under `module` of a torch file: mapped, or in memory if the file is of the kind before 2020."""
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(_NUMPY):
+            table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds for damaged files
         raise CogVideoError(
             f"{path} is damaged or holds more than tensors ({type(error).__name__}); download it again."
         ) from None
-    weights = weights.get("module", weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    table = table.get("module", table) if isinstance(table, dict) else table
+    if not isinstance(table, dict) or not all(isinstance(value, Tensor) for value in table.values()):
         raise CogVideoError(f"{path} holds no table of weights under the key 'module'; download it again.")
-    return weights, settings
+    return table
+
+
+def _merge_ranks(files: list[TensorFile]) -> Weights:
+    """One table of the ranks' tables; a weight is put together when it is asked for."""
+    first = files[0]
+    for file in files[1:]:
+        if differing := file.meta.keys() ^ first.meta.keys():
+            raise CogVideoError(
+                f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them alone; "
+                "download the checkpoint again."
+            )
+    meta = {}
+    for name, part in first.meta.items():
+        shape, rule = list(part.shape), _rule(name)
+        fits = all((file.meta[name].shape, file.meta[name].dtype) == (part.shape, part.dtype) for file in files)
+        try:
+            if rule is not None:
+                shape[rule[0]] *= len(files)
+            meta[name] = torch.empty(shape, dtype=part.dtype, device="meta")
+            rank_views(name, meta[name], len(files))
+        except (IndexError, EinopsError):  # too few axes, or no thirds of q, k and v
+            fits = False
+        if not fits:
+            shapes = ", ".join(str(list(file.meta[name].shape)) for file in files)
+            raise CogVideoError(
+                f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download the checkpoint again."
+            )
+        if name.endswith("query_key_value.weight") and len(shape) == 2 and shape[0] != 3 * shape[1]:
+            ranks = 3 * shape[1] * len(files) / max(1, shape[0])
+            raise CogVideoError(
+                f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not {len(files)} "
+                f"(together, {name} is {shape}); download the checkpoint again."
+            )
+
+    def fill(name: str, out: Tensor) -> None:
+        parts = rank_views(name, out, len(files)) if _rule(name) else [out]  # what is whole comes from the first rank
+        for file, part in zip(files, parts, strict=False):
+            part.copy_(file.view(name).reshape(part.shape))
+        release_pages(files)
+
+    return Weights(meta, fill)
+
+
+def _rule(name: str) -> tuple[int, str] | None:
+    """How a released weight is shared out among ranks; None: each has all of it."""
+    found = PARAMETER.search(name)
+    return SHARED_OUT.get((found[1], found[3])) if found else None
+
+
+def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
+    """The places in a released weight that each rank holds: views, whose numbers are in the order of the rank's file.
+
+    A weight that every rank has whole is so here.
+    """
+    rule = _rule(name)
+    if rule is None:
+        return [whole] * ranks
+    return list(rearrange(whole, rule[1], rank=ranks, **({"three": 3} if rule is HEADS else {})))
 
 
 def infer_config(
-    weights: dict[str, Tensor], settings: dict[str, Any], *, image_tokens: int, begin_of_image: int
+    weights: Mapping[str, Tensor], settings: dict[str, Any], *, image_tokens: int, begin_of_image: int
 ) -> ModelConfig:
     """Geometry from shapes, and from model_config.json what no shape tells (heads, layout, window, stage)."""
+    weights = meta_of(weights)
     vocab_size, hidden_size = weights["transformer.word_embeddings.weight"].shape
     layers = [int(m[1]) for name in weights if (m := re.match(r"transformer\.layers\.(\d+)\.", name))]
     extra = weights.get("mixins.extra_position_embedding.position_embeddings.weight")
     temporal = any(name.startswith("mixins.attention_plus.") for name in weights)
-    text_length, first_end, end = settings.get("layout", (64, 464, 2064 if temporal else 464))
+    layout = settings.get("layout", (64, 464, 2064))
+    layout = [int(end) for end in (layout.split(",") if isinstance(layout, str) else layout)]
+    text_length, first_end, end = layout[0], layout[1], layout[-1]
     frame_tokens = first_end - text_length
     side = math.isqrt(frame_tokens)
     window = settings.get("window_size", -1)
@@ -127,47 +251,91 @@ def load_sat_checkpoint(
     dtype: torch.dtype | None = None,
     image_tokens: int = 20000,
     begin_of_image: int = 150000,
+    block_done: Callable[[nn.Module], Any] | None = None,
 ) -> CogVideoTransformer:
     """Load a released folder (stage 1, stage 2 or the image model) as a CogVideoTransformer in eval mode.
 
-    dtype None keeps the type of the file. Raises CogVideoError for missing, damaged or wrong-shaped files.
+    Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model. Raises CogVideoError for missing,
+    damaged or wrong-shaped files and for a model that is too large for the device.
     """
+    config, weights = open_sat_checkpoint(folder, image_tokens=image_tokens, begin_of_image=begin_of_image)
+    return fill_model(
+        lambda: CogVideoTransformer(config),
+        weights,
+        where=str(folder),
+        device=device,
+        dtype=dtype,
+        block_done=block_done,
+    )
+
+
+def open_sat_checkpoint(folder: str | Path, *, image_tokens: int, begin_of_image: int) -> tuple[ModelConfig, Weights]:
+    """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model; for errors see load."""
     weights, settings = read_sat_folder(folder)
     try:
         config = infer_config(weights, settings, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
             f"{folder} is not a CogVideo checkpoint: its weights or model_config.json lack or spoil {error}; download it again."
         ) from None
-    renamed = {ours: tensor for name, tensor in weights.items() if (ours := our_name(name))}
-    return fill_model(lambda: CogVideoTransformer(config), renamed, where=str(folder), device=device, dtype=dtype)
+    return config, weights.renamed(our_name)
 
 
 def fill_model(
     build: Callable[[], M],
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     *,
     where: str,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    block_done: Callable[[nn.Module], Any] | None = None,
 ) -> M:
-    """The module that `build` makes, with `weights` (our names), never holding a second copy; checks names and shapes."""
+    """The module that `build` makes, with `weights` (our names), in eval mode; checks names, shapes and free memory.
+
+    Weights in files are read one after another, straight to device and dtype. block_done(block) is called when all weights of
+    a block are there and may shrink it before the next is read; what fits is then for the caller to know. Raises
+    CogVideoError when names or shapes are not those of the module or memory does not suffice.
+    """
+    model = empty_model(build, weights, where)
+    meta = meta_of(weights)
+    sizes = {name: tensor_bytes(meta[name], dtype) for name, _ in model.named_parameters()}
+    if isinstance(weights, Weights) and block_done is None:  # others are in memory already
+        check_fits(sum(sizes.values()), device, where)
+    with byte_bar("loading", sum(sizes.values())) as bar:
+
+        def read(name: str) -> Tensor:
+            bar.update(sizes[name])
+            if isinstance(weights, Weights):
+                return weights.read(name, device=device, dtype=dtype)
+            return weights[name].to(device=device, dtype=dtype)
+
+        blocks: Any = getattr(model, "blocks", ())
+        for index, block in enumerate(blocks):
+            names = [name for name, _ in block.named_parameters()]
+            block.load_state_dict({name: read(f"blocks.{index}.{name}") for name in names}, assign=True)
+            if block_done is not None:
+                block_done(block)
+        rest = {name: read(name) for name in sizes if not name.startswith("blocks.")}
+        model.load_state_dict(rest, strict=False, assign=True)
+    return model.eval()
+
+
+def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: str) -> M:
+    """The module that `build` makes, on the meta device; CogVideoError if `weights` are not just what it needs."""
     with torch.device("meta"):
         model = build()
+    meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if missing := expected.keys() - weights.keys():
+    if missing := expected.keys() - meta.keys():
+        raise CogVideoError(f"{where} lacks {len(missing)} weights, {min(missing)} among them; get a complete copy.")
+    if surplus := meta.keys() - expected.keys():
         raise CogVideoError(
-            f"{where} lacks {len(missing)} weights, {sorted(missing)[0]} among them; get a complete copy."
-        )
-    if surplus := weights.keys() - expected.keys():
-        raise CogVideoError(
-            f"{where} holds weights that its configuration has no place for, {sorted(surplus)[0]} among them."
+            f"{where} holds weights that its configuration has no place for, {min(surplus)} among them."
         )
     for name, shape in expected.items():
-        if weights[name].shape != shape:
+        if meta[name].shape != shape:
             raise CogVideoError(
-                f"{where}: {name} is {list(weights[name].shape)} where the configuration needs {list(shape)}; "
+                f"{where}: {name} is {list(meta[name].shape)} where the configuration needs {list(shape)}; "
                 "weights and configuration do not belong together."
             )
-    model.load_state_dict({name: weights[name].to(device=device, dtype=dtype) for name in expected}, assign=True)
-    return model.eval()
+    return model

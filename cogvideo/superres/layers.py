@@ -6,7 +6,7 @@ map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 
 Shapes: B samples, L text slots, G given places, N drawn places, H heads, D hidden, d = D / H, V image tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import read_folder, save_model
 from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
+from cogvideo.checkpoints.tensors import meta_of
 from cogvideo.errors import CogVideoError
 from cogvideo.model import Channel, Mlp, attend, initialize_weights
 from cogvideo.superres.local_attention import Tiles, local_attention
@@ -90,24 +91,36 @@ class SuperResolution(nn.Module):
         begin_of_image: int = 150000,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        block_done: Callable[[nn.Module], Any] | None = None,
     ) -> "Self":
         """Load the release's folder or its state dict, in eval mode; dtype None keeps the type of the weights.
 
-        Raises CogVideoError for missing, damaged or wrong-shaped weights.
+        block_done: see fill_model. Raises CogVideoError for missing, damaged or wrong-shaped weights and for a model that is
+        too large for the device.
         """
         weights, where = read_released(source)
-        vocab_size, hidden_size = weights["word_embedding.weight"].shape
-        config = cls.config_class(
-            num_layers=1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1),
+        config = cls.released_config(
+            weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
+        )
+        return fill_model(lambda: cls(config), weights, where=where, device=device, dtype=dtype, block_done=block_done)
+
+    @classmethod
+    def released_config(
+        cls, weights: Mapping[str, Tensor], *, num_heads: int, image_tokens: int, begin_of_image: int
+    ) -> Any:
+        """The configuration that weights of the release (see read_released) belong to, from their shapes."""
+        meta = meta_of(weights)
+        vocab_size, hidden_size = meta["word_embedding.weight"].shape
+        return cls.config_class(
+            num_layers=1 + max((int(name.split(".")[1]) for name in meta if name.startswith("blocks.")), default=-1),
             hidden_size=hidden_size,
             num_heads=num_heads,
             vocab_size=vocab_size,
             image_tokens=image_tokens,
             begin_of_image=begin_of_image,
-            base_positions=len(weights["base_position_embedding.weight"]),
-            **cls.released_geometry(len(weights["extra_position_embedding.weight"])),
+            base_positions=len(meta["base_position_embedding.weight"]),
+            **cls.released_geometry(len(meta["extra_position_embedding.weight"])),
         )
-        return fill_model(lambda: cls(config), weights, where=where, device=device, dtype=dtype)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
@@ -119,25 +132,41 @@ class SuperResolution(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = torch.float32
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = torch.float32,
+        block_done: Callable[[nn.Module], Any] | None = None,
     ) -> "Self":
-        """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files."""
+        """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files.
+
+        block_done: see fill_model.
+        """
         config, weights = read_folder(folder, cls.config_class)
-        return fill_model(lambda: cls(config), weights, where=str(folder), device=device, dtype=dtype)
+        return fill_model(
+            lambda: cls(config), weights, where=str(folder), device=device, dtype=dtype, block_done=block_done
+        )
 
 
-def read_released(source: str | Path | dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def read_released(source: str | Path | dict[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
     """Weights under our names from a released folder or its state dict, and what to call it in errors."""
-    weights: Any = source.get("module", source) if isinstance(source, dict) else read_sat_folder(source)[0]
-    where = "the state dict" if isinstance(source, dict) else str(source)
-    renamed = {}
-    for name, tensor in weights.items():
-        if ours := our_name(name):  # with the two channels called as in CogVideoTransformer
-            renamed[ours.replace(".spatial.", ".given.").replace(".temporal.", ".drawn.")] = tensor
+    renamed: Mapping[str, Tensor]
+    if isinstance(source, dict):
+        table: Any = source.get("module", source)
+        renamed = {ours: tensor for name, tensor in table.items() if (ours := our_superres_name(name))}
+        where = "the state dict"
+    else:
+        renamed, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
     for name in ("word_embedding.weight", "base_position_embedding.weight", "extra_position_embedding.weight"):
         if name not in renamed:
             raise CogVideoError(f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder.")
     return renamed, where
+
+
+def our_superres_name(released: str) -> str | None:
+    """The name in a SuperResolution of a released weight, or None; the two channels have other names than in CogVideo."""
+    name = our_name(released)
+    return name and name.replace(".spatial.", ".given.").replace(".temporal.", ".drawn.")
 
 
 def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
