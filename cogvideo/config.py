@@ -96,6 +96,7 @@ class SamplingConfig:
     fill_guidance: float = 1.0
     first_text_bonus: float = 0.0  # added to scores towards text
     key_text_bonus: float = 0.0
+    unguided_text_bonus: float | None = None  # instead of key_text_bonus where guidance is off; None: the same
     fill_text_bonus: float = 0.0
     first_temperature: float = 1.0
     first_top_k: int = 16

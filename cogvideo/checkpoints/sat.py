@@ -224,8 +224,15 @@ def infer_config(
     frame_tokens = first_end - text_length
     side = math.isqrt(frame_tokens)
     window = settings.get("window_size", -1)
+    num_layers = max(layers) + 1
+    if settings.get("num_layers", num_layers) != num_layers:
+        raise CogVideoError(
+            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: download them again."
+        )
+    # Stage 1 was released with full attention, stage 2 with windows, should the settings not tell.
+    stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
     return ModelConfig(
-        num_layers=max(layers) + 1,
+        num_layers=num_layers,
         hidden_size=hidden_size,
         num_heads=settings["num_attention_heads"],
         frame_height=side,
@@ -239,7 +246,7 @@ def infer_config(
         base_positions=len(weights["transformer.position_embeddings.weight"]),
         extra_positions=0 if extra is None else len(extra),
         temporal=temporal,
-        order="interpolation" if settings.get("cogvideo_stage") == 2 else "sequential",
+        order="interpolation" if stage == 2 else "sequential",
         window=window if window > 0 else None,
     )
 

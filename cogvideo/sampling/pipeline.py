@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from cogvideo.checkpoints.native import load_model, read_json
-from cogvideo.config import SamplingConfig, from_dict
+from cogvideo.config import SamplingConfig
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
+from cogvideo.offload import Offload
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.loading import Loader, check_offload, choose_device, read_native
+from cogvideo.sampling.released import is_released, read_released
 from cogvideo.sampling.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -26,7 +28,9 @@ from cogvideo.tokenizers.text import TextTokenizer
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 Seeds = int | Sequence[int]  # one for all clips, or one for each
-LARGE_BATCH = 12  # frames enlarged at once, as in the release
+# How many stage 2 sequences are decoded at once (None: all) and how many frames are enlarged at once, as in the release or
+# fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches at full size in 16 bit.
+AT_ONCE: dict[str, tuple[int | None, int]] = {"none": (None, 12), "stages": (4, 4), "layers": (4, 2)}
 
 
 class Pipeline:
@@ -43,11 +47,16 @@ class Pipeline:
         sampling: SamplingConfig,
         cluster_labels: np.ndarray | None = None,
         device: str | torch.device = "cpu",
+        offload: str = "none",
     ):
+        """Parts of one set of weights. Without offloading they are on `device`; with it, on the CPU (see offload.py)."""
         self.text, self.frames, self.sampling = text, frames, sampling
         self.stage1, self.stage2, self.superres = stage1, stage2, superres
         self.cluster_labels, self.device = cluster_labels, torch.device(device)
         self._check()
+        self.sequences_at_once, self.frames_at_once = AT_ONCE[check_offload(offload)]
+        parts = (stage1, stage2, superres, frames)
+        self._offload = None if offload == "none" else Offload(parts, self.device, layers=offload == "layers")
 
     def _check(self) -> None:
         """Refuse parts that do not belong together."""
@@ -71,31 +80,34 @@ class Pipeline:
             raise CogVideoError(
                 "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: take all from one set of weights."
             )
+        if self.cluster_labels is not None and len(self.cluster_labels) != one.image_tokens:
+            raise CogVideoError(
+                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have {one.image_tokens}: "
+                "take the cluster file of these weights."
+            )
 
     @classmethod
-    def from_pretrained(cls, weights: str | Path = "demo", *, device: str = "auto") -> "Pipeline":
-        """Load "demo" or a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json).
+    def from_pretrained(
+        cls, weights: str | Path = "demo", *, device: str = "auto", dtype: str | None = None, offload: str = "none"
+    ) -> "Pipeline":
+        """Load "demo", a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json), or the released files.
 
-        device "auto" takes CUDA where there is one. Raises CogVideoError for unknown weights, damaged files, a device that
-        is not there.
+        The released files lie in one folder under their own names (sampling/released.py). device "auto" takes CUDA where
+        there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in bf16 on CUDA, in fp32 on CPU); None
+        takes fp32 for pipeline folders and the files' own for the release. offload: "none" keeps everything on the device,
+        "stages" only the part that works, "layers" two of its blocks (see `cogvideo bench full-size --plan` for what each
+        needs). Raises CogVideoError for unknown weights, damaged files, a device that is not there.
         """
-        device = _device(device)
+        device = choose_device(device)
+        home = device if check_offload(offload) == "none" else "cpu"
         folder = DEMO if str(weights) == "demo" else Path(weights)
         if not folder.is_dir():
             raise CogVideoError(f"There are no weights at {folder}: give demo or a folder with pipeline.json in it.")
-        sampling = from_dict(SamplingConfig, read_json(folder / "pipeline.json"), str(folder / "pipeline.json"))
-        frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=device)
-        labels = folder / "tokenizers" / "clusters.npy"
-        return cls(
-            text=TextTokenizer(folder / "tokenizers" / "text.model", frames.num_codes),
-            frames=frames,
-            stage1=load_model(folder / "stage1", device=device),
-            stage2=load_model(folder / "stage2", device=device),
-            superres=DirectSuperResolution.from_pretrained(folder / "superres", device=device),
-            sampling=sampling,
-            cluster_labels=_read_labels(labels) if labels.exists() else None,
-            device=device,
-        )
+        if is_released(folder):
+            parts = read_released(folder, Loader(dtype, device, home, None))
+        else:
+            parts = read_native(folder, Loader(dtype, device, home, torch.float32))
+        return cls(**parts, device=device, offload=offload)
 
     def __call__(
         self,
@@ -149,30 +161,49 @@ class Pipeline:
         progress: bool = False,
     ) -> Tensor:
         """First frame by the image model, the others by stage 1 -> tokens [B,5,N]."""
+        self._spans(prompts, seconds)  # now, not after the first frame
+        first = self.first_frame_tokens(prompts, seed, progress=progress)
+        return self.later_key_frame_tokens(
+            first, prompts, seconds, seed, guidance_scale=guidance_scale, progress=progress
+        )
+
+    @torch.inference_mode()
+    def first_frame_tokens(self, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False) -> Tensor:
+        """The first frame by the image model inside stage 1 -> tokens [B,N]."""
         s, c = self.sampling, self.stage1.config
-        if not prompts:
-            raise CogVideoError("There is no prompt: give at least one.")
-        spans = [float(v) for v in np.broadcast_to(np.asarray(seconds, float), len(prompts))]
-        for span in spans:
-            if span not in s.spans:
-                raise CogVideoError(
-                    f"{span:g} seconds were not trained: choose one of {', '.join(f'{v:g}' for v in s.spans)}."
-                )
+        self._use(self.stage1)
         ids, mask = self._text(prompts, [None] * len(prompts), s.first_frame_suffix)
         guide = self._guide([None] * len(prompts)) if s.first_guidance != 1 else {}
         with _bar("first frame", c.frame_tokens, progress) as advance:
-            first = generate_first_frame(
+            return generate_first_frame(
                 self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus, guidance_scale=s.first_guidance,
                 strategy=self._strategy(s.first_temperature, s.first_top_k), progress=advance,
                 generator=self._generators("first", seed, len(prompts)), **guide,
             )  # fmt: skip
+
+    @torch.inference_mode()
+    def later_key_frame_tokens(
+        self,
+        first: Tensor,
+        prompts: Sequence[str],
+        seconds: float | Sequence[float],
+        seed: Seeds = 0,
+        *,
+        guidance_scale: float | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Stage 1: the first frames [B,N] and the key frames after them -> tokens [B,5,N]."""
+        s, c = self.sampling, self.stage1.config
+        self._use(self.stage1)
         scale = s.key_guidance if guidance_scale is None else guidance_scale
+        spans = self._spans(prompts, seconds)
         ids, mask = self._text(prompts, spans, s.key_frame_suffix)
         guide = self._guide(spans) if scale != 1 else {}
+        unguided = s.key_text_bonus if s.unguided_text_bonus is None else s.unguided_text_bonus
         with _bar("key frames", (c.num_frames - 1) * c.frame_tokens, progress) as advance:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
-                text_bonus=s.key_text_bonus, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                text_bonus=s.key_text_bonus if guide else unguided, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
                 generator=self._generators("key", seed, len(prompts)), **guide,
             )  # fmt: skip
 
@@ -181,33 +212,62 @@ class Pipeline:
         self, tokens: Tensor, prompts: Sequence[str], seconds: float, seed: Seeds = 0, *, progress: bool = False
     ) -> Tensor:
         """Stage 2, recursively: [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached."""
-        s, c = self.sampling, self.stage2.config
-        rounds = max(0, round(math.log2(seconds * s.fps / (tokens.shape[1] - 1))))
-        with _bar("frames between", rounds * 2 * c.frame_tokens, progress) as advance:
-            for number in range(1, rounds + 1):
-                b, t = tokens.shape[:2]
-                pairs = (t - 1) // 2  # every pair of neighbouring intervals is one sequence
-                given = torch.stack([tokens[:, 2 * i : 2 * i + 3] for i in range(pairs)], 1)
-                texts = [prompt for prompt in prompts for _ in range(pairs)]
-                spans = [seconds / 2**number] * len(texts)
-                ids, mask = self._text(texts, spans, s.key_frame_suffix)
-                guide = self._guide(spans) if s.fill_guidance != 1 else {}
-                between = interpolate_frames(
-                    self.stage2, ids, rearrange(given, "b p f n -> (b p) f n"), text_mask=mask,
-                    guidance_scale=s.fill_guidance, text_bonus=s.fill_text_bonus, release_quirks=s.release_quirks,
-                    strategy=self._strategy(s.temperature, s.top_k), progress=advance,
-                    generator=self._generators(f"fill {number}", seed, b, pairs), **guide,
-                )  # fmt: skip
-                filled = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
-                filled[:, 0::2] = tokens
-                filled[:, 1::2] = rearrange(between, "(b p) f n -> b (p f) n", b=b)
-                tokens = filled
+        rounds = self.rounds(tokens.shape[1], seconds)
+        for number in range(1, rounds + 1):
+            title = f"frames between {number}/{rounds}"
+            tokens = self.fill_once(tokens, prompts, seconds, number, seed, title=title, progress=progress)
         return tokens
+
+    def rounds(self, frames: int, seconds: float) -> int:
+        """How many rounds of stage 2 bring `frames` that span `seconds` to sampling.fps."""
+        return max(0, round(math.log2(seconds * self.sampling.fps / (frames - 1))))
+
+    @torch.inference_mode()
+    def fill_once(
+        self,
+        tokens: Tensor,
+        prompts: Sequence[str],
+        seconds: float,
+        number: int,
+        seed: Seeds = 0,
+        *,
+        title: str = "frames between",
+        progress: bool = False,
+    ) -> Tensor:
+        """Round `number` (1, 2, ..) of stage 2: a frame between every two, [B,T,N] -> [B,2T-1,N]."""
+        s, c = self.sampling, self.stage2.config
+        self._use(self.stage2)
+        b, t = tokens.shape[:2]
+        pairs = (t - 1) // 2  # every pair of neighbouring intervals is one sequence
+        given = torch.stack([tokens[:, 2 * i : 2 * i + 3] for i in range(pairs)], 1)
+        given = rearrange(given, "b p f n -> (b p) f n")
+        texts = [prompt for prompt in prompts for _ in range(pairs)]
+        spans = [seconds / 2**number] * len(texts)
+        ids, mask = self._text(texts, spans, s.key_frame_suffix)
+        generators = self._generators(f"fill {number}", seed, b, pairs)
+        size = self.sequences_at_once or len(texts)
+        between = []
+        with _bar(title, -(-len(texts) // size) * 2 * c.frame_tokens, progress) as advance:
+            for some in (slice(first, first + size) for first in range(0, len(texts), size)):
+                guide = self._guide(spans[some]) if s.fill_guidance != 1 else {}
+                between.append(
+                    interpolate_frames(
+                        self.stage2, ids[some], given[some], text_mask=mask[some], guidance_scale=s.fill_guidance,
+                        text_bonus=s.fill_text_bonus, release_quirks=s.release_quirks,
+                        strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                        generator=generators[some], **guide,
+                    )
+                )  # fmt: skip
+        filled = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
+        filled[:, 0::2] = tokens
+        filled[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
+        return filled
 
     @torch.inference_mode()
     def enlarge(self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False) -> Tensor:
         """Direct super-resolution of every frame: [B,T,N] -> [B,T,9N]."""
         s = self.sampling
+        self._use(self.superres)
         strategy = self._strategy(s.large_temperature, s.large_top_k, s.large_inner_temperature)
         ids, mask = self._text(prompts, [None] * len(prompts), "")
         clips = []
@@ -216,7 +276,7 @@ class Pipeline:
                 tokens, ids, mask, self._generators("large", seed, len(tokens)), strict=True
             ):
                 parts = []
-                for part in clip.split(LARGE_BATCH):
+                for part in clip.split(self.frames_at_once):
                     texts = (t.expand(len(part), -1) for t in (row, real))
                     text_ids, text_mask = texts
                     parts.append(
@@ -230,9 +290,10 @@ class Pipeline:
     def pixels(self, tokens: Tensor) -> np.ndarray:
         """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames have the shape of the model's, or an enlarged one."""
         c = self.stage1.config
+        self._use(self.frames)
         scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
         grids = rearrange(tokens, "b t (h w) -> (b t) h w", h=scale * c.frame_height)
-        frames = torch.cat([self.frames.decode(part) for part in grids.split(LARGE_BATCH)]).clamp(0, 1)
+        frames = torch.cat([self.frames.decode(part) for part in grids.split(self.frames_at_once)]).clamp(0, 1)
         return rearrange((frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens))
 
     def with_sampling(self, **changes: object) -> "Pipeline":
@@ -240,6 +301,22 @@ class Pipeline:
         other = object.__new__(Pipeline)
         other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}  # type: ignore[arg-type]
         return other
+
+    def _use(self, part: nn.Module) -> None:
+        """Have a part's weights on the device."""
+        if self._offload is not None:
+            self._offload.use(part)
+
+    def _spans(self, prompts: Sequence[str], seconds: float | Sequence[float]) -> list[float]:
+        """The seconds of every prompt; refuses none at all and what was not trained."""
+        if not prompts:
+            raise CogVideoError("There is no prompt: give at least one.")
+        spans = [float(v) for v in np.broadcast_to(np.asarray(seconds, float), len(prompts))]
+        for span in spans:
+            if span not in self.sampling.spans:
+                trained = ", ".join(f"{v:g}" for v in self.sampling.spans)
+                raise CogVideoError(f"{span:g} seconds were not trained: choose one of {trained}.")
+        return spans
 
     def _text(self, prompts: Sequence[str], spans: Sequence[float | None], suffix: str) -> tuple[Tensor, Tensor]:
         ids = [
@@ -277,13 +354,6 @@ class Pipeline:
         return made
 
 
-def _read_labels(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
-
-
 def _seeds(seed: Seeds, clips: int) -> list[int]:
     seeds = np.atleast_1d(np.asarray(seed, int))
     if len(seeds) not in (1, clips):
@@ -308,17 +378,3 @@ class _bar:
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise CogVideoError(
-            f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
-        )
-    return name

@@ -132,7 +132,7 @@ class FrameTokenizer(nn.Module):
         and for weights that do not fit these sizes.
         """
         name = "the given state dict" if isinstance(source, Mapping) else str(source)
-        weights: Mapping = source if isinstance(source, Mapping) else _read_weights(Path(source))
+        weights: Mapping = source if isinstance(source, Mapping) else read_weights(Path(source))
         weights = weights.get("module", weights)
         if "quantize.embed.weight" not in weights:
             raise CogVideoError(f"There is no icetk image tokenizer in {name}: it has no quantize.embed.weight.")
@@ -147,7 +147,8 @@ class FrameTokenizer(nn.Module):
         return cls(network).eval()
 
 
-def _read_weights(path: Path) -> Mapping:
+def read_weights(path: Path) -> Mapping:
+    """The table in a torch or safetensors file; raises CogVideoError when it is missing or damaged."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

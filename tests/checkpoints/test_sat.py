@@ -289,3 +289,19 @@ def test_spoilt_settings_are_refused(file, content, message, tmp_path):
     (folder / file).write_text(content)
     with pytest.raises(CogVideoError, match=message):
         load_sat_checkpoint(folder, **IDS)
+
+
+def test_a_missing_last_layer_is_refused_though_the_others_fit(tmp_path):
+    weights = {name: w for name, w in fixture().items() if ".2." not in name and not name.endswith("distribution.2")}
+    with pytest.raises(CogVideoError, match="2 layers where model_config.json says 3"):
+        load_sat_checkpoint(write(tmp_path / "short", weights, num_layers=3), **IDS)
+
+
+@pytest.mark.parametrize("window, order", [(-1, "sequential"), (10, "interpolation")])
+def test_without_a_stage_in_the_settings_windows_tell_it(tmp_path, window, order):
+    folder = write(tmp_path / "untold", fixture("sequential_window"), window_size=window)
+    path = folder / "model_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("cogvideo_stage", None)
+    path.write_text(json.dumps(settings))
+    assert load_sat_checkpoint(folder, **IDS).config.order == order

@@ -1,0 +1,292 @@
+"""The whole released pipeline with random weights, timed: `cogvideo bench full-size`.
+
+Weights are drawn on the device in the released geometry and loaded by the same code as files, then a Pipeline makes a clip of
+them stage by stage. The pictures are noise; time and memory are those of the real weights.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
+from cogvideo.checkpoints.memory import GB, peak_memory
+from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.tensors import Weights
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer
+from cogvideo.offload import HostWeights, StreamedBlocks
+from cogvideo.sampling import released
+from cogvideo.sampling.loading import Loader, check_offload, choose_device
+from cogvideo.sampling.pipeline import DEMO, Pipeline
+from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.hvqvae import HVQVAE
+from cogvideo.tokenizers.text import TextTokenizer
+
+PROMPT = "a red 3 moves right"  # in words that the demo's text model knows: the released one is not at hand
+COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run; the defaults are the release's size."""
+
+    layers: int = 48
+    hidden: int = 3072
+    heads: int = 48
+    side: int = 20  # tokens along a side of a frame: 24 pixels each in the end
+    dtype: str = "bf16"
+    device: str = "cuda"
+    offload: str = "none"
+    clips: int = 1
+    seconds: float = 4.0
+    seed: int = 0
+
+
+def run(settings: Settings, *, source: Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Build the pipeline, make the clips, return the report (see `render` for what it holds).
+
+    source: a folder of released checkpoints (as `cogvideo bench make-checkpoint` writes) instead of weights drawn here.
+    Raises CogVideoError for a device that is not there, unknown choices and models that do not fit.
+    """
+    settings = replace(settings, device=choose_device(settings.device))
+    device = torch.device(settings.device)
+    if settings.clips < 1:
+        raise CogVideoError(f"There must be at least one clip, not {settings.clips}.")
+    clock = time.perf_counter()
+    pipe = build(settings, source)
+    _wait(device)
+    loading = time.perf_counter() - clock
+    bandwidth = _host_bandwidth(device) if settings.offload == "layers" else _bandwidth(device)
+    if device.type == "cuda":  # kernels are chosen and compiled when they first run
+        pipe.first_frame_tokens([PROMPT] * settings.clips, progress=progress)
+    stages = measure(pipe, settings, bandwidth, progress=progress)
+    need = device_memory(_geometry(settings), settings.dtype, settings.offload, settings.clips)
+    return {
+        "what": "the released pipeline with random weights" if source is None else f"checkpoints in {source.name}",
+        "settings": asdict(settings),
+        "machine": _machine(device),
+        "loading_seconds": loading,
+        "stages": stages,
+        "total_seconds": sum(stage["seconds"] for stage in stages),
+        "peak_device_bytes": max(stage["peak_bytes"] for stage in stages),
+        "peak_host_bytes": peak_memory(),
+        "planned_device_bytes": need.device,
+        "bandwidth_bytes_per_second": bandwidth,
+    }
+
+
+def build(settings: Settings, source: Path | None = None) -> Pipeline:
+    """A Pipeline of the released sizes with random weights, or with stages and super-resolution from `source`."""
+    device = settings.device
+    home = device if check_offload(settings.offload) == "none" else "cpu"
+    geometry = _geometry(settings)
+    load = Loader(settings.dtype, device, home, torch.float32)
+    text = TextTokenizer(DEMO / "tokenizers" / "text.model", geometry.stage1.image_tokens)
+    if source is None:
+        # Begin-of-image is where this text model puts it; with weights drawn at random one id is as good as another.
+        own = {"begin_of_image": text.begin_of_image}
+        stages = [replace(c, **own) for c in (geometry.stage1, geometry.stage2)]
+        large = replace(geometry.superres, **own)
+        models = *(partial(CogVideoTransformer, c) for c in stages), partial(DirectSuperResolution, large)
+        readers = [_random(model, settings.seed + number) for number, model in enumerate(models)]
+    else:
+        ids = {"image_tokens": geometry.stage1.image_tokens, "begin_of_image": text.begin_of_image}
+        released.check_there(source, (released.STAGE1, released.STAGE2, released.SUPERRES))
+        folder = source / released.SUPERRES
+        readers = [
+            partial(load_sat_checkpoint, source / released.STAGE1, **ids),
+            partial(load_sat_checkpoint, source / released.STAGE2, **ids),
+            partial(DirectSuperResolution.from_sat, folder, num_heads=released.superres_heads(folder), **ids),
+        ]
+    stage1, stage2, superres = map(load, readers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        frames = FrameTokenizer(HVQVAE(geometry.stage1.image_tokens, channels=geometry.channels)).to(home).eval()
+    return Pipeline(
+        text=text, frames=frames, stage1=stage1, stage2=stage2, superres=superres, sampling=released.SAMPLING,
+        cluster_labels=np.arange(geometry.stage1.image_tokens) % released.NUM_CLUSTERS, device=device,
+        offload=settings.offload,
+    )  # fmt: skip
+
+
+def _random(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
+    """A loader, as Loader calls them, that draws each weight where it is to be, as it is asked for."""
+    with torch.device("meta"):
+        meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
+
+    def draw(name: str, out: Tensor) -> None:
+        generator = torch.Generator(out.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.02, generator=generator)
+
+    return partial(fill_model, make, Weights(meta, draw), where="The pipeline with random weights")
+
+
+def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
+    """Make the clips stage by stage -> one record a stage; what offloading copies for a stage is in its time."""
+    n, seed = pipe.stage1.config.frame_tokens, settings.seed
+    prompts = [PROMPT] * settings.clips
+    seeds = [seed + clip for clip in range(settings.clips)]
+    records: list[dict[str, Any]] = []
+
+    def timed(stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0) -> Any:
+        if pipe.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pipe.device)
+        _wait(pipe.device)
+        clock = time.perf_counter()
+        result = work()
+        _wait(pipe.device)
+        seconds = time.perf_counter() - clock
+        record = {"stage": stage, "seconds": seconds, "peak_bytes": _peak(pipe.device)}
+        if steps:
+            record |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
+            record["share_of_limit"] = moved / bandwidth / (seconds / steps)
+        if tokens:
+            record |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
+        records.append(record)
+        return result
+
+    def decoded(model: CogVideoTransformer, *, both: bool = True) -> int:
+        """Bytes that one step has to move: the blocks that it uses, and the image tokens' part of the head."""
+        streamed = isinstance(model.blocks, StreamedBlocks)  # whole blocks come, used or not; the head is there
+        blocks = _bytes(t for name, t in _named(model.blocks) if both or streamed or ".temporal." not in name)
+        return blocks if streamed else blocks + _bytes([model.word_embedding.weight[: model.config.image_tokens]])
+
+    first = timed(
+        "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,
+        tokens=n * len(prompts), moved=decoded(pipe.stage1, both=False),
+    )  # fmt: skip
+    later = (pipe.stage1.config.num_frames - 1) * n
+    tokens = timed(
+        "key frames",
+        lambda: pipe.later_key_frame_tokens(first, prompts, settings.seconds, seeds, progress=progress),
+        steps=later, tokens=later * len(prompts), moved=decoded(pipe.stage1),
+    )  # fmt: skip
+    for number in range(1, pipe.rounds(tokens.shape[1], settings.seconds) + 1):
+        sequences = len(prompts) * (tokens.shape[1] - 1) // 2
+        batches = -(-sequences // (pipe.sequences_at_once or sequences))
+        tokens = timed(
+            f"between, round {number}",
+            partial(pipe.fill_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
+            steps=2 * n * batches, tokens=2 * n * sequences, moved=decoded(pipe.stage2),
+        )  # fmt: skip
+    frames = tokens.shape[0] * tokens.shape[1]
+    large = timed(
+        "enlarging", lambda: pipe.enlarge(tokens, prompts, seeds, progress=progress),
+        tokens=frames * pipe.superres.config.high_tokens,
+    )  # fmt: skip
+    pixels = timed("pixels", lambda: pipe.pixels(large))
+    records[-1] |= {"frames": list(pixels.shape)}
+    return records
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as a table for people."""
+    s, machine = report["settings"], report["machine"]
+    lines = [
+        f"{report['what']}: {s['layers']} layers, width {s['hidden']}, {s['dtype']}, offload {s['offload']}, "
+        f"{s['clips']} clip(s) of {s['seconds']:g} s, on {machine['device']}",
+        "",
+        "| stage | seconds | steps | ms a step | tokens a second | share of the limit | peak memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage in report["stages"]:
+        steps = f"{stage['steps']} | {stage['ms_per_step']:.2f}" if "steps" in stage else "- | -"
+        speed = f"{stage['tokens_per_second']:.0f}" if "tokens" in stage else "-"
+        share = f"{100 * stage['share_of_limit']:.0f} %" if "steps" in stage else "-"
+        peak = f"{stage['peak_bytes'] / GB:.2f} GB"
+        lines.append(f"| {stage['stage']} | {stage['seconds']:.2f} | {steps} | {speed} | {share} | {peak} |")
+    frames = "x".join(map(str, report["stages"][-1]["frames"]))
+    lines += [
+        "",
+        f"{report['total_seconds']:.1f} s in all for frames {frames}, after {report['loading_seconds']:.1f} s of building; "
+        f"peak {report['peak_device_bytes'] / GB:.2f} GB where it computes (on CUDA planned: "
+        f"{report['planned_device_bytes'] / GB:.2f} GB).",
+        f"The limit is the time to move a step's weights once at {report['bandwidth_bytes_per_second'] / GB:.1f} GB/s, "
+        f"what a copy {'to the device' if s['offload'] == 'layers' else 'in its memory'} reaches here.",
+    ]
+    return "\n".join(lines)
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """The report as JSON; the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _geometry(settings: Settings) -> Geometry:
+    return released_geometry(settings.layers, settings.hidden, settings.heads, settings.side)
+
+
+def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(device: torch.device) -> int:
+    """On a GPU the most since the last reset; on the CPU the most so far."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+
+
+def _bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy within the device's memory."""
+    size = COPIED if device.type == "cuda" else COPIED // 4
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _quickest(lambda: target.copy_(source), device)
+
+
+def _host_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a copy from host memory to the device, as offload.py makes it."""
+    weights = HostWeights([torch.ones(COPIED // 4, dtype=torch.uint8)])
+    room = torch.empty(COPIED // 4, dtype=torch.uint8, device=device)
+    return len(weights.bytes) / _quickest(lambda: weights.load(room), device)
+
+
+def _quickest(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the quickest of five calls."""
+    times = []
+    for _ in range(5):
+        _wait(device)
+        clock = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - clock)
+    return min(times)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return {
+        "device": name,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "commit": commit.stdout.strip() or None,
+    }

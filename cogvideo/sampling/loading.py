@@ -1,0 +1,105 @@
+"""What a pipeline is loaded with: the device, the precision, the place of the weights; and the native pipeline folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cogvideo.checkpoints.native import load_model, read_json
+from cogvideo.checkpoints.tensors import DTYPES, tensor_bytes
+from cogvideo.config import SamplingConfig, from_dict
+from cogvideo.errors import CogVideoError
+from cogvideo.quantize import load_int8
+from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+
+M = TypeVar("M", bound=nn.Module)
+OFFLOADS = ("none", "stages", "layers")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Calls a model's loader with the precision and the place asked for."""
+
+    dtype: str | None  # one of DTYPES, or int8; None: `default`
+    device: str  # that computes
+    home: str  # where the weights stay: the device, or the CPU when they are offloaded
+    default: torch.dtype | None  # None: as in the files
+
+    def __post_init__(self):
+        if self.dtype not in (None, "int8", *DTYPES):
+            raise CogVideoError(f"dtype {self.dtype!r} is unknown: choose {', '.join(DTYPES)} or int8.")
+
+    def __call__(self, read: Callable[..., M]) -> M:
+        """read(device=..., dtype=...) -> the model."""
+        if self.dtype == "int8":
+            return load_int8(read, device=self.device, home=self.home, dtype=wide_type(self.device))
+        return read(device=self.home, dtype=DTYPES[self.dtype] if self.dtype else self.default)
+
+    def bytes_of(self, weights: Mapping[str, Tensor]) -> int:
+        """Memory of a transformer's weights (of the release's or our names) once they are loaded."""
+        wide = wide_type(self.device) if self.dtype == "int8" else DTYPES.get(self.dtype or "", self.default)
+
+        def size(name: str, tensor: Tensor) -> int:
+            matrix = tensor.ndim == 2 and "embedding" not in name
+            if matrix and wide and self.dtype == "int8":
+                return tensor.numel() + len(tensor) * wide.itemsize  # a scale for every row
+            return tensor_bytes(tensor, wide)
+
+        return sum(size(name, tensor) for name, tensor in weights.items())
+
+
+def wide_type(device: str | torch.device) -> torch.dtype:
+    """What is not int8 in an int8 model, activations above all: 16 bit where the device is quick with it."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+
+
+def check_offload(name: str) -> str:
+    if name not in OFFLOADS:
+        raise CogVideoError(f"offload {name!r} is unknown: choose none, stages or layers.")
+    return name
+
+
+def choose_device(name: str) -> str:
+    """ "auto" is CUDA where there is one; raises CogVideoError for a device that is not on this machine."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise CogVideoError(
+            f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
+        )
+    return name
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Cluster labels [V] of a .npy file without pickles."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
+
+
+def read_native(folder: Path, load: Loader) -> dict[str, Any]:
+    """The parts of a pipeline folder: stage1/, stage2/, superres/, tokenizers/, pipeline.json."""
+    sampling = from_dict(SamplingConfig, read_json(folder / "pipeline.json"), str(folder / "pipeline.json"))
+    frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=load.home)
+    labels = folder / "tokenizers" / "clusters.npy"
+    return {
+        "text": TextTokenizer(folder / "tokenizers" / "text.model", frames.num_codes),
+        "frames": frames,
+        "stage1": load(partial(load_model, folder / "stage1")),
+        "stage2": load(partial(load_model, folder / "stage2")),
+        "superres": load(partial(DirectSuperResolution.from_pretrained, folder / "superres")),
+        "sampling": sampling,
+        "cluster_labels": read_labels(labels) if labels.exists() else None,
+    }

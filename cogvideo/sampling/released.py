@@ -1,0 +1,127 @@
+"""The parts of a pipeline from the files of the 2022 release, all in one folder under their own names.
+
+    cogvideo-stage1/  cogvideo-stage2/  cogview2-dsr/  ice_text.model  ice_image.pt  cluster_label2.npy
+
+The image model `coglm` is not needed: stage 1 holds it unchanged, as the spatial channel that draws the first frame.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogvideo.checkpoints.inspect import icetk_sizes
+from cogvideo.checkpoints.memory import check_fits
+from cogvideo.checkpoints.native import read_json
+from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints.tensors import meta_of
+from cogvideo.config import SamplingConfig
+from cogvideo.errors import CogVideoError
+from cogvideo.sampling.loading import Loader, read_labels
+from cogvideo.sampling.strategies import cluster_codebook
+from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer, read_weights
+from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTokenizer
+
+STAGE1, STAGE2, SUPERRES = "cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"
+TEXT, FRAMES, CLUSTERS = "ice_text.model", "ice_image.pt", "cluster_label2.npy"
+NUM_CLUSTERS = 500
+
+# How the release draws: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D section 5). Prompts
+# go to the models as they are; the release's web page translated English ones to Chinese first, which is left to the user.
+SAMPLING = SamplingConfig(
+    spans=(0.5, 1.0, 2.0, 4.0),  # seconds; the release itself makes 4 s: 33 frames at 8 fps
+    first_frame_suffix=f" {FIRST_FRAME_SUFFIX}",
+    key_frame_suffix=f" {UNGUIDED_PROMPT}",
+    guidance_prompt=UNGUIDED_PROMPT,
+    first_guidance=1.0,
+    key_guidance=3.0,
+    fill_guidance=1.0,
+    first_text_bonus=1.4,
+    key_text_bonus=0.0,  # guidance takes the place of the bonus
+    unguided_text_bonus=1.4,
+    fill_text_bonus=1.4,
+    first_temperature=1.0,
+    first_top_k=16,
+    temperature=1.05,
+    top_k=12,
+    inner_temperature=0.89,
+    large_temperature=1.0,
+    large_top_k=6,
+    large_inner_temperature=0.6,
+    clusters=True,
+    release_quirks=True,
+)
+
+
+def is_released(folder: Path) -> bool:
+    """Whether a folder holds the release's files rather than a pipeline folder of this project."""
+    return not (folder / "pipeline.json").exists() and any(
+        (folder / name).exists() for name in (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)
+    )
+
+
+def read_released(folder: Path, load: Loader) -> dict[str, Any]:
+    """Text and frame tokenizers, stages 1 and 2, super-resolution, cluster labels and SAMPLING.
+
+    How many image tokens there are and which id is begin-of-image follow from the two tokenizers. Without the cluster file,
+    labels come from k-means over the codebook, with a warning. Raises CogVideoError that names what is missing or damaged.
+    """
+    check_there(folder, (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES))
+    frames = read_frame_tokenizer(folder / FRAMES).to(load.home)
+    text = TextTokenizer(folder / TEXT, frames.num_codes)
+    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    heads = superres_heads(folder / SUPERRES)
+    read = {
+        "stage1": partial(load_sat_checkpoint, folder / STAGE1, **ids),
+        "stage2": partial(load_sat_checkpoint, folder / STAGE2, **ids),
+        "superres": partial(DirectSuperResolution.from_sat, folder / SUPERRES, num_heads=heads, **ids),
+    }
+    # All of them now, not after the first has been read for minutes.
+    weights = [read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)]
+    check_fits(sum(load.bytes_of(meta_of(w)) for w in weights), load.home, str(folder))
+    models = {name: load(reader) for name, reader in read.items()}
+    return {"text": text, "frames": frames, "sampling": SAMPLING, "cluster_labels": _labels(folder, frames), **models}
+
+
+def check_there(folder: Path, names: Sequence[str]) -> None:
+    """Raise CogVideoError that names those of the release's files and folders that are missing."""
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise CogVideoError(
+            f"{folder} lacks {', '.join(missing)} of the release: get it with `cogvideo weights get` or unpack the download there."
+        )
+
+
+def superres_heads(folder: Path) -> int:
+    """The attention heads of a released super-resolution model, which no weight's shape tells."""
+    heads = read_json(folder / "model_config.json").get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1:
+        raise CogVideoError(f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again.")
+    return heads
+
+
+def read_frame_tokenizer(path: Path) -> FrameTokenizer:
+    """icetk's image tokenizer with its widths read off the weights' shapes."""
+    weights = read_weights(path)
+    try:
+        sizes = icetk_sizes(weights.get("module", weights))
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise CogVideoError(
+            f"{path} is no icetk image tokenizer (it lacks or spoils {error}): download it again."
+        ) from None
+    return FrameTokenizer.from_icetk(
+        path, **{name: sizes[name] for name in ("channels", "encoder_mult", "decoder_mults")}
+    )
+
+
+def _labels(folder: Path, frames: FrameTokenizer) -> np.ndarray:
+    if (folder / CLUSTERS).exists():
+        return read_labels(folder / CLUSTERS)
+    warnings.warn(
+        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: draws will differ from the release's.",
+        stacklevel=2,
+    )
+    return cluster_codebook(frames.codebook.detach(), min(NUM_CLUSTERS, frames.num_codes)).numpy()

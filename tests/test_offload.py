@@ -1,0 +1,121 @@
+"""Weights in host memory: the same numbers as without offloading, what is on the device when, and what it costs there.
+
+The device here is the CPU, with the same code as a GPU's save for streams and page-locked memory.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import DATA
+from safetensors.torch import load_file
+from torch import nn
+
+from cogvideo.checkpoints.sat import load_sat_checkpoint
+from cogvideo.model import CogVideoTransformer
+from cogvideo.offload import HostWeights, Offload, StreamedBlocks
+from cogvideo.quantize import quantize_int8
+from cogvideo.sampling import TopKStrategy, generate_first_frame
+
+CPU = torch.device("cpu")
+STAGES = partial(load_sat_checkpoint, image_tokens=256, begin_of_image=310)
+
+
+def stage(name="sequential_full", dtype=torch.float32) -> CogVideoTransformer:
+    return STAGES(DATA / "cogvideo" / name, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def io():
+    io = load_file(DATA / "cogvideo" / "sequential_full.io.safetensors")
+    return io["text_ids"][:1].long(), io["frames"][:1, :2].long(), io["text_mask"][:1]
+
+
+@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.parametrize("prepare", [lambda m: m, quantize_int8, lambda m: m.bfloat16()])
+@torch.inference_mode()
+def test_outputs_are_equal_bit_for_bit(io, layers, prepare):
+    with torch.inference_mode(False):
+        model, other = prepare(stage()), prepare(stage("interpolation"))
+        expected = model(*io), other(*io)
+        offload = Offload([model, other], CPU, layers=layers)
+    for _ in range(2):
+        for part, logits in zip((model, other), expected, strict=True):
+            offload.use(part)
+            assert torch.equal(part(*io), logits)
+
+
+def test_decoding_too():
+    config = replace(stage().config, frame_height=4, frame_width=4)
+    model, text = CogVideoTransformer(config).initialize(), torch.tensor([[258, 260, 261]])
+    draw = partial(generate_first_frame, model, text, strategy=TopKStrategy(top_k=5))
+    expected = draw(generator=torch.Generator().manual_seed(1))
+    offload = Offload([model], CPU, layers=True)
+    offload.use(model)
+    assert torch.equal(draw(generator=torch.Generator().manual_seed(1)), expected)
+
+
+def addresses(module: nn.Module) -> set[int]:
+    return {tensor.untyped_storage().data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
+
+
+def test_only_the_part_in_use_is_on_the_device():
+    one, two = stage(), stage("interpolation")
+    offload = Offload([one, two], CPU)
+    home = {part: addresses(part) for part in (one, two)}
+    assert not home[one] & home[two]
+    offload.use(one)
+    assert not addresses(one) & home[one] and addresses(two) == home[two]
+    there = addresses(one)
+    offload.use(one)
+    assert addresses(one) == there, "nothing is copied again"
+    offload.use(two)
+    assert addresses(one) == home[one] and not addresses(two) & home[two]
+
+
+def test_streamed_blocks_share_two_rooms(io):
+    """While a block works its weights lie in one room and the next block's are in the other; afterwards all are at home."""
+    model = stage()
+    offload = Offload([model], CPU, layers=True)
+    offload.use(model)
+    blocks = model.blocks
+    assert isinstance(blocks, StreamedBlocks) and len(blocks) == 3 and len(list(model.parameters())) == 3 * 21 + 5
+    rooms = [room.data_ptr() for room in blocks.rooms]
+    home, seen = [addresses(block) for block in nn.ModuleList.__iter__(blocks)], []
+    for _ in range(2):
+        for index, block in enumerate(blocks):
+            (room,) = addresses(block)
+            seen.append(rooms.index(room))
+            following = blocks.host[(index + 1) % 3]
+            other = blocks.rooms[1 - seen[-1]]
+            assert torch.equal(other[: len(following.bytes)], following.bytes)
+    assert seen == [0, 1, 0, 1, 0, 1]
+    assert [addresses(block) for block in nn.ModuleList.__iter__(blocks)] == home
+
+
+def test_a_pass_that_was_broken_off_spoils_nothing(io):
+    model = stage()
+    expected = model(*io)
+    offload = Offload([model], CPU, layers=True)
+    offload.use(model)
+    for index, _ in enumerate(model.blocks):
+        if index == 1:
+            break
+    assert torch.equal(model(*io), expected)
+
+
+def test_tensors_side_by_side_keep_types_and_values():
+    module = nn.ParameterDict({"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16()})
+    module.register_buffer("c", torch.arange(-5, 5, dtype=torch.int8))
+    module.register_buffer("empty", torch.zeros(0, 4))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    weights = HostWeights([*module.parameters(), *module.buffers()])
+    room = torch.zeros(len(weights.bytes) + 100, dtype=torch.uint8)
+    weights.load(room)
+    for memory in (weights.bytes, room):
+        weights.bind(memory)
+        assert len(addresses(module)) == 1 or memory is weights.bytes
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
+            assert tensor.data_ptr() % 2 == 0
