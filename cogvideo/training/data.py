@@ -1,19 +1,21 @@
 """Batches of the demo world, made on the fly: the same (seed, step) gives the same batch on any run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.data.digits import FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.data.digits import ACTION_NAMES, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
 ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
+# How often the image model is shown an action beside one that moves, whose few shifted patches are soon learned.
+IMAGE_SHARES = {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2}
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -73,7 +75,7 @@ class DigitsBatches:
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
         """The batch of a step; split "test" draws other clips, held-out combinations among them."""
         rng = np.random.default_rng([self.seed, step, split == "test"])
-        clips = sample_clips(self.batch_size, rng, split=split, world=self.world)
+        clips = self._clips(rng, split)
         times, spans = clip_times(self.stage, clips, rng)
         prompts = [
             UNGUIDED_PROMPT
@@ -88,6 +90,16 @@ class DigitsBatches:
             small = torch.nn.functional.avg_pool2d(large[:, 0], SUPERSAMPLING)[:, None]
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
         return Batch(text_ids, text_mask, self._tokens(render(clips, times), device))
+
+    def _clips(self, rng: np.random.Generator, split: str) -> Clips:
+        if self.stage != "image":
+            return sample_clips(self.batch_size, rng, split=split, world=self.world)
+        pool = sample_clips(4 * self.batch_size, rng, split=split, world=self.world)
+        shares = np.array([IMAGE_SHARES.get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
+        chosen = rng.choice(len(pool), self.batch_size, p=shares / shares.sum())
+        return replace(
+            pool, **{f.name: getattr(pool, f.name)[chosen] for f in fields(pool) if f.name not in ("world", "split")}
+        )
 
     def _tokens(self, clips: Tensor, device: str | torch.device) -> Tensor:
         ids = self.frames.encode(rearrange(clips, "b t c h w -> (b t) c h w").to(device))

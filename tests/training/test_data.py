@@ -5,7 +5,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from cogvideo.data.digits import SPANS, World, render, sample_clips
+from cogvideo.data.digits import ACTION_NAMES, SPANS, World, render, sample_clips
 from cogvideo.sampling.pipeline import DEMO
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
@@ -51,6 +51,15 @@ def test_the_image_model_sees_first_frames_bare_and_every_state_under_the_span_t
     assert (moment == named).mean() > 0.6
     eighths = np.floor(8 * moment / clips.duration[~bare, 0]).astype(int).clip(0, 8)
     assert np.bincount(eighths, minlength=9)[1:].min() > 0.05 * len(eighths)
+
+
+def test_the_image_model_sees_actions_with_many_states_more_often(tokenizers):
+    text, frames = tokenizers
+    batches = DigitsBatches("image", 900, text=text, frames=frames, world=World(), seed=0)
+    drawn = batches._clips(np.random.default_rng(0), "train").action[:, 0]
+    share = dict(zip(ACTION_NAMES, np.bincount(drawn, minlength=9) / len(drawn), strict=True))
+    assert abs(share["turns"] - 4 / 15) < 0.06 and abs(share["grows"] - 2 / 15) < 0.04
+    assert max(share[name] for name in ACTION_NAMES[:5]) < 0.1  # those that move: 1 in 15 each
 
 
 def test_a_step_is_repeatable_and_steps_differ(tokenizers):
