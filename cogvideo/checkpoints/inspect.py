@@ -135,8 +135,8 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
     geometry |= {"heads": settings.get("num_attention_heads", "not told")}
     geometry = {name: value for name, value in geometry.items() if name != "image tokens"}
     note = ""
-    if kind == STAGE1 and "cogvideo_stage" not in settings:
-        note = "model_config.json does not tell the stage; without that it loads as stage 1"
+    if kind in (STAGE1, STAGE2) and "cogvideo_stage" not in settings:
+        note = f"model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as {kind}"
     return Inspection(
         path, kind, geometry=geometry, note=note, matrices=_matrices(empty), cached=_cached(config), **found, **facts
     )
