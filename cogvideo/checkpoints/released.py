@@ -44,7 +44,7 @@ def _folder(name: str, purpose: str, size: float, project: str, page: str) -> Kn
 KNOWN = {
     known.name: known
     for known in (
-        Known("demo", "the whole pipeline for bouncing digits", 10e6, "packaged", packaged=True),
+        Known("demo", "the whole pipeline for bouncing digits", 12.7e6, "packaged", packaged=True),
         Known(
             "judge", "scores clips of the demo", 0.12e6, "packaged", file="judge.safetensors", packaged=True
         ),

@@ -89,14 +89,26 @@ def test_parts_are_measured_at_every_span(judge, span):
     assert np.abs(shown - expected).mean() <= 0.03
 
 
+def states_of(clips, span):
+    """What five frames that span `span` seconds show of every clip [n, 5, 5]."""
+    states = object_states(clips, np.tile(np.linspace(0, span, 5), (len(clips), 1)))
+    return np.stack([states[key][..., 0] for key in ("x", "y", "scale", "degrees", "brightness")], -1)
+
+
 def test_parts_do_not_follow_the_expectation(judge):
     """A clip that shows half of an action is measured as half whatever was asked for."""
     clips = clips_of(list(range(len(ACTION_NAMES))), [4.0] * len(ACTION_NAMES))
     seen = judge.observe(film(clips, 2.0))
+    # States are held until the next one is reached: these shares draw the very frames that half of the action draws.
+    shares = np.arange(1, 129) / 128
+    drawn = [states_of(clips, 4.0 * share) for share in shares]
+    half = drawn[63]
+    alike = np.array([[np.array_equal(d[i], half[i]) for d in drawn] for i in range(len(clips))])
     for expected in (0.0, 0.25, 1.0):
         shown = seen.part(clips.action[:, 0], np.full(len(clips), expected))
-        assert np.abs(shown - 0.5).max() <= 0.15
-        assert np.abs(shown - 0.5).mean() <= 0.07
+        assert all(
+            shares[fits].min() - 0.02 <= s <= shares[fits].max() + 0.02 for s, fits in zip(shown, alike, strict=True)
+        )
 
 
 def test_another_action_has_no_part(judge):
