@@ -129,6 +129,32 @@ def alignment(
     evaluate(weights, n, seed, guidance=guidance, out=out, device=device)
 
 
+@evaluate.command("fvd")
+def evaluate_fvd(
+    real: Annotated[
+        str, typer.Argument(metavar="REAL", help="As GENERATED; real clips for the floor come from it, too.")
+    ],
+    generated: Annotated[
+        str,
+        typer.Argument(
+            metavar="GENERATED",
+            help="A folder of videos; digits:test?seed=1&seconds=4; ucf101:FOLDER?split=testlist01.txt; "
+            "kinetics:FOLDER?split=FILE.csv; or weights to sample from (demo, or a pipeline folder).",
+        ),
+    ],
+    preset: Annotated[str, typer.Option(help="paper, stylegan-v, videogpt or cd-fvd.")] = "paper",
+    n: Annotated[int | None, typer.Option("-n", help="Clips a side; the preset's own number if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses videos, places in them, and prompts.")] = 0,
+    i3d: Annotated[Path | None, typer.Option(help="Another file of I3D weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compute FVD and print it with its recipe, its floor and its spread; a stopped run goes on where it was."""
+    from cogvideo.evaluation.fvd import evaluate
+
+    evaluate(real, generated, preset=preset, n=n, seed=seed, i3d=i3d, out=out, device=device)
+
+
 @weights_app.command("list")
 def list_weights() -> None:
     """Tell which weights there are: what each is for, how large, where it lies here, where it comes from."""

@@ -1,0 +1,109 @@
+"""How published FVDs were prepared: which frames, how they become 224 x 224, which covariance. One recipe, one number."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.i3d import SIZE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything between a video and a score that differs between tools."""
+
+    name: str
+    source: str  # whose recipe it is
+    samples: int  # clips a side in published numbers
+    unbiased: bool  # covariances divide by n - 1; else by n
+    batch_norm_eps: float  # of that tool's I3D
+    side: int | None = None  # frames first become square at so many pixels (short side, then centre crop)
+    antialias: bool = False  # of that first step; the last one to 224 never is
+    crop: bool = False  # the last step: short side to 224, then centre crop; else both sides squeezed to 224
+    clip: str = "random"  # first, centre or random: which frames of a longer video
+    frames: int = 16
+    stride: int = 1
+    notes: str = ""  # what could not be established, or is left to the user
+
+
+PRESETS = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used", 2048, True, 1e-5, side=128,
+            notes="128 pixels are TATS' on UCF-101; CogVideo's own size and clip choice are not published. "
+            "Real clips come from all places of the training split; here one place is drawn for each video.",
+        ),
+        Recipe(
+            "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
+            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain bilinear squeeze. "
+            "Whether real clips begin at a random frame is set by its dataset's options: taken as random.",
+        ),
+        Recipe(
+            "videogpt", "VideoGPT (scripts/compute_fvd.py)", 256, True, 1e-5, crop=True,
+            notes="Published as mean and deviation of 4 trials. Videos first have the size that the model was trained at.",
+        ),
+        Recipe(
+            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, side=256, antialias=True,
+            notes="All real videos are taken there, and generated files are repeated when there are fewer than 2048: "
+            "here they are not. The epsilon is that of the TATS file's network, not checked in this copy.",
+        ),
+    )
+}  # fmt: skip
+
+
+def find_recipe(name: str) -> Recipe:
+    """The preset of a name; raises CogVideoError that lists the names."""
+    if name not in PRESETS:
+        raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
+    """uint8 [T,H,W,3]; raises CogVideoError for anything else, NaN by name."""
+    frames = np.asarray(frames)
+    if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
+        raise CogVideoError(f"{where} holds frames with NaN or infinity: find out where they come from.")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise CogVideoError(f"{where} is {frames.dtype} {list(frames.shape)}: clips must be uint8 [T, H, W, 3].")
+    return frames
+
+
+def choose_clip(frames: np.ndarray, recipe: Recipe, rng: np.random.Generator, where: str = "A video") -> np.ndarray:
+    """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]; raises CogVideoError if it is too short."""
+    needed = (recipe.frames - 1) * recipe.stride + 1
+    spare = len(frames) - needed
+    if spare < 0:
+        raise CogVideoError(
+            f"{where} has {len(frames)} frames and preset {recipe.name} takes {needed}: give longer videos."
+        )
+    begin = {"first": 0, "centre": spare // 2, "random": int(rng.integers(spare + 1))}[recipe.clip]
+    return frames[begin : begin + needed : recipe.stride]
+
+
+def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
+    """A clip uint8 [T,H,W,3] -> float32 [3,T,224,224] in -1..1 as the recipe resizes."""
+    pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)).float(), "t h w c -> t c h w")
+    if recipe.side is not None:
+        pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias)
+        pixels = pixels.clamp(0, 255).floor()  # these tools keep the resized clips as bytes, cut and not rounded
+    if recipe.crop:
+        pixels = _short_side(pixels, SIZE)
+    elif pixels.shape[2:] != (SIZE, SIZE):
+        pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    return rearrange(pixels / 127.5 - 1, "t c h w -> c t h w")
+
+
+def _short_side(pixels: Tensor, side: int, *, antialias: bool = False) -> Tensor:
+    """[T,C,H,W] -> [T,C,side,side]: the short side becomes `side`, the other keeps its proportion and is cropped."""
+    h, w = pixels.shape[2:]
+    scale = side / min(h, w)
+    size = (side, math.ceil(w * scale)) if h < w else (math.ceil(h * scale), side)
+    pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return pixels[:, :, top : top + side, left : left + side]

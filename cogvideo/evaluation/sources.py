@@ -1,0 +1,172 @@
+"""The two sides of a comparison: a folder of videos, the demo world, UCF-101, Kinetics-600, or weights to sample from."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+from einops import rearrange
+
+from cogvideo.errors import CogVideoError
+
+VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
+AT_ONCE = 8  # prompts that are sampled together, and what a killed run loses at most
+
+
+@dataclass(frozen=True)
+class Side:
+    """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read."""
+
+    label: str
+    names: list[str]
+    read: Callable[[str], np.ndarray]
+
+
+def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progress: bool = True) -> Side:
+    """At most n videos of what `spec` names, chosen by seed.
+
+    A folder: its videos, and those in folders below it.
+    digits:test or digits:train, with options as in digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
+    ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
+    kinetics:FOLDER?split=validate.csv: class folders (or one folder) and a split file with youtube_id, time_start, time_end.
+    demo or a folder of weights: samples of captions of the demo world, kept so that a stopped run goes on; 64 pixels.
+    Raises CogVideoError for a spec that names nothing, unknown options and folders without videos.
+    """
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in ("digits", "ucf101", "kinetics"):
+        place, _, query = rest.partition("?")
+        options = dict(parse_qsl(query))
+        known = {"digits": {"seed", "seconds"}, "ucf101": {"split"}, "kinetics": {"split"}}[kind]
+        if unknown := options.keys() - known:
+            raise CogVideoError(
+                f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known))}."
+            )
+        if kind == "digits":
+            own_seed, seconds = _number(options.get("seed", seed), spec), _number(options.get("seconds", 4), spec)
+            return digits(place, n, int(own_seed), seconds)
+        return dataset(kind, Path(place), options.get("split"), n, seed)
+    folder = Path(spec)
+    if spec == "demo" or (folder / "pipeline.json").exists():
+        return samples(spec, n, seed, device=device, progress=progress)
+    if not folder.is_dir():
+        raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
+    return _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS), n, seed)
+
+
+def digits(split: str, n: int, seed: int, seconds: float) -> Side:
+    """n real clips of the demo world, 8 frames a second at 64 pixels; clip i depends on seed and i alone."""
+    from cogvideo.data.digits import FPS, render
+
+    if not 0 < seconds <= 60:
+        raise CogVideoError(f"Clips cannot last {seconds:g} seconds: choose more than 0 and at most 60.")
+    times = np.arange(round(seconds * FPS) + 1)[None] / FPS
+
+    def read(name: str) -> np.ndarray:
+        frames = render(_clip(split, seed, int(name)), times)[0]
+        return rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
+
+    _clip(split, seed, 0)  # refuses an unknown split now
+    return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", [str(i) for i in range(n)], read)
+
+
+def samples(
+    weights: str, n: int, seed: int, *, seconds: float = 4.0, device: str = "auto", progress: bool = True
+) -> Side:
+    """n samples of captions of the demo world (test split, English); made now, those of an earlier run are kept."""
+    from cogvideo.checkpoints.released import cache_dir
+    from cogvideo.evaluation.alignment import weights_hash
+    from cogvideo.sampling.pipeline import DEMO, Pipeline
+
+    source = DEMO if weights == "demo" else Path(weights)
+    settings = hashlib.sha256((source / "pipeline.json").read_bytes()).hexdigest()[:8]
+    folder = cache_dir() / "samples" / f"{weights_hash(source)}-{settings}-{seconds:g}s-seed{seed}"
+    files = [folder / f"{i:06d}.npz" for i in range(n)]
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    if missing:
+        from tqdm import tqdm
+
+        folder.mkdir(parents=True, exist_ok=True)
+        pipe = Pipeline.from_pretrained(weights, device=device)
+        with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="clip", disable=not progress) as bar:
+            for some in (missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)):
+                prompts = [_clip("test", seed, i).caption(0) for i in some]
+                seeds = [1_000_003 * seed + i for i in some]
+                videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+                assert isinstance(videos, list)  # one for each prompt
+                for i, video in zip(some, videos, strict=True):
+                    part = files[i].with_suffix(f".{os.getpid()}.part")
+                    with part.open("wb") as file:
+                        np.savez_compressed(file, frames=video.frames)  # exact: a codec would be scored, too
+                    os.replace(part, files[i])
+                bar.update(len(some))
+
+    def read(name: str) -> np.ndarray:
+        with np.load(folder / name, allow_pickle=False) as stored:
+            return stored["frames"]
+
+    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", [file.name for file in files], read)
+
+
+def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Side:
+    """Videos of UCF-101 or Kinetics-600 in the data sets' own layout, those of a split file if one is given.
+
+    split: a path, or the name of a file in `folder` or in its folder ucfTrainTestlist.
+    """
+    if not folder.is_dir():
+        raise CogVideoError(f"There is no folder {folder}: give the folder of {kind} with a folder for each class.")
+    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS)
+    if split is not None:
+        places = [Path(split), folder / split, folder / "ucfTrainTestlist" / split]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise CogVideoError(f"There is no split file {split}, not in {folder} either: give its path.")
+        wanted = _ucf101_stems(file) if kind == "ucf101" else _kinetics_stems(file)
+        videos = [path for path in videos if path.stem in wanted]
+    return _of_files(f"{kind}:{folder}" + (f"?split={split}" if split else ""), videos, n, seed)
+
+
+def _ucf101_stems(file: Path) -> set[str]:
+    """Lines such as "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"; test lists have no number."""
+    return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
+
+
+def _kinetics_stems(file: Path) -> set[str]:
+    """Rows with youtube_id, time_start, time_end; files are named id.mp4 or id_000010_000020.mp4."""
+    stems = set()
+    with file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            try:
+                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+                stems |= {row["youtube_id"], f"{row['youtube_id']}_{start:06d}_{end:06d}"}
+            except (KeyError, TypeError, ValueError):
+                raise CogVideoError(
+                    f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
+                ) from None
+    return stems
+
+
+def _of_files(label: str, paths: list[Path], n: int, seed: int) -> Side:
+    from cogvideo.data.video import read_video
+
+    if not paths:
+        raise CogVideoError(f"{label} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
+    order = np.random.default_rng(seed).permutation(len(paths))[:n]
+    return Side(label, [str(paths[i]) for i in order], lambda name: read_video(name)[0])
+
+
+def _clip(split: str, seed: int, index: int):
+    from cogvideo.data.digits import sample_clips
+
+    # The split takes part, lest clean digits of train and test be the same clips.
+    return sample_clips(1, np.random.default_rng([seed, split == "train", index]), split=split)
+
+
+def _number(text: str | float, spec: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CogVideoError(f"{text!r} in {spec} is no number: correct it.") from None

@@ -1,0 +1,96 @@
+"""Reading clips and keeping features; the real I3D once, elsewhere a network whose output is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from cogvideo.data.video import write_video
+from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.features import clips_of, extract
+from cogvideo.evaluation.i3d import I3D
+from cogvideo.evaluation.recipes import PRESETS, prepare
+from cogvideo.evaluation.sources import open_side
+
+RECIPE = PRESETS["stylegan-v"]
+
+
+class Means:
+    """Mean colour of a clip; counts the clips it has seen."""
+
+    def __init__(self, stop_after: int = 10**9):
+        self.seen, self.stop_after = 0, stop_after
+
+    def __call__(self, video: torch.Tensor) -> torch.Tensor:
+        if self.seen >= self.stop_after:
+            raise KeyboardInterrupt
+        self.seen += len(video)
+        return video.mean((2, 3, 4))
+
+
+def some_clips(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(n).integers(256, size=(n, 16, 8, 8, 3), dtype=np.uint8))
+
+
+def test_features_are_those_of_the_clips_in_order_and_kept(tmp_path):
+    clips = some_clips(5)
+    found = extract([*clips, clips[0]], RECIPE, Means(), key="a", folder=tmp_path, progress=False)
+    np.testing.assert_allclose(found, [prepare(c, RECIPE).mean((1, 2, 3)) for c in [*clips, clips[0]]], atol=1e-6)
+    again = Means()
+    assert np.array_equal(extract(clips[::-1], RECIPE, again, key="a", folder=tmp_path, progress=False), found[4::-1])
+    assert again.seen == 0
+    for key, recipe in (("b", RECIPE), ("a", PRESETS["paper"])):
+        other = Means()
+        extract(clips, recipe, other, key=key, folder=tmp_path, progress=False)
+        assert other.seen == 5
+
+
+def test_a_stopped_run_loses_at_most_a_chunk(tmp_path):
+    clips = some_clips(40)
+    with pytest.raises(KeyboardInterrupt):
+        extract(clips, RECIPE, Means(stop_after=30), key="a", folder=tmp_path, progress=False)
+    rest = Means()
+    extract(clips, RECIPE, rest, key="a", folder=tmp_path, progress=False)
+    assert rest.seen == 40 - 16
+
+
+def test_a_damaged_chunk_is_made_anew(tmp_path):
+    clips = some_clips(3)
+    extract(clips, RECIPE, Means(), key="a", folder=tmp_path, progress=False)
+    file = next(tmp_path.rglob("*.npz"))
+    file.write_bytes(file.read_bytes()[:100])
+    again = Means()
+    extract(clips, RECIPE, again, key="a", folder=tmp_path, progress=False)
+    assert again.seen == 3
+
+
+def test_unreadable_files_are_listed_and_then_too_many(tmp_path):
+    for i in range(9):
+        write_video(tmp_path / f"{i}.mp4", np.full((16, 16, 16, 3), 20 * i, np.uint8), 8)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    side = open_side(str(tmp_path), 10)
+    clips, skipped = clips_of(side, RECIPE, max_skipped=0.1)
+    assert len(clips) == 9 and len(skipped) == 1 and "bad.mp4" in skipped[0]
+    with pytest.raises(CogVideoError, match="1 of 10 videos .*bad.mp4.* at most 1%"):
+        clips_of(side, RECIPE)
+
+
+def test_sizes_are_mixed_only_where_the_recipe_makes_them_one(tmp_path):
+    for i, size in enumerate((16, 32)):
+        write_video(tmp_path / f"{i}.mp4", np.zeros((16, size, size, 3), np.uint8), 8)
+    side = open_side(str(tmp_path), 2)
+    with pytest.raises(CogVideoError, match="mixes sizes"):
+        clips_of(side, RECIPE)
+    assert len(clips_of(side, PRESETS["paper"])[0]) == 2
+
+
+def test_short_videos_are_one_sentence(tmp_path):
+    write_video(tmp_path / "a.mp4", np.zeros((9, 16, 16, 3), np.uint8), 8)
+    with pytest.raises(CogVideoError, match="has 9 frames"):
+        clips_of(open_side(str(tmp_path), 1), RECIPE)
+
+
+def test_with_the_real_network(tmp_path, i3d_file):
+    model, clips = I3D.from_pretrained(i3d_file, device="cpu"), some_clips(2)
+    found = extract(clips, RECIPE, model, key="i3d", folder=tmp_path, progress=False)
+    expected = model(torch.stack([prepare(clip, RECIPE) for clip in clips]))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)

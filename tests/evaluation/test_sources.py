@@ -1,0 +1,94 @@
+"""Sides made of folders, of the data sets' own layouts, of the demo world and of its weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogvideo.data.video import write_video
+from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.sources import open_side
+
+
+def video(path, grey: int, frames: int = 16):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, np.full((frames, 16, 16, 3), grey, np.uint8), 8)
+
+
+def test_a_folder_is_searched_and_drawn_from_by_seed(tmp_path):
+    for i in range(6):
+        video(tmp_path / f"part{i % 2}" / f"{i}.mp4", 40 * i)
+    side = open_side(str(tmp_path), 10)
+    assert {round(int(np.median(side.read(name))) / 40) for name in side.names} == set(range(6))
+    assert open_side(str(tmp_path), 3).names == side.names[:3]
+    assert open_side(str(tmp_path), 6, seed=1).names != side.names
+
+
+def test_ucf101_split(tmp_path):
+    for name in ("Archery/v_Archery_g01_c01", "Archery/v_Archery_g02_c01", "Diving/v_Diving_g01_c01"):
+        video(tmp_path / f"{name}.avi.mp4", 50)
+        (tmp_path / f"{name}.avi.mp4").rename(tmp_path / f"{name}.avi")
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g02_c01.avi 1\nDiving/v_Diving_g01_c01.avi 2\n")
+    (lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
+    train, test = (open_side(f"ucf101:{tmp_path}?split={kind}list01.txt", 9) for kind in ("train", "test"))
+    assert sorted(name[-16:-4] for name in train.names) == ["hery_g02_c01", "ving_g01_c01"]
+    assert [name.endswith("v_Archery_g01_c01.avi") for name in test.names] == [True]
+    assert test.read(test.names[0]).shape == (16, 16, 16, 3)
+    with pytest.raises(CogVideoError, match="no split file"):
+        open_side(f"ucf101:{tmp_path}?split=none.txt", 9)
+
+
+def test_kinetics_split(tmp_path):
+    for name in ("abseiling/aaaaaaaaaaa_000010_000020", "zumba/bbbbbbbbbbb", "zumba/ccccccccccc_000001_000011"):
+        video(tmp_path / f"{name}.mp4", 50)
+    split = tmp_path / "validate.csv"
+    split.write_text("label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,10,20,v\nb,bbbbbbbbbbb,3,13,v\n")
+    names = open_side(f"kinetics:{tmp_path}?split=validate.csv", 9).names
+    assert sorted(Path(name).stem for name in names) == ["aaaaaaaaaaa_000010_000020", "bbbbbbbbbbb"]
+    split.write_text("name\nx\n")
+    with pytest.raises(CogVideoError, match="youtube_id, time_start and time_end"):
+        open_side(f"kinetics:{tmp_path}?split=validate.csv", 9)
+
+
+def test_digits_depend_on_seed_split_and_place_alone():
+    side = open_side("digits:test?seed=3&seconds=2", 4)
+    clips = [side.read(name) for name in side.names]
+    assert clips[0].shape == (17, 64, 64, 3) and clips[0].dtype == np.uint8 and clips[0].max() > 100
+    again = open_side("digits:test?seed=3&seconds=2", 2)
+    assert np.array_equal(again.read(again.names[1]), clips[1])
+    for other in ("digits:train?seed=3&seconds=2", "digits:test?seed=4&seconds=2"):
+        assert not np.array_equal(open_side(other, 1).read("0"), clips[0])
+
+
+def test_samples_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
+    side = open_side("demo", 1, device="cpu", progress=False)
+    frames = side.read(side.names[0])
+    assert frames.shape == (33, 64, 64, 3) and frames.dtype == np.uint8 and frames.max() > 100
+    monkeypatch.setattr(
+        "cogvideo.sampling.pipeline.Pipeline.from_pretrained", lambda *_, **__: pytest.fail("made anew")
+    )
+    assert np.array_equal(open_side("demo", 1, progress=False).read(side.names[0]), frames)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("/nowhere/at/all", "no folder, no data set and no weights"),
+        ("digits:middle", "Split 'middle' is unknown"),
+        ("digits:test?speed=2", "unknown option speed"),
+        ("digits:test?seed=two", "'two' in .* is no number"),
+        ("digits:test?seconds=0", "more than 0"),
+        ("ucf101:/nowhere/at/all", "There is no folder"),
+    ],
+)
+def test_bad_specs_are_one_sentence(spec, sentence):
+    with pytest.raises(CogVideoError, match=sentence):
+        open_side(spec, 2)
+
+
+def test_a_folder_without_videos(tmp_path):
+    with pytest.raises(CogVideoError, match="holds no videos"):
+        open_side(str(tmp_path), 2)
