@@ -259,8 +259,8 @@ def large(tmp_path_factory):
 
 
 TELL_PEAK = """
-import atexit, resource, sys
-atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr))
+import atexit, re, sys  # ru_maxrss would count the parent before exec
+atexit.register(lambda: print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr))
 from cogvideo.cli import main
 main()
 """
