@@ -14,8 +14,11 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
-# How often the image model is shown an action beside one that moves, whose few shifted patches are soon learned.
-IMAGE_SHARES = {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2}
+# How often a stage is shown an action beside one that moves, whose few shifted patches are soon learned.
+SHARES = {
+    "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
+    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 3, "fades in": 2, "bounces": 1.5},
+}
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -92,10 +95,10 @@ class DigitsBatches:
         return Batch(text_ids, text_mask, self._tokens(render(clips, times), device))
 
     def _clips(self, rng: np.random.Generator, split: str) -> Clips:
-        if self.stage != "image":
+        if self.stage not in SHARES:
             return sample_clips(self.batch_size, rng, split=split, world=self.world)
         pool = sample_clips(4 * self.batch_size, rng, split=split, world=self.world)
-        shares = np.array([IMAGE_SHARES.get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
+        shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
         chosen = rng.choice(len(pool), self.batch_size, p=shares / shares.sum())
         return replace(
             pool, **{f.name: getattr(pool, f.name)[chosen] for f in fields(pool) if f.name not in ("world", "split")}
