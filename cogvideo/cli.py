@@ -19,6 +19,8 @@ data = typer.Typer(help="Make data sets.", no_args_is_help=True)
 evaluate = typer.Typer(help="Score weights.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
@@ -27,6 +29,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Guidance scale of the key frames; the weights' own if not given.")
 ]
+Precision = Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8; as the weights are if not given.")]
+Offloading = Annotated[str, typer.Option(help="none, stages or layers: what of the weights waits in host memory.")]
 
 
 def main() -> None:
@@ -54,6 +58,8 @@ def generate(
     device: Device = "auto",
     guidance: Guidance = None,
     enlarge: Annotated[bool, typer.Option(help="Enlarge the frames by super-resolution.")] = True,
+    dtype: Precision = None,
+    offload: Offloading = "none",
 ) -> None:
     """Make videos of sentences."""
     from cogvideo.data.video import check_writable
@@ -62,7 +68,7 @@ def generate(
     paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(prompts))]
     for path in paths:
         check_writable(path)  # now, not after the work
-    pipe = Pipeline.from_pretrained(weights, device=device)
+    pipe = Pipeline.from_pretrained(weights, device=device, dtype=dtype, offload=offload)
     videos = pipe(prompts, seconds=seconds, seed=seed, guidance_scale=guidance, enlarge=enlarge)
     assert isinstance(videos, list)  # one for each prompt
     for video, path in zip(videos, paths, strict=True):
@@ -123,6 +129,119 @@ def alignment(
     evaluate(weights, n, seed, guidance=guidance, out=out, device=device)
 
 
+@weights_app.command("list")
+def list_weights() -> None:
+    """Tell which weights there are: what each is for, how large, where it lies here, where it comes from."""
+    from cogvideo.checkpoints.released import table
+
+    typer.echo(table())
+
+
+@weights_app.command("get")
+def get_weights(
+    name: Annotated[str, typer.Argument(help="As `cogvideo weights list` calls it.")],
+    url: Annotated[str | None, typer.Option(help="Another address of the same file.")] = None,
+    file: Annotated[Path | None, typer.Option(help="The file, downloaded by other means.")] = None,
+) -> None:
+    """Fetch weights into the cache ($COGVIDEO_CACHE), going on where an earlier run stopped, or check those there."""
+    from cogvideo.checkpoints.download import get
+
+    path, done = get(name, url, file)
+    typer.echo(f"{path}: {done}")
+
+
+@weights_app.command("inspect")
+def inspect_weights(
+    path: Annotated[Path, typer.Argument(help="A folder or file of weights, or a released zip.")],
+) -> None:
+    """Tell what weights are and what they need, without reading them."""
+    from cogvideo.checkpoints.inspect import inspect
+    from cogvideo.checkpoints.inspection import report
+
+    typer.echo(report(inspect(path)))
+
+
+@weights_app.command("convert")
+def convert_weights(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A released or native folder, or ice_image.pt.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The native folder to make.")],
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or keep.")] = "bf16",
+    image_tokens: Annotated[int, typer.Option(help="Of a released folder.")] = 20000,
+    begin_of_image: Annotated[int, typer.Option(help="Of a released folder.")] = 150000,
+) -> None:
+    """Write weights as a native folder in another type, tensor by tensor; the memory taken is one shard's."""
+    from cogvideo.checkpoints.convert import convert
+
+    typer.echo(convert(source, target, dtype=dtype, image_tokens=image_tokens, begin_of_image=begin_of_image))
+
+
+@bench_app.command("make-checkpoint")
+def make_checkpoint(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; for all: holds the four folders.")],
+    kind: Annotated[str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all (the first four).")] = "all",
+    layers: Annotated[int, typer.Option(help="Transformer layers; the default is the release's.")] = 48,
+    hidden: Annotated[int, typer.Option(help="Width; the default is the release's.")] = 3072,
+    heads: Annotated[int | None, typer.Option(help="Attention heads; as the release, hidden / 64.")] = None,
+    ranks: Annotated[int, typer.Option(help="Files that each model is split into.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+) -> None:
+    """Write random weights in the layout of the release: 58 GB for all at full size."""
+    from cogvideo.checkpoints.synthetic import make_checkpoint
+
+    sizes = {"layers": layers, "hidden": hidden, "heads": heads, "ranks": ranks}
+    for path in make_checkpoint(out, kind=kind, dtype=dtype, seed=seed, **sizes):
+        typer.echo(str(path))
+
+
+@bench_app.command("full-size")
+def bench_full_size(
+    layers: Annotated[int, typer.Option(help="Transformer layers; the default is the release's.")] = 48,
+    hidden: Annotated[int, typer.Option(help="Width; the default is the release's.")] = 3072,
+    heads: Annotated[int, typer.Option(help="Attention heads; the default is the release's.")] = 48,
+    side: Annotated[int, typer.Option(help="Tokens along a side of a frame; 24 pixels each in the end.")] = 20,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "bf16",
+    device: Device = "cuda",
+    offload: Offloading = "none",
+    clips: Annotated[int, typer.Option(help="Made at once.")] = 1,
+    seconds: Annotated[float, typer.Option(help="How long a clip lasts: 4, 2, 1 or 0.5.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Released checkpoints, or what make-checkpoint wrote; else drawn at random."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/full_size.json"),
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what memory each choice needs.")] = False,
+) -> None:
+    """Time the whole released pipeline, stage by stage, with random weights of its size."""
+    from cogvideo.benchmarks import full_size
+    from cogvideo.benchmarks.memory_plan import plan_table, released_geometry
+
+    if plan:
+        typer.echo(plan_table(released_geometry(layers, hidden, heads, side), clips))
+        return
+    settings = full_size.Settings(layers, hidden, heads, side, dtype, device, offload, clips, seconds, seed)
+    report = full_size.run(settings, source=source)
+    full_size.write(report, out)
+    typer.echo(full_size.render(report))
+
+
+@bench_app.command("load")
+def bench_load(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="A released or native folder.")],
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or keep.")] = "keep",
+    image_tokens: Annotated[int, typer.Option(help="Of a released folder.")] = 20000,
+    begin_of_image: Annotated[int, typer.Option(help="Of a released folder.")] = 150000,
+) -> None:
+    """Load a model and tell its size, the time and the peak of host memory."""
+    from cogvideo.checkpoints.convert import measure_load
+    from cogvideo.sampling.loading import choose_device
+
+    ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+    typer.echo(measure_load(source, device=choose_device(device), dtype=dtype, **ids))
+
+
 @bench_app.command("sampler")
 def bench_sampler(
     width: Annotated[int, typer.Option(help="Hidden size.")] = 512,
@@ -146,3 +265,18 @@ def bench_sampler(
     )
     sampler.write(report, out)
     typer.echo(sampler.render(report))
+
+
+@bench_app.command("i3d")
+def bench_i3d(
+    frames: Annotated[int, typer.Option(help="Frames of a video.")] = 16,
+    batch: Annotated[int, typer.Option(help="Videos at a time.")] = 4,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, or fp16 (on a GPU).")] = "fp32",
+    device: Device = "auto",
+) -> None:
+    """Measure how many videos a second go through I3D, the network behind FVD."""
+    from cogvideo.benchmarks.i3d import measure
+
+    for line in measure(frames=frames, batch=batch, threads=threads, dtype=dtype, device=device):
+        typer.echo(line)
