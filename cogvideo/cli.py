@@ -268,6 +268,31 @@ def bench_load(
     typer.echo(measure_load(source, device=choose_device(device), dtype=dtype, **ids))
 
 
+@bench_app.command("sampler")
+def bench_sampler(
+    width: Annotated[int, typer.Option(help="Hidden size.")] = 512,
+    layers: Annotated[int, typer.Option(help="Transformer layers.")] = 8,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    side: Annotated[int, typer.Option(help="Tokens along a side of a frame.")] = 20,
+    frames: Annotated[int, typer.Option(help="Frames of a sequence, an odd number.")] = 5,
+    window: Annotated[int, typer.Option(help="Of the windowed stages.")] = 10,
+    clips: Annotated[int, typer.Option(help="Made at once.")] = 1,
+    guided: Annotated[bool, typer.Option(help="Two rows a clip instead of one.")] = True,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads; not more than cores that are free.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Runs of each stage; the median counts.")] = 1,
+    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/sampler.json"),
+) -> None:
+    """Time decoding with random weights on the CPU, and tell how near it is to moving its weights."""
+    from cogvideo.benchmarks import sampler
+
+    report = sampler.run(
+        sampler.Settings(width, layers, heads, side, frames, window, clips, guided, dtype, threads, repeats)
+    )
+    sampler.write(report, out)
+    typer.echo(sampler.render(report))
+
+
 @bench_app.command("i3d")
 def bench_i3d(
     frames: Annotated[int, typer.Option(help="Frames of a video.")] = 16,

@@ -20,13 +20,18 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 
 EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
+DIRECT_QUERIES = 4
 
 KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
+    scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -115,11 +120,26 @@ class Block(nn.Module):
 
 
 @dataclass
+class Wave:
+    """Where a chunk of one place in each of several frames is written, and how much of the caches is live.
+
+    frames, places [F]: rows and places in the spatial cache; temporal [F]: places in the temporal cache.
+    """
+
+    frames: Tensor
+    places: Tensor
+    temporal: Tensor
+    spatial_end: int
+    temporal_end: int
+
+
+@dataclass
 class LayerMemory:
     """What a chunk attends to besides itself in one layer: the text, and in decoding the places computed before.
 
     `text_*` are keys and values [B,H,L,d]. The caches are buffers whose first L places hold the text: spatial
-    [B,F,H,L+N,d] for the frames being generated, temporal [B,H,L+T*N,d]. `*_end` is where the next chunk is written.
+    [B,F,H,L+N,d] for the frames being generated, temporal [B,H,L+T*N,d]. `*_end` is where the next chunk is written, unless
+    it is spread over frames (`wave`).
     """
 
     text_spatial: KeysValues
@@ -128,18 +148,34 @@ class LayerMemory:
     temporal_cache: KeysValues | None = None
     spatial_end: int = 0
     temporal_end: int = 0
+    wave: Wave | None = None
 
     def spatial_extend(self, k: Tensor, v: Tensor) -> KeysValues:
         if self.spatial_cache is None:
             text = (repeat(t, "b h l d -> b f h l d", f=k.shape[1]) for t in self.text_spatial)
             return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))  # type: ignore[return-value]
+        if self.wave is not None:
+            return self._spread(self.spatial_cache, k, v, self.wave)
         return _write(self.spatial_cache, (k, v), self.spatial_end)
 
     def temporal_extend(self, k: Tensor, v: Tensor) -> KeysValues:
         if self.temporal_cache is None:
             assert self.text_temporal is not None
             return tuple(torch.cat(pair, -2) for pair in zip(self.text_temporal, (k, v), strict=True))  # type: ignore[return-value]
+        if self.wave is not None:
+            for buffer, chunk in zip(self.temporal_cache, (k, v), strict=True):
+                buffer.index_copy_(2, self.wave.temporal, chunk)
+            return tuple(buffer[:, :, : self.wave.temporal_end] for buffer in self.temporal_cache)  # type: ignore[return-value]
         return _write(self.temporal_cache, (k, v), self.temporal_end)
+
+    @staticmethod
+    def _spread(cache: KeysValues, k: Tensor, v: Tensor, wave: Wave) -> KeysValues:
+        """Write k, v [B,F,H,1,d] to their frames' places; return the live part of these frames [B,F,H,end,d]."""
+        for buffer, chunk in zip(cache, (k, v), strict=True):
+            buffer[:, wave.frames, :, wave.places] = rearrange(chunk, "b f h 1 d -> f b h d")
+        live = (buffer[..., : wave.spatial_end, :] for buffer in cache)
+        whole = len(wave.frames) == cache[0].shape[1]  # all frames at once: no copy
+        return tuple(t if whole else t[:, wave.frames] for t in live)  # type: ignore[return-value]
 
 
 def _write(cache: KeysValues, new: KeysValues, start: int) -> KeysValues:
@@ -169,6 +205,7 @@ class CogVideoTransformer(nn.Module):
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
         self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
         self.final_norm = nn.LayerNorm(c.hidden_size)
+        self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.fast)
         self._masks: dict[str, Tensor] = {}
 
     def initialize(self, seed: int = 0, codebook: Tensor | None = None) -> "CogVideoTransformer":
@@ -196,13 +233,15 @@ class CogVideoTransformer(nn.Module):
 
     def embed_places(self, ids: Tensor, times: list[int], start: int = 0) -> Tensor:
         """Inputs [B,F,Q] at places start..start+Q-1 of the frames at `times` -> [B,F,Q,D], positions added."""
-        rows = []
-        for time in times:
-            in_base, first = sequence.first_position(self.config, time)
-            table = self.base_position_embedding if in_base else self.extra_position_embedding
-            assert table is not None
-            rows.append(table.weight[first + start : first + start + ids.shape[-1]])
+        rows = [self.position_vectors(time)[start : start + ids.shape[-1]] for time in times]
         return self.word_embedding(ids) + torch.stack(rows)
+
+    def position_vectors(self, time: int) -> Tensor:
+        """[N,D] of the places of the frame at `time`."""
+        in_base, first = sequence.first_position(self.config, time)
+        table = self.base_position_embedding if in_base else self.extra_position_embedding
+        assert table is not None
+        return table.weight[first : first + self.config.frame_tokens]
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
         """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
@@ -224,7 +263,10 @@ class CogVideoTransformer(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
-        return F.linear(self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float())
+        x = self.final_norm(x).float()
+        if self.image_head is not None:
+            return self.image_head(x)
+        return F.linear(x, self.word_embedding.weight[: self.config.image_tokens].float())
 
     def mask(self, name: str, device: torch.device) -> Tensor:
         """Visibility masks of sequence.py, made once: spatial [T,N,N]; temporal_{0,1}(_quirks) [T*N,T*N]."""

@@ -88,3 +88,25 @@ def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False
         wrapped = windows(c, layer, wrap=True).repeat(c.num_frames)
         same = torch.where(given[:, None], wrapped[:, None] == wrapped[None, :], same)
     return visible & same
+
+
+def decoding_steps(c: ModelConfig, times: list[int]) -> Tensor:
+    """[len(times), N]: the earliest step (from 1) at which every token of the frames at `times` can be decoded.
+
+    The other frames are known. Place j of a frame takes token j-1 as its input, so it comes at least one step after place
+    j-1; and in no layer may it see a place that comes later than itself. Places of one step are computed together, layer by
+    layer, so they may see each other. With full attention frames follow one another, with windows they overlap (paper
+    section 3.3, whose bound is a little above what the masks allow).
+    """
+    n = c.frame_tokens
+    visible = temporal_visible(c, 0) | temporal_visible(c, 1)
+    visible = rearrange(visible, "(t n) (s m) -> t n s m", n=n, m=n)[times][:, :, times]
+    steps = torch.zeros(len(times), n, dtype=torch.long)
+    for frame in range(len(times)):
+        seen = (visible[frame, :, :frame] * steps[:frame]).flatten(1)  # [N, frame*N]
+        earliest = seen.amax(-1).tolist() if frame else [1] * n
+        step = 0
+        for place in range(n):
+            step = max(step + 1, earliest[place])
+            steps[frame, place] = step
+    return steps

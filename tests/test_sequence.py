@@ -124,3 +124,45 @@ def test_frame_order_and_trained_frames():
     assert sequence.frame_order(config(2, 2, 5, "sequential", None)) == [0, 1, 2, 3, 4]
     assert sequence.trained_frames(config(2, 2, 5, "interpolation", None)) == [1, 3]
     assert sequence.trained_frames(config(2, 2, 5, "sequential", None)) == [1, 2, 3, 4]
+
+
+def slow_schedule(c: ModelConfig, times: list[int]) -> list[list[int]]:
+    """Step after step: decode a token as soon as its input and all that it may see, in any layer, is there."""
+    seen = sequence.temporal_visible(c, 0) | sequence.temporal_visible(c, 1)
+    n, step = c.frame_tokens, 0
+    done = {(time, place): 0 for time in range(c.num_frames) if time not in times for place in range(n)}
+    while len(done) < c.num_frames * n:
+        step += 1
+        ready = {
+            (t, p)
+            for t in times
+            for p in range(n)
+            if (t, p) not in done and (p == 0 or done.get((t, p - 1), step) < step)
+        }
+        while True:  # tokens of one step may see each other
+            there = done.keys() | ready
+            kept = {
+                (t, p)
+                for t, p in ready
+                if all(divmod(k, n) in there for k in seen[t * n + p].nonzero().flatten().tolist())
+            }
+            if kept == ready:
+                break
+            ready = kept
+        done |= dict.fromkeys(ready, step)
+    return [[done[time, place] for place in range(n)] for time in times]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_decoding_steps_equal_the_slow_schedule(geometry):
+    c = config(*geometry)
+    times = [t for t in range(c.num_frames) if (t % 2 == 1 if c.order == "interpolation" else t > 0)]
+    assert sequence.decoding_steps(c, times).tolist() == slow_schedule(c, times)
+
+
+@pytest.mark.parametrize("window, stage_1, stage_2", [(None, 1597, 799), (10, 967, 589), (5, 652, 484)])
+def test_steps_at_the_released_geometry(window, stage_1, stage_2):
+    """With full attention only the first place of a frame meets the last one of the frame before it."""
+    c = replace(COGVIDEO_9B, window=window)
+    assert sequence.decoding_steps(c, [1, 2, 3, 4]).max() == stage_1
+    assert sequence.decoding_steps(replace(c, order="interpolation"), [1, 3]).max() == stage_2

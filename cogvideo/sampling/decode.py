@@ -13,8 +13,9 @@ from torch import Tensor
 from cogvideo import sequence
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer, EncodedText, hidden_bias
-from cogvideo.sampling.strategies import Generators, Strategy, draw
+from cogvideo.model import CogVideoTransformer, EncodedText, Wave, hidden_bias
+from cogvideo.sampling.fast import prepare_for_decoding
+from cogvideo.sampling.strategies import Generators, Strategy, draw, fork, keeps_no_order
 
 Progress = Callable[[int], object]  # told how many tokens of every row have just been made
 
@@ -103,6 +104,57 @@ class _Decoder:
                 progress(1)
         return torch.stack(tokens, -1)
 
+    def wavefront(
+        self, times: list[int], choose: Callable[[Tensor, int], Tensor], *, progress: Progress | None
+    ) -> Tensor:
+        """Generate the frames at `times` together, every token as early as the masks let it -> tokens [rows,F,N].
+
+        choose(logits [rows,V], number) -> tokens [rows] of token `number`, counted through the frames.
+        """
+        model, c, length = self.model, self.model.config, self.length
+        n, device = c.frame_tokens, self.text.bias.device
+        text_rows = len(self.text.bias)
+        for memory in self.text.layers:
+            room = (_room(t[:, None].expand(-1, len(times), -1, -1, -1), n) for t in memory.text_spatial)
+            memory.spatial_cache = tuple(room)  # type: ignore[assignment]
+        positions = torch.stack([model.position_vectors(time) for time in times])
+        causal = hidden_bias(torch.ones(n, n, dtype=torch.bool, device=device).tril(), self.text.bias.dtype)
+        everything = c.num_frames * n
+        temporal_bias = [
+            hidden_bias(self._visible(parity, times, everything), self.text.bias.dtype)
+            for parity in range(2 if c.window else 1)
+        ]
+        steps = sequence.decoding_steps(c, times)
+        inputs = torch.full(
+            (text_rows, len(times), n + 1), c.begin_of_image, device=device
+        )  # place j holds token j - 1
+        before = torch.tensor([self.order.index(time) * n for time in times])
+        for step in range(1, int(steps.max()) + 1):
+            frames, places = (steps == step).nonzero(as_tuple=True)
+            numbers, temporal = (frames * n + places).tolist(), before[frames] + places
+            live, upto = int(places.max()) + 1, int(temporal.max()) + 1
+            numbers_at, frames, places, temporal = (
+                t.to(device) for t in (frames * n + places, frames, places, temporal)
+            )
+            wave = Wave(frames, length + places, length + temporal, length + live, length + upto)
+            for memory in self.text.layers:
+                memory.wave = wave
+            x = model.word_embedding(inputs[:, frames, places]) + positions[frames, places]
+            text = self.text.bias.expand(-1, -1, len(numbers), -1)  # [B,1,F,L]
+            own = causal[places, :live][None, None].expand(text_rows, -1, -1, -1)
+            spatial = rearrange(torch.cat([text + self.spatial_bonus, own], -1), "b one f k -> b f one 1 k")
+            biases = [
+                torch.cat([text + self.temporal_bonus, rows[numbers_at, :upto].expand(text_rows, 1, -1, -1)], -1)
+                for rows in temporal_bias
+            ]
+            x = model.run(x[:, :, None], self.text, spatial, biases * (2 if len(biases) == 1 else 1))
+            logits = model.head(x[:, :, 0])
+            for row, number in enumerate(numbers):
+                inputs[:, number // n, number % n + 1] = choose(logits[:, row], number)
+            if progress is not None:
+                progress(len(numbers))
+        return inputs[..., 1:]
+
 
 def _room(text: Tensor, places: int) -> Tensor:
     """A buffer [..,L+places,d] that begins with the text's keys or values."""
@@ -140,12 +192,32 @@ class _Rows:
 
     def chooser(self, strategy: Strategy, first_step: int, generator: Generators) -> Callable[[Tensor, int], Tensor]:
         def choose(logits: Tensor, place: int) -> Tensor:
-            if self.guided:  # classifier-free guidance: g + (c - g) * scale
-                conditional, guide = logits.chunk(2)
-                logits = guide + (conditional - guide) * self.scale
-            return self.double(draw(strategy, logits, first_step + place, generator))
+            return self.double(draw(strategy, self.mix(logits), first_step + place, generator))
 
         return choose
+
+    def split_chooser(
+        self, strategy: Strategy, generator: Generators, c: ModelConfig, frames: int
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The chooser of a wavefront: every frame draws from its own part of the random streams."""
+        like = torch.empty(self.clips, c.image_tokens, device=self.ids.device)
+        parts = fork(generator, frames, c.frame_tokens, like)
+
+        def choose(logits: Tensor, number: int) -> Tensor:
+            return self.double(draw(strategy, self.mix(logits), number, parts[number // c.frame_tokens]))
+
+        return choose
+
+    def mix(self, logits: Tensor) -> Tensor:
+        """Classifier-free guidance: g + (c - g) * scale."""
+        if not self.guided:
+            return logits
+        conditional, guide = logits.chunk(2)
+        return guide + (conditional - guide) * self.scale
+
+
+def _use_wavefront(asked: bool | None, c: ModelConfig, strategy: Strategy) -> bool:
+    return bool(c.window) and keeps_no_order(strategy) if asked is None else asked
 
 
 def _check_ids(ids: Tensor, end: int, what: str) -> None:
@@ -192,6 +264,7 @@ def generate_first_frame(
     """
     clips = len(text_ids) if text_ids.ndim == 2 else 1
     rows = _Rows(clips, model.config.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=False, text_bonus=(text_bonus, 0.0), quirks=False)
     return decoder.frame(0, rows.chooser(strategy, 0, generator), progress=progress)[: rows.clips]
@@ -212,11 +285,14 @@ def generate_key_frames(
     strategy: Strategy,
     generator: Generators = None,
     progress: Progress | None = None,
+    wavefront: bool | None = None,
 ) -> Tensor:
     """Stage 1: first_frames [B,N] -> clips [B,num_frames,N], one frame after another.
 
     guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
-    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. Raises CogVideoError for a stage 2 model,
+    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. wavefront: decode tokens of several frames
+    in one step, as early as the masks allow (sequence.decoding_steps); the tokens are those of one after the other. If not
+    given, a windowed model does so with this package's strategies, others being shown their steps in order. Raises CogVideoError for a stage 2 model,
     more frames than the model has, ids or shapes that do not fit it.
     """
     c = model.config
@@ -226,9 +302,14 @@ def generate_key_frames(
         )
     _check_frames(c, first_frames, (c.frame_tokens,), "first_frames")
     rows = _Rows(len(first_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=False)
     decoder.prefill(rows.double(first_frames)[:, None], [0], temporal_bonus=text_bonus)
+    if _use_wavefront(wavefront, c, strategy):
+        choose = rows.split_chooser(strategy, generator, c, num_frames - 1)
+        made = decoder.wavefront(list(range(1, num_frames)), choose, progress=progress)[: rows.clips]
+        return torch.cat([first_frames[:, None], made], 1)
     frames = [first_frames]
     for time in range(1, num_frames):
         choose = rows.chooser(strategy, (time - 1) * c.frame_tokens, generator)
@@ -251,11 +332,12 @@ def interpolate_frames(
     release_quirks: bool = False,
     generator: Generators = None,
     progress: Progress | None = None,
+    wavefront: bool | None = None,
 ) -> Tensor:
     """Stage 2: given_frames [B,3,N] at times 0, 2, 4 -> the frames [B,2,N] at times 1 and 3.
 
     release_quirks repeats where the released sampler departs from its own training: given frames use wrapped-around
-    windows in odd layers, and the text bonus is left out of their temporal channel. Raises CogVideoError for a stage 1
+    windows in odd layers, and the text bonus is left out of their temporal channel. wavefront: see generate_key_frames. Raises CogVideoError for a stage 1
     model, ids or shapes that do not fit it.
     """
     c = model.config
@@ -264,9 +346,14 @@ def interpolate_frames(
         raise CogVideoError(f"Interpolation needs a stage 2 model; this one is {c.order}.")
     _check_frames(c, given_frames, (len(given), c.frame_tokens), "given_frames")
     rows = _Rows(len(given_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=release_quirks)
     decoder.prefill(rows.double(given_frames), given, temporal_bonus=0.0 if release_quirks else text_bonus)
+    if _use_wavefront(wavefront, c, strategy):
+        times = decoder.order[len(given) :]
+        choose = rows.split_chooser(strategy, generator, c, len(times))
+        return decoder.wavefront(times, choose, progress=progress)[: rows.clips]
     frames = []
     for number, time in enumerate(decoder.order[len(given) :]):
         choose = rows.chooser(strategy, number * c.frame_tokens, generator)

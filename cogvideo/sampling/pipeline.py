@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -332,7 +333,7 @@ class Pipeline:
         padded, mask = self.text.left_pad(ids)
         return padded.to(self.device), mask.to(self.device)
 
-    def _guide(self, spans: Sequence[float | None]) -> dict[str, Tensor]:
+    def _guide(self, spans: Sequence[float | None]) -> dict[str, Any]:
         ids, mask = self._text([self.sampling.guidance_prompt] * len(spans), spans, "")
         return {"guidance_ids": ids, "guidance_mask": mask}
 

@@ -23,9 +23,37 @@ def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = 
     A list of generators, one a row, makes every row independent of the others in the batch. Callables other than this
     module's strategies are called as they are and keep their own randomness.
     """
-    if type(strategy) not in (TopKStrategy, TopPStrategy, ClusterStrategy):
+    if not keeps_no_order(strategy):
         return strategy(logits, step)
     return _sample(strategy.probabilities(logits), generator)  # type: ignore[attr-defined]
+
+
+def keeps_no_order(strategy: Strategy) -> bool:
+    """Whether its draws may be made in another order: so with this module's, whose random streams `fork` can split."""
+    return type(strategy) in (TopKStrategy, TopPStrategy, ClusterStrategy)
+
+
+def fork(generator: Generators, parts: int, draws: int, logits: Tensor) -> list[Generators]:
+    """Split the random streams of `draw` into parts of `draws` tokens each, for logits like `logits` [B,V].
+
+    Part i begins where the stream stands after i * draws draws, so that parts drawn in any order give the same tokens as
+    one after the other. The generators given are left behind the last part.
+    """
+    if generator is None:
+        device = logits.device
+        generator = (
+            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        )
+    streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    noise = torch.empty_like(logits if isinstance(generator, torch.Generator) else logits[0])
+    made: list[Generators] = []
+    for _ in range(parts):
+        copies = [torch.Generator(stream.device).set_state(stream.get_state()) for stream in streams]
+        made.append(copies[0] if isinstance(generator, torch.Generator) else copies)
+        for stream in streams:
+            for _ in range(draws):
+                noise.exponential_(generator=stream)
+    return made
 
 
 def _sample(p: Tensor, generator: Generators = None) -> Tensor:
