@@ -28,6 +28,14 @@ assert not loaded, loaded
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_loading_a_model_leaves_the_compiler_of_torch_out():
+    """Random weights on the meta device would import it: two seconds before every clip."""
+    script = (
+        "import sys, cogvideo; cogvideo.Pipeline.from_pretrained('demo'); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_rooms_are_reached_from_the_package_alone():
     script = "import cogvideo; cogvideo.sampling.ClusterStrategy; cogvideo.superres.DirectSuperResolution"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
 from cogvideo.checkpoints.memory import GB, peak_memory
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.checkpoints.tensors import Weights
+from cogvideo.checkpoints.tensors import Weights, without_memory
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.offload import HostWeights, StreamedBlocks
@@ -124,7 +124,7 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
 
 def _random(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
     """A loader, as Loader calls them, that draws each weight where it is to be, as it is asked for."""
-    with torch.device("meta"):
+    with without_memory():
         meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
 
     def draw(name: str, out: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from cogvideo.checkpoints.inspection import CUDA_BYTES
 from cogvideo.checkpoints.memory import GB
-from cogvideo.checkpoints.tensors import DTYPES
+from cogvideo.checkpoints.tensors import DTYPES, without_memory
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -98,7 +98,7 @@ def _waits(name: str) -> bool:
 @lru_cache(maxsize=1)
 def _empty_models(g: Geometry) -> list[nn.Module]:
     """Stage 1, stage 2, super-resolution and the frame tokenizer's network without memory for their weights."""
-    with torch.device("meta"):
+    with without_memory():
         return [
             CogVideoTransformer(g.stage1),
             CogVideoTransformer(g.stage2),

@@ -21,6 +21,7 @@ from cogvideo.checkpoints.inspection import Inspection
 from cogvideo.checkpoints.native import INDEX, read_json
 from cogvideo.checkpoints.released import KNOWN
 from cogvideo.checkpoints.sat import infer_config, our_name, read_sat_folder, released_name
+from cogvideo.checkpoints.tensors import without_memory
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError
@@ -321,7 +322,7 @@ def icetk_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _empty(build: Callable[[], nn.Module]) -> nn.Module:
     """A module without memory for its weights."""
-    with torch.device("meta"):
+    with without_memory():
         return build()
 
 

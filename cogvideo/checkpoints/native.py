@@ -12,12 +12,19 @@ from typing import Any, TypeVar
 import torch
 from einops import repeat
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.memory import GB
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.checkpoints.tensors import TensorFile, Weights, byte_bar, meta_of, release_pages, tensor_bytes
+from cogvideo.checkpoints.tensors import (
+    TensorFile,
+    Weights,
+    byte_bar,
+    meta_of,
+    release_pages,
+    save_tensors,
+    tensor_bytes,
+)
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -48,10 +55,7 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
                 else:
                     tensors[name] = weights[name].detach().to(dtype=dtype).contiguous()
                 bar.update(sizes[name])
-            temporary = folder / f"{file}.part"
-            save_file(tensors, temporary)
-            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-            os.replace(temporary, folder / file)
+            save_tensors(tensors, folder / file)
     if count > 1:
         places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
@@ -60,13 +64,6 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
     for path in (folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
         if path.name not in files:
             path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """What the user takes from the permissions of new files; it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:

@@ -14,7 +14,15 @@ from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.memory import check_fits
-from cogvideo.checkpoints.tensors import TensorFile, Weights, byte_bar, meta_of, release_pages, tensor_bytes
+from cogvideo.checkpoints.tensors import (
+    TensorFile,
+    Weights,
+    byte_bar,
+    meta_of,
+    release_pages,
+    tensor_bytes,
+    without_memory,
+)
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -329,7 +337,7 @@ def fill_model(
 
 def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: str) -> M:
     """The module that `build` makes, on the meta device; CogVideoError if `weights` are not just what it needs."""
-    with torch.device("meta"):
+    with without_memory():
         model = build()
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.memory import GB
 from cogvideo.checkpoints.native import new_folder, write_json
 from cogvideo.checkpoints.sat import rank_views, released_name
-from cogvideo.checkpoints.tensors import DTYPES, TensorFile, byte_bar, release_pages, tensor_bytes
+from cogvideo.checkpoints.tensors import DTYPES, TensorFile, byte_bar, release_pages, tensor_bytes, without_memory
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -107,7 +107,7 @@ def _model(kind: str, layers: int, hidden: int, heads: int, vocab_size: int) -> 
         "num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": vocab_size,
         "hidden_dropout": 0.0, "attention_dropout": 0.0, "layernorm_order": "sandwich", "max_sequence_length": 1024,
     }  # fmt: skip
-    with torch.device("meta"):
+    with without_memory():
         if kind == "dsr":
             return DirectSuperResolution(SuperResolutionConfig(**own, **ids)), settings | {"layout": [96, 496, 4096]}
         if kind == "itersr":

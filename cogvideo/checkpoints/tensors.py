@@ -3,12 +3,16 @@
 Nothing is held twice and no file is held whole, whatever its size: this is how all weights are loaded and converted.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are renewed.
 MAPPED_BYTES = 512 * 2**20
@@ -59,6 +63,43 @@ def meta_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
     """Bytes that a tensor takes, in `dtype` if given."""
     return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+@contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules that are made inside are on the meta device: shapes and types, to be filled later or only looked at."""
+    with torch.device("meta"), _NoDraws():
+        yield
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out random initialisation, for which torch would import its compiler on the meta device: two seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in (
+            "normal_",
+            "uniform_",
+            "kaiming_uniform_",
+        ):  # torch.nn.init's or a tensor's own
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all, with the permissions of any new file."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata=metadata)
+    part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+    os.replace(part, path)
+
+
+def _umask() -> int:
+    """What the user takes from the permissions of new files; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def byte_bar(label: str, total: int) -> Any:

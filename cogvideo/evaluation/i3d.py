@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.tensors import without_memory
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
 from cogvideo.sampling.loading import choose_device
@@ -88,7 +89,7 @@ class I3D(nn.Module):
         if isinstance(weights, torch.jit.ScriptModule):
             model = ScriptedI3D(weights)
         else:
-            with torch.device("meta"):
+            with without_memory():
                 model = cls()
             model.load_state_dict(_own_names(fold(weights, batch_norm_eps)), assign=True)
             model.batch_norm_eps = batch_norm_eps

@@ -5,7 +5,6 @@ One set of names inside: those of pytorch-i3d (Mixed_3b.b1a.conv3d.weight, Mixed
 
 import hashlib
 import io
-import os
 import pickle
 import tarfile
 import zipfile
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.errors import CogVideoError
 
 # Input channels and widths of the branches b0, b1a -> b1b, b2a -> b2b, b3b of the Inception modules.
@@ -161,9 +161,7 @@ def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
             raise CogVideoError(f"{source} cannot be read ({error.strerror}): give the downloaded file.") from None
     state = convert(checkpoint_of(archive))
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    save_file(state, temporary)
-    os.replace(temporary, target)
+    save_tensors(state, target)
     return target
 
 

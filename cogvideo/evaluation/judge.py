@@ -321,13 +321,13 @@ def _spoil(pictures: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def main(arguments: list[str]) -> None:
-    from safetensors.torch import save_file
+    from cogvideo.checkpoints.tensors import save_tensors
 
     if len(arguments) != 1:
         raise SystemExit("usage: python -m cogvideo.evaluation.judge OUT.safetensors")
     torch.set_num_threads(1)
     reader = train_reader()
-    save_file({name: tensor.half() for name, tensor in reader.state_dict().items()}, arguments[0])
+    save_tensors({name: tensor.half() for name, tensor in reader.state_dict().items()}, arguments[0])
     print(f"\nsaved {arguments[0]}")
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
@@ -88,7 +89,7 @@ class FrameTokenizer(nn.Module):
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write weights (as `dtype`, if given) and the description of the network into one safetensors file."""
         tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.network.state_dict().items()}
-        save_file(tensors, path, metadata={"frame_tokenizer": json.dumps(self.network.architecture)})
+        save_tensors(tensors, path, metadata={"frame_tokenizer": json.dumps(self.network.architecture)})
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "FrameTokenizer":

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.checkpoints.sat import fill_model
+from cogvideo.checkpoints.tensors import without_memory
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -44,7 +45,7 @@ def origin(name: str) -> str:
 
 def parts(config: ModelConfig) -> list[Part]:
     """The weights of a video model of any size, without making them; inherited ones first."""
-    with torch.device("meta"):
+    with without_memory():
         model = CogVideoTransformer(config)
     groups: dict[str, list[Tensor]] = {}
     for name, weight in model.named_parameters():

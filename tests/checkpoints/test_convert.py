@@ -12,7 +12,7 @@ from checkpoints.test_sat import fixture, rank_path, share_out, write
 from conftest import DATA
 from safetensors.torch import load_file
 
-from cogvideo.checkpoints import native
+from cogvideo.checkpoints import native, tensors
 from cogvideo.checkpoints.convert import convert, measure_load, open_checkpoint
 from cogvideo.checkpoints.native import load_model
 from cogvideo.checkpoints.sat import load_sat_checkpoint
@@ -135,17 +135,17 @@ def test_wrong_sources_are_refused_and_leave_nothing(what, message, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from cogvideo.checkpoints import native
+from cogvideo.checkpoints import native, tensors
 from cogvideo.checkpoints.convert import convert
 native.SINGLE_FILE_BYTES, native.SHARD_BYTES = 200_000, 150_000
-write, calls = native.save_file, []
-def save_file(tensors, path):
+write, calls = tensors.save_file, []
+def save_file(table, path, metadata):
     calls.append(path)
-    write(tensors, path)
+    write(table, path, metadata)
     if len(calls) == 2:
         path.write_bytes(path.read_bytes()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
-native.save_file = save_file
+tensors.save_file = save_file
 convert(sys.argv[1], sys.argv[2], image_tokens=256, begin_of_image=310)
 """
 
