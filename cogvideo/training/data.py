@@ -35,10 +35,10 @@ class Batch:
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
-    image: OPENING of the frames are first ones under the bare caption. The others carry a frame-rate text that names the
-    moment: half are the last frame of a span; half are any eighth of the action, under the next longer span, so that
-    every state is drawn often enough. What the text says of how far an action has come, and how each state looks, is
-    what stages 1 and 2 inherit. sequential: five frames from the beginning; half the clips span the whole action (the
+    image: OPENING of the frames are first ones under the bare caption. The others have the frame-rate texts of stages 1
+    and 2, which inherit how every state looks and no more: half are one of the four frames that stage 1 generates; half
+    are any eighth of the action under any span, so that every state is drawn often enough. (A text that told the moment
+    would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five frames from the beginning; half the clips span the whole action (the
     multi-frame-rate rule), half any trained span, so that the frame-rate text means something. interpolation: five
     neighbouring frames as the rounds of stage 2 meet them. superres: any moment.
     """
@@ -57,8 +57,9 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     if stage == "superres":
         return rng.random((n, 1)) * rule[:, None], [None] * n
     eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
-    moment = np.where(rng.random(n) < 0.5, span, eighth)
-    named = np.array(SPANS)[np.searchsorted(SPANS, moment)]
+    ours = rng.random(n) < 0.5
+    moment = np.where(ours, span * rng.integers(1, FRAMES, n) / (FRAMES - 1), eighth)
+    named = np.where(ours, span, rng.choice(SPANS, n))
     opening = rng.random(n) < OPENING
     return np.where(opening, 0.0, moment)[:, None], [
         None if first else float(s) for first, s in zip(opening, named, strict=True)
