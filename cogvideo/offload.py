@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.memory import check_fits
+
 ALIGNMENT = 256  # bytes, as CUDA aligns its own tensors
 
 
@@ -118,7 +120,7 @@ class Offload:
     """Decides which part of a pipeline is on the device: `use(part)` brings it, and the part before it leaves.
 
     parts: modules in host memory; of those that have `blocks`, with `layers` the blocks are streamed. Memory of the host: all
-    weights once, page-locked where the device is a GPU.
+    weights once, page-locked where the device is a GPU. Raises CogVideoError when the largest part does not fit the device.
     """
 
     @torch.inference_mode(False)
@@ -136,6 +138,12 @@ class Offload:
             else:
                 # Block by block, so that no more than one of them is in host memory twice.
                 self.weights[part] += [HostWeights(_tensors(block)) for block in blocks]
+        check_fits(max(map(self._device_bytes, parts), default=0), device, "The largest part of these weights")
+
+    def _device_bytes(self, part: nn.Module) -> int:
+        """What `use(part)` takes on the device."""
+        rooms = 2 * self.streamed[part].room_size if part in self.streamed else 0
+        return rooms + sum(len(weights.bytes) for weights in self.weights[part])
 
     @torch.inference_mode(False)  # weights bound in inference mode would be of another kind
     def use(self, part: nn.Module) -> None:

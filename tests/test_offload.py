@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cogvideo.checkpoints.sat import load_sat_checkpoint
+from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.offload import HostWeights, Offload, StreamedBlocks
 from cogvideo.quantize import quantize_int8
@@ -119,3 +120,16 @@ def test_tensors_side_by_side_keep_types_and_values():
         for name, tensor in module.state_dict().items():
             assert torch.equal(tensor, before[name]) and tensor.dtype == before[name].dtype
             assert tensor.data_ptr() % 2 == 0
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_the_largest_part_is_compared_with_the_memory_of_the_device(monkeypatch, layers):
+    small, large = stage(), CogVideoTransformer(replace(stage().config, num_layers=6)).initialize()
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in large.blocks]
+    rest = sum(p.nbytes for p in large.parameters()) - sum(blocks)
+    need = rest + (2 * max(blocks) if layers else sum(blocks))
+    monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(1.1 * need))
+    Offload([small, large], CPU, layers=layers)
+    monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(0.95 * need))
+    with pytest.raises(CogVideoError, match="largest part.*needs"):
+        Offload([small, large], CPU, layers=layers)
