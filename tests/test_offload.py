@@ -124,12 +124,15 @@ def test_tensors_side_by_side_keep_types_and_values():
 
 @pytest.mark.parametrize("layers", [False, True])
 def test_the_largest_part_is_compared_with_the_memory_of_the_device(monkeypatch, layers):
-    small, large = stage(), CogVideoTransformer(replace(stage().config, num_layers=6)).initialize()
+    def models():
+        return [stage(), CogVideoTransformer(replace(stage().config, num_layers=6)).initialize()]
+
+    large = models()[1]
     blocks = [sum(p.nbytes for p in block.parameters()) for block in large.blocks]
     rest = sum(p.nbytes for p in large.parameters()) - sum(blocks)
     need = rest + (2 * max(blocks) if layers else sum(blocks))
     monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(1.1 * need))
-    Offload([small, large], CPU, layers=layers)
+    Offload(models(), CPU, layers=layers)
     monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(0.95 * need))
     with pytest.raises(CogVideoError, match="largest part.*needs"):
-        Offload([small, large], CPU, layers=layers)
+        Offload(models(), CPU, layers=layers)
