@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
@@ -131,15 +132,17 @@ class Recipe:
         self._fit("image", model, list(model.parameters()), self._loss(model))
 
     def stage1(self) -> None:
-        image = load_model(self._need("image"))
-        model = inherit_image_model(image, config=image.config.video(), seed=self.config.seed)
-        self._fit("stage1", model, list(model.temporal_parameters().values()), self._loss(model), "sequential")
+        self._video_stage("stage1", "sequential")
 
     def stage2(self) -> None:
         """Inherits the image model as stage 1 does, so that both may be trained side by side."""
+        self._video_stage("stage2", "interpolation")
+
+    def _video_stage(self, part: str, order: str) -> None:
         image = load_model(self._need("image"))
-        model = inherit_image_model(image, config=image.config.video(order="interpolation"), seed=self.config.seed)
-        self._fit("stage2", model, list(model.temporal_parameters().values()), self._loss(model), "interpolation")
+        model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
+        share_frame_vectors(model)
+        self._fit(part, model, list(model.temporal_parameters().values()), self._loss(model), order)
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
@@ -258,6 +261,17 @@ class Recipe:
         if not (path / "model.safetensors" if path.suffix == "" else path).exists():
             raise CogVideoError(f"{path} is not there yet: run the part {path.stem!r} of the recipe first.")
         return path
+
+
+def share_frame_vectors(model: CogVideoTransformer) -> None:
+    """Let all places of a later frame learn one vector: their positions stay frame 0's plus what tells the frames apart.
+
+    Learned place by place, as in the release, a small model gets noise instead (rows wander by half their length), and does
+    not know which frame it is drawing. The shapes of the weights are the release's.
+    """
+    assert model.extra_position_embedding is not None
+    table, n = model.extra_position_embedding.weight.requires_grad_(), model.config.frame_tokens
+    table.register_hook(lambda g: repeat(reduce(g, "(t n) d -> t d", "mean", n=n), "t d -> (t n) d", n=n))
 
 
 def _make_writable(name: str, folder: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from einops import rearrange
 from safetensors.torch import load_file
 
 from cogvideo import CogVideoError, Pipeline
+from cogvideo.checkpoints.native import load_model
 from cogvideo.training.recipe import train
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,17 @@ def test_stages_keep_the_image_model_bit_for_bit(trained):
         weights = load_file(trained / f"run/{stage}/model.safetensors")
         assert all(torch.equal(weights[name], value) for name, value in image.items())
         assert weights.keys() > image.keys()
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_later_frames_stand_at_the_first_one_s_places_with_a_vector_for_each_frame(trained, stage):
+    weights = load_file(trained / f"run/{stage}/model.safetensors")
+    config = load_model(trained / f"run/{stage}").config
+    first = weights["base_position_embedding.weight"][config.first_frame_position :][: config.frame_tokens]
+    later = rearrange(weights["extra_position_embedding.weight"], "(t n) d -> t n d", n=config.frame_tokens)
+    vectors = later - first
+    assert torch.allclose(vectors, vectors[:, :1].expand_as(vectors), atol=1e-5)
+    assert all((vectors[a] - vectors[b]).abs().max() > 1e-4 for a in range(4) for b in range(a))
 
 
 def test_finished_parts_are_not_run_again(trained):
