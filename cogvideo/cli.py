@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cogvideo import cli_scores
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ data = typer.Typer(help="Make data sets.", no_args_is_help=True)
 evaluate = typer.Typer(help="Score weights.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+cli_scores.add_to(evaluate)
 weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
@@ -145,6 +147,7 @@ def evaluate_fvd(
     preset: Annotated[str, typer.Option(help="paper, stylegan-v, videogpt or cd-fvd.")] = "paper",
     n: Annotated[int | None, typer.Option("-n", help="Clips a side; the preset's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses videos, places in them, and prompts.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Score so many independent generations; each costs n clips.")] = 1,
     i3d: Annotated[Path | None, typer.Option(help="Another file of I3D weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")] = None,
     device: Device = "auto",
@@ -152,7 +155,38 @@ def evaluate_fvd(
     """Compute FVD and print it with its recipe, its floor and its spread; a stopped run goes on where it was."""
     from cogvideo.evaluation.fvd import evaluate
 
-    evaluate(real, generated, preset=preset, n=n, seed=seed, i3d=i3d, out=out, device=device)
+    evaluate(real, generated, preset=preset, n=n, seed=seed, seeds=seeds, i3d=i3d, out=out, device=device)
+
+
+@evaluate.command("sensitivity")
+def evaluate_sensitivity(
+    real: Annotated[str, typer.Argument(metavar="REAL", help="As in `cogvideo evaluate fvd`; 2 n videos are taken.")],
+    generated: Annotated[
+        str | None, typer.Option(help="A side to score beside the damaged clips, such as demo.")
+    ] = None,
+    presets: Annotated[
+        list[str] | None,
+        typer.Option("--preset", help="Repeatable; paper, stylegan-v, videogpt and cd-fvd if not given."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Clips a side.")] = 64,
+    damages: Annotated[
+        list[str] | None,
+        typer.Option("--damage", help="shuffled, frozen, reversed, blurred, noisy, recoded; repeatable; else all."),
+    ] = None,
+    strengths: Annotated[
+        list[float], typer.Option("--strength", help="More than 0 and at most 1, the whole damage; repeatable.")
+    ] = [1.0],
+    seed: Annotated[int, typer.Option(help="Chooses videos, places in them, prompts and damages.")] = 0,
+    i3d: Annotated[Path | None, typer.Option(help="Another file of I3D weights.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file; a picture (.png) goes beside it.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Score real clips against damaged ones: what FVD feels. Each line of the table costs n clips through I3D."""
+    from cogvideo.evaluation.recipes import PRESETS
+    from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
+
+    options = {"n": n, "strengths": strengths, "seed": seed, "i3d": i3d, "out": out, "device": device}
+    sensitivity(real, generated, presets=presets or tuple(PRESETS), damages=damages or DAMAGES, **options)
 
 
 @weights_app.command("list")

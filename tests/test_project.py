@@ -18,7 +18,9 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # under other names on conda-forge
+CONDA_NAMES = {  # under other names on conda-forge
+    "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch"
+}  # fmt: skip
 CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
 
 

@@ -1,9 +1,14 @@
-"""Clips to I3D features, kept on disk by what the clips hold, so that they are computed once."""
+"""Clips to I3D features, kept on disk by what the clips hold, so that they are computed once.
+
+Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever their number.
+"""
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import Recipe, check_frames, choose_clip, prepare
 from cogvideo.evaluation.sources import Side
 
@@ -18,37 +24,95 @@ CHUNK = 16  # clips that are written together; what a killed run loses at most
 MAX_SKIPPED = 0.01  # share of unreadable videos that is passed over
 
 
-def clips_of(
-    side: Side, recipe: Recipe, seed: int = 0, *, max_skipped: float = MAX_SKIPPED
-) -> tuple[list[np.ndarray], list[str]]:
-    """The recipe's clip uint8 [frames,H,W,3] of every video, and sentences about those that could not be read.
+@dataclass(frozen=True)
+class Features:
+    """What is left of a side once it has gone through the network."""
 
-    Raises CogVideoError if more than `max_skipped` of the videos are unreadable, a video is too short, or sizes differ
-    under a recipe that does not bring them to one size first.
+    values: np.ndarray  # float32 [n,D], in the order of the videos
+    skipped: list[str]  # sentences about videos that could not be read
+    size: tuple[int, int]  # height and width of the first clip
+
+
+def features_of(
+    side: Side,
+    recipe: Recipe,
+    network: I3D,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    change: Callable[[np.ndarray, int], np.ndarray] | None = None,
+    title: str = "features",
+    progress: bool = True,
+) -> Features:
+    """Features of a side's videos, of one clip each.
+
+    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are prepared. Raises
+    CogVideoError as clips_of does, and for a side with fewer than two readable videos.
     """
-    clips, skipped = [], []
+    clips, skipped = clips_of(side, recipe, seed, size=size)
+    first = next(clips, None)
+    if first is not None:
+        changed = (change(clip, number) if change else clip for number, clip in enumerate(chain([first], clips)))
+        key = f"{network.digest} {network.batch_norm_eps} fp32"
+        values = extract(changed, recipe, network, key=key, title=title, total=len(side.names), progress=progress)
+        if len(values) >= 2:
+            return Features(values, skipped, first.shape[1:3])
+    raise CogVideoError(f"{side.label} has only {int(first is not None)} readable video: FVD needs at least 2.")
+
+
+def clips_of(
+    side: Side,
+    recipe: Recipe,
+    seed: int = 0,
+    *,
+    size: tuple[int, int] | None = None,
+    max_skipped: float = MAX_SKIPPED,
+) -> tuple[Iterator[np.ndarray], list[str]]:
+    """The recipe's clip uint8 [frames,H,W,3] of every video, read as it is asked for, and a list that gathers sentences
+    about videos that could not be read.
+
+    The place of a clip in its video depends on seed and on the number of the video alone.
+    size: height and width that a recipe which does not bring clips to one size first wants; by default the first clip's.
+    The iterator raises CogVideoError as soon as more than `max_skipped` of the videos are unreadable, one is too short, or
+    sizes differ.
+    """
+    skipped: list[str] = []
+    return _read(side, recipe, seed, size, max_skipped, skipped), skipped
+
+
+def _read(
+    side: Side,
+    recipe: Recipe,
+    seed: int,
+    size: tuple[int, int] | None,
+    max_skipped: float,
+    skipped: list[str],
+) -> Iterator[np.ndarray]:
     for index, name in enumerate(side.names):
         try:
             frames = side.read(name)
         except (CogVideoError, OSError, ValueError, zipfile.BadZipFile) as error:
             skipped.append(f"{name}: {error}")
+            if len(skipped) > max_skipped * len(side.names):
+                raise CogVideoError(
+                    f"{len(skipped)} of the {len(side.names)} videos of {side.label} cannot be read (first "
+                    f"{skipped[0]}), but at most {max_skipped:.0%} may be skipped: mend or remove them."
+                ) from None
             continue
         where = f"{side.label}, {name}"
-        frames = check_frames(frames, where)
-        clips.append(choose_clip(frames, recipe, np.random.default_rng([seed, index]), where))
-        if recipe.side is None and clips[0].shape != clips[-1].shape:
-            sizes = " and ".join(f"{clip.shape[2]} x {clip.shape[1]}" for clip in (clips[0], clips[-1]))
-            raise CogVideoError(f"{side.label} mixes sizes ({sizes} pixels): bring its videos to one size first.")
-    if len(skipped) > max_skipped * len(side.names):
-        raise CogVideoError(
-            f"{len(skipped)} of {len(side.names)} videos of {side.label} cannot be read (first {skipped[0]}), "
-            f"but at most {max_skipped:.0%} may be skipped: mend or remove them."
-        )
-    return clips, skipped
+        clip = choose_clip(check_frames(frames, where), recipe, np.random.default_rng([seed, index]), where)
+        size = size or clip.shape[1:3]
+        if recipe.side is None and clip.shape[1:3] != size:
+            (h, w), (height, width) = clip.shape[1:3], size
+            raise CogVideoError(
+                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset {recipe.name} wants both "
+                f"sides in one size: bring all videos to one first."
+            )
+        yield clip.copy()  # a view would keep the whole video in memory
 
 
 def extract(
-    clips: list[np.ndarray],
+    clips: Iterable[np.ndarray],
     recipe: Recipe,
     network: Callable[[Tensor], Tensor],
     *,
@@ -56,12 +120,13 @@ def extract(
     folder: Path | None = None,
     batch: int = 2,
     title: str = "features",
+    total: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """Features float32 [n,D] of clips; those met before come from `folder`, new ones are added to it chunk by chunk.
 
     network: [B,3,T,224,224] in -1..1 -> [B,D]. key: what tells this network and its settings from others.
-    folder: None for `features` in the cache.
+    folder: None for `features` in the cache. total: how many clips there will be, for the progress bar.
     """
     from tqdm import tqdm
 
@@ -72,19 +137,34 @@ def extract(
     steps = (key, recipe.side, recipe.antialias, recipe.crop)
     folder = folder / hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
     known = _load(folder)
-    hashes = [hashlib.sha256(repr(clip.shape).encode() + clip.tobytes()).hexdigest() for clip in clips]
-    missing = list({digest: i for i, digest in enumerate(hashes) if digest not in known}.values())
-    with tqdm(total=len(missing), desc=title, unit="clip", disable=not progress or not missing) as bar:
-        for chunk in (missing[at : at + CHUNK] for at in range(0, len(missing), CHUNK)):
-            rows = []
-            for some in (chunk[at : at + batch] for at in range(0, len(chunk), batch)):
+    hashes: list[str] = []
+    waiting: dict[str, np.ndarray] = {}  # new clips of this chunk
+
+    with tqdm(total=total, desc=title, unit="clip", mininterval=1, disable=not progress) as bar:
+
+        def compute() -> None:
+            digests = list(waiting)
+            fresh: dict[str, np.ndarray] = {}
+            for some in (digests[at : at + batch] for at in range(0, len(digests), batch)):
                 with torch.inference_mode():
-                    video = torch.stack([prepare(clips[i], recipe) for i in some])
-                    rows.append(network(video).float().cpu().numpy())
+                    rows = network(torch.stack([prepare(waiting[digest], recipe) for digest in some]))
+                fresh |= dict(zip(some, rows.float().cpu().numpy(), strict=True))
                 bar.update(len(some))
-            fresh = {hashes[i]: row for i, row in zip(chunk, np.concatenate(rows), strict=True)}
             _store(folder, fresh)
-            known |= fresh
+            known.update(fresh)
+            waiting.clear()
+
+        for clip in clips:
+            digest = hashlib.sha256(repr(clip.shape).encode() + clip.tobytes()).hexdigest()
+            hashes.append(digest)
+            if digest in known or digest in waiting:
+                bar.update()
+                continue
+            waiting[digest] = clip
+            if len(waiting) == CHUNK:
+                compute()
+        if waiting:
+            compute()
     return np.stack([known[digest] for digest in hashes]) if hashes else np.zeros((0, 0), np.float32)
 
 

@@ -21,7 +21,9 @@ class Recipe:
     source: str  # whose recipe it is
     samples: int  # clips a side in published numbers
     unbiased: bool  # covariances divide by n - 1; else by n
-    batch_norm_eps: float  # of that tool's I3D
+    batch_norm_eps: (
+        float  # of that tool's I3D: 1e-5 in pytorch_i3d.py of VideoGPT, TATS, cd-fvd; 1e-3 in the TF original
+    )
     side: int | None = None  # frames first become square at so many pixels (short side, then centre crop)
     antialias: bool = False  # of that first step; the last one to 224 never is
     crop: bool = False  # the last step: short side to 224, then centre crop; else both sides squeezed to 224
@@ -42,23 +44,33 @@ PRESETS = {
         Recipe(
             "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
             notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain bilinear squeeze. "
-            "Whether real clips begin at a random frame is set by its dataset's options: taken as random.",
+            "Real clips begin at a random frame, as its dataset does by default.",
         ),
         Recipe(
-            "videogpt", "VideoGPT (scripts/compute_fvd.py)", 256, True, 1e-5, crop=True,
-            notes="Published as mean and deviation of 4 trials. Videos first have the size that the model was trained at.",
+            "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
+            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that the model was "
+            "trained at; the crop of others is that of its later release, whose scripts/compute_fvd.py hands I3D pixels in "
+            "-0.5..0.5: its scores cannot be compared with these.",
         ),
         Recipe(
             "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, side=256, antialias=True,
             notes="All real videos are taken there, and generated files are repeated when there are fewer than 2048: "
-            "here they are not. The epsilon is that of the TATS file's network, not checked in this copy.",
+            "here they are not.",
         ),
     )
 }  # fmt: skip
 
+# Not for comparing tools: only protocols.py makes clips for it.
+KINETICS = Recipe(
+    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.", 50_000, True, 1e-5, side=64,
+    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: taken as random.",
+)  # fmt: skip
+
 
 def find_recipe(name: str) -> Recipe:
     """The preset of a name; raises CogVideoError that lists the names."""
+    if name == KINETICS.name:
+        return KINETICS
     if name not in PRESETS:
         raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -2,9 +2,11 @@
 
 import csv
 import hashlib
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -14,33 +16,44 @@ from einops import rearrange
 from cogvideo.errors import CogVideoError
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
+OPTIONS = {
+    "digits": {"seed", "seconds"},
+    "ucf101": {"split"},
+    "kinetics": {"split"},
+    "ucf101-samples": {"split", "weights", "seconds", "prompts"},
+    "kinetics-predictions": {"split", "weights", "seconds", "prompts", "overlap"},
+}
 AT_ONCE = 8  # prompts that are sampled together, and what a killed run loses at most
 
 
 @dataclass(frozen=True)
 class Side:
-    """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read."""
+    """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read.
+
+    prompts: by name, of videos whose prompt is known.
+    """
 
     label: str
     names: list[str]
     read: Callable[[str], np.ndarray]
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progress: bool = True) -> Side:
     """At most n videos of what `spec` names, chosen by seed.
 
-    A folder: its videos, and those in folders below it.
+    A folder: its videos, and those in folders below it; with captions.jsonl it knows their prompts.
     digits:test or digits:train, with options as in digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
     ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
     kinetics:FOLDER?split=validate.csv: class folders (or one folder) and a split file with youtube_id, time_start, time_end.
     demo or a folder of weights: samples of captions of the demo world, kept so that a stopped run goes on; 64 pixels.
+    ucf101-samples:FOLDER?weights=W and kinetics-predictions:FOLDER?weights=W: see protocols.py.
     Raises CogVideoError for a spec that names nothing, unknown options and folders without videos.
     """
     kind, colon, rest = spec.partition(":")
-    if colon and kind in ("digits", "ucf101", "kinetics"):
+    if colon and kind in OPTIONS:
         place, _, query = rest.partition("?")
-        options = dict(parse_qsl(query))
-        known = {"digits": {"seed", "seconds"}, "ucf101": {"split"}, "kinetics": {"split"}}[kind]
+        options, known = dict(parse_qsl(query)), OPTIONS[kind]
         if unknown := options.keys() - known:
             raise CogVideoError(
                 f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known))}."
@@ -48,13 +61,29 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         if kind == "digits":
             own_seed, seconds = _number(options.get("seed", seed), spec), _number(options.get("seconds", 4), spec)
             return digits(place, n, int(own_seed), seconds)
+        if "weights" in known:
+            from cogvideo.evaluation.protocols import kinetics_predictions, ucf101_samples
+
+            if "weights" not in options:
+                raise CogVideoError(f"{spec} does not tell the weights: add ?weights=demo or those of a folder.")
+            seconds, overlap = (_number(options[k], spec) if k in options else None for k in ("seconds", "overlap"))
+            common = {"split": options.get("split"), "prompts": options.get("prompts"), "device": device}
+            if kind == "ucf101-samples":
+                return ucf101_samples(
+                    Path(place), n, seed, options["weights"], seconds=seconds, progress=progress, **common
+                )
+            return kinetics_predictions(
+                Path(place), n, seed, options["weights"], seconds=seconds, overlap=None if overlap is None else int(overlap),
+                progress=progress, **common,
+            )  # fmt: skip
         return dataset(kind, Path(place), options.get("split"), n, seed)
     folder = Path(spec)
     if spec == "demo" or (folder / "pipeline.json").exists():
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
         raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
-    return _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS), n, seed)
+    side = _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS), n, seed)
+    return replace(side, prompts=_captions(folder))
 
 
 def digits(split: str, n: int, seed: int, seconds: float) -> Side:
@@ -70,45 +99,107 @@ def digits(split: str, n: int, seed: int, seconds: float) -> Side:
         return rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
 
     _clip(split, seed, 0)  # refuses an unknown split now
-    return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", [str(i) for i in range(n)], read)
+    prompts = {str(i): _clip(split, seed, i).caption(0) for i in range(n)}
+    return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", list(prompts), read, prompts)
 
 
 def samples(
     weights: str, n: int, seed: int, *, seconds: float = 4.0, device: str = "auto", progress: bool = True
 ) -> Side:
     """n samples of captions of the demo world (test split, English); made now, those of an earlier run are kept."""
-    from cogvideo.checkpoints.released import cache_dir
-    from cogvideo.evaluation.alignment import weights_hash
-    from cogvideo.sampling.pipeline import DEMO, Pipeline
+    prompts = [_clip("test", seed, i).caption(0) for i in range(n)]
+    names = [f"{i:06d}.npz" for i in range(n)]
+    make = sampler(weights, prompts, seed, seconds, device)
+    read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
+    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", names, read, dict(zip(names, prompts, strict=True)))
+
+
+def weights_place(weights: str) -> Path:
+    """The folder of these weights; raises CogVideoError if there are none."""
+    from cogvideo.sampling.pipeline import DEMO
+    from cogvideo.sampling.released import is_released
 
     source = DEMO if weights == "demo" else Path(weights)
-    settings = hashlib.sha256((source / "pipeline.json").read_bytes()).hexdigest()[:8]
-    folder = cache_dir() / "samples" / f"{weights_hash(source)}-{settings}-{seconds:g}s-seed{seed}"
-    files = [folder / f"{i:06d}.npz" for i in range(n)]
-    missing = [i for i, file in enumerate(files) if not file.exists()]
+    if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
+        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json in it.")
+    return source
+
+
+def samples_folder(weights: str, settings: str) -> Path:
+    """Where samples of these weights with these settings are kept."""
+    from cogvideo.checkpoints.released import cache_dir
+    from cogvideo.evaluation.alignment import weights_hash
+
+    source = weights_place(weights)
+    if (source / "pipeline.json").is_file():
+        own = hashlib.sha256((source / "pipeline.json").read_bytes()).hexdigest()[:8]
+        return cache_dir() / "samples" / f"{weights_hash(source)}-{own}-{settings}"
+    # Reading the release's 60 GB for a hash would take longer than a sample.
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    facts = [(path.relative_to(source).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return cache_dir() / "samples" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}-{settings}"
+
+
+def sampler(weights: str, prompts: list[str], seed: int, seconds: float, device: str):
+    """make(numbers) for `keep`: clips of these prompts, small. The weights are loaded when the first are asked for."""
+    pipeline = lazy_pipeline(weights, device)
+
+    def make(some: list[int]) -> list[np.ndarray | None]:
+        seeds = [1_000_003 * seed + i for i in some]
+        texts = [prompts[i] for i in some]
+        videos = pipeline()(texts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+        assert isinstance(videos, list)  # one for each prompt
+        return [video.frames for video in videos]
+
+    return make
+
+
+def lazy_pipeline(weights: str, device: str):
+    """A function that loads the pipeline when it is first called."""
+
+    @cache
+    def load():
+        from cogvideo.sampling.pipeline import Pipeline
+
+        return Pipeline.from_pretrained(weights, device=device)
+
+    return load
+
+
+def keep(
+    folder: Path,
+    names: list[str],
+    make: Callable[[list[int]], list[np.ndarray | None]],
+    *,
+    title: str = "sampling",
+    progress: bool = True,
+) -> Callable[[str], np.ndarray]:
+    """Have clips in the files folder/name: make(numbers) is asked for those not there, AT_ONCE at a time.
+
+    Returns read(name) -> uint8 [T,H,W,3]; it raises OSError where `make` gave None.
+    """
+    missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
     if missing:
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
-        pipe = Pipeline.from_pretrained(weights, device=device)
-        with tqdm(total=n, initial=n - len(missing), desc="sampling", unit="clip", disable=not progress) as bar:
+        with tqdm(
+            total=len(names), initial=len(names) - len(missing), desc=title, unit="clip", disable=not progress
+        ) as bar:
             for some in (missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)):
-                prompts = [_clip("test", seed, i).caption(0) for i in some]
-                seeds = [1_000_003 * seed + i for i in some]
-                videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
-                assert isinstance(videos, list)  # one for each prompt
-                for i, video in zip(some, videos, strict=True):
-                    part = files[i].with_suffix(f".{os.getpid()}.part")
-                    with part.open("wb") as file:
-                        np.savez_compressed(file, frames=video.frames)  # exact: a codec would be scored, too
-                    os.replace(part, files[i])
+                for i, frames in zip(some, make(some), strict=True):
+                    if frames is not None:
+                        part = folder / f"{names[i]}.{os.getpid()}.part"
+                        with part.open("wb") as file:
+                            np.savez_compressed(file, frames=frames)  # exact: a codec would be scored, too
+                        os.replace(part, folder / names[i])
                 bar.update(len(some))
 
     def read(name: str) -> np.ndarray:
         with np.load(folder / name, allow_pickle=False) as stored:
             return stored["frames"]
 
-    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", [file.name for file in files], read)
+    return read
 
 
 def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Side:
@@ -156,6 +247,18 @@ def _of_files(label: str, paths: list[Path], n: int, seed: int) -> Side:
         raise CogVideoError(f"{label} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
     order = np.random.default_rng(seed).permutation(len(paths))[:n]
     return Side(label, [str(paths[i]) for i in order], lambda name: read_video(name)[0])
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    """The English captions in a folder's captions.jsonl by the paths of the files, if there is one."""
+    file = folder / "captions.jsonl"
+    if not file.is_file():
+        return {}
+    try:
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+        return {str(folder / row["file"]): str(row["caption"]) for row in rows}
+    except (ValueError, KeyError, TypeError):
+        raise CogVideoError(f"{file} is damaged: each of its lines must be JSON with file and caption.") from None
 
 
 def _clip(split: str, seed: int, index: int):

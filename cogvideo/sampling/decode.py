@@ -287,10 +287,10 @@ def generate_key_frames(
     progress: Progress | None = None,
     wavefront: bool | None = None,
 ) -> Tensor:
-    """Stage 1: first_frames [B,N] -> clips [B,num_frames,N], one frame after another.
+    """Stage 1: first_frames [B,N] or [B,F,N] -> clips [B,num_frames,N] that begin with them, one frame after another.
 
     guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
-    text bonus of 1.4). `step` of the strategy counts from 0 through all frames. wavefront: decode tokens of several frames
+    text bonus of 1.4). `step` of the strategy counts from 0 through all generated frames. wavefront: decode tokens of several frames
     in one step, as early as the masks allow (sequence.decoding_steps); the tokens are those of one after the other. If not
     given, a windowed model does so with this package's strategies, others being shown their steps in order. Raises CogVideoError for a stage 2 model,
     more frames than the model has, ids or shapes that do not fit it.
@@ -300,19 +300,24 @@ def generate_key_frames(
         raise CogVideoError(
             f"Key frames need a stage 1 model of at least {num_frames} frames (2 or more); this is {c.order}, {c.num_frames}."
         )
-    _check_frames(c, first_frames, (c.frame_tokens,), "first_frames")
+    given = first_frames.shape[1] if first_frames.ndim == 3 else 1
+    if first_frames.ndim == 2:
+        first_frames = first_frames[:, None]
+    if not 1 <= given < num_frames:
+        raise CogVideoError(f"Key frames need 1 to {num_frames - 1} frames to begin with, not {given}.")
+    _check_frames(c, first_frames, (given, c.frame_tokens), "first_frames")
     rows = _Rows(len(first_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
     model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=False)
-    decoder.prefill(rows.double(first_frames)[:, None], [0], temporal_bonus=text_bonus)
+    decoder.prefill(rows.double(first_frames), list(range(given)), temporal_bonus=text_bonus)
     if _use_wavefront(wavefront, c, strategy):
-        choose = rows.split_chooser(strategy, generator, c, num_frames - 1)
-        made = decoder.wavefront(list(range(1, num_frames)), choose, progress=progress)[: rows.clips]
-        return torch.cat([first_frames[:, None], made], 1)
-    frames = [first_frames]
-    for time in range(1, num_frames):
-        choose = rows.chooser(strategy, (time - 1) * c.frame_tokens, generator)
+        choose = rows.split_chooser(strategy, generator, c, num_frames - given)
+        made = decoder.wavefront(list(range(given, num_frames)), choose, progress=progress)[: rows.clips]
+        return torch.cat([first_frames, made], 1)
+    frames = list(first_frames.unbind(1))
+    for time in range(given, num_frames):
+        choose = rows.chooser(strategy, (time - given) * c.frame_tokens, generator)
         frames.append(decoder.frame(time, choose, progress=progress)[: rows.clips])
     return torch.stack(frames, 1)
 

@@ -193,7 +193,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Stage 1: the first frames [B,N] and the key frames after them -> tokens [B,5,N]."""
+        """Stage 1: the first frames [B,N] or [B,F,N] and the key frames after them -> tokens [B,5,N]."""
         s, c = self.sampling, self.stage1.config
         self._use(self.stage1)
         scale = s.key_guidance if guidance_scale is None else guidance_scale
@@ -201,7 +201,8 @@ class Pipeline:
         ids, mask = self._text(prompts, spans, s.key_frame_suffix)
         guide = self._guide(spans) if scale != 1 else {}
         unguided = s.key_text_bonus if s.unguided_text_bonus is None else s.unguided_text_bonus
-        with _bar("key frames", (c.num_frames - 1) * c.frame_tokens, progress) as advance:
+        given = 1 if first.ndim == 2 else first.shape[1]
+        with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as advance:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
                 text_bonus=s.key_text_bonus if guide else unguided, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
@@ -286,6 +287,14 @@ class Pipeline:
                     advance(len(part))
                 clips.append(torch.cat(parts))
         return torch.stack(clips)
+
+    @torch.inference_mode()
+    def tokens(self, frames: np.ndarray) -> Tensor:
+        """Frames uint8 [B,T,H,W,3] of the models' size -> tokens [B,T,N]: the way back from `pixels`."""
+        self._use(self.frames)
+        grids = rearrange(torch.from_numpy(frames).to(self.device) / 255, "b t h w c -> (b t) c h w")
+        ids = torch.cat([self.frames.encode(part) for part in grids.split(self.frames_at_once)])
+        return rearrange(ids, "(b t) h w -> b t (h w)", b=len(frames))
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from checkpoints.test_sat import fixture, rank_path, share_out, write
 from conftest import DATA
 from safetensors.torch import load_file
 
-from cogvideo.checkpoints import native, tensors
+from cogvideo.checkpoints import native
 from cogvideo.checkpoints.convert import convert, measure_load, open_checkpoint
 from cogvideo.checkpoints.native import load_model
 from cogvideo.checkpoints.sat import load_sat_checkpoint

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.fvd import card, evaluate, fvd
+from cogvideo.evaluation.fvd import card, evaluate, fvd, generations, line_in_1_over_n, real_sides
+from cogvideo.evaluation.sources import open_side
+from cogvideo.sampling.pipeline import DEMO
 
 
 def gaussians(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -21,6 +23,10 @@ def test_extrapolation_is_nearer_to_the_truth_than_the_value():
     assert plain > 0.03 and abs(extrapolated) < plain / 2
 
 
+def test_the_line_in_1_over_n():
+    assert line_in_1_over_n([(n, 3 + 40 / n) for n in (5, 10, 80)]) == pytest.approx((3, 40))
+
+
 def test_floor_spread_and_counts():
     result = fvd(gaussians(64, 0), gaussians(80, 1, 1.0), more_real=gaussians(64, 2), recipe="stylegan-v")
     assert result.floor is not None and result.spread is not None
@@ -31,12 +37,47 @@ def test_floor_spread_and_counts():
     assert "n = 64" in card(result) and "divided by n\n" in card(result)
 
 
-def test_a_bootstrap_would_be_too_high():
-    """Why there is none: it does not even hold the value itself."""
-    a, b, rng = gaussians(40, 0), gaussians(40, 1), np.random.default_rng(0)
-    value = fvd(a, b).value
-    drawn = [fvd(a[rng.integers(40, size=40)], b[rng.integers(40, size=40)]).value for _ in range(20)]
-    assert np.quantile(drawn, 0.05) > value
+def test_several_generations():
+    real, made = gaussians(64, 0), [gaussians(64, 1 + i, 0.2 * i) for i in range(3)]
+    result = fvd(real, made[0], more_generated=made[1:])
+    assert result.by_seed == [fvd(real, some).value for some in made] and result.by_seed[0] == result.value
+    assert result.seed_spread == (np.mean(result.by_seed), np.std(result.by_seed, ddof=1))
+    mean, deviation = result.seed_spread
+    assert f"generation seeds     {mean:.2f} ± {deviation:.2f} ({result.value:.2f}, " in card(result)
+    assert fvd(real, made[0]).seed_spread is None and "generation seeds" not in card(fvd(real, made[0]))
+
+
+def test_what_can_be_generated_anew(tmp_path):
+    """With other seeds than the real side's, which is 5: captions must not be shared."""
+    assert generations("demo", 5, 3) == [("demo", 6), ("demo", 7), ("demo", 8)]
+    assert generations(str(DEMO), 5) == [(str(DEMO), 6)]
+    assert generations("digits:test", 5, 2) == [("digits:test", 6), ("digits:test", 7)]
+    assert generations("digits:test?seed=9", 5) == [("digits:test?seed=9", 6)]
+    specs = [spec for spec, _ in generations("digits:test?seed=7&seconds=2", 0, 2)]
+    assert specs == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    assert generations(str(tmp_path), 3) == [(str(tmp_path), 3)]
+    samples = "ucf101-samples:x?weights=demo"
+    assert generations(samples, 3, 2) == [(samples, 3), (samples, 4)]
+    with pytest.raises(CogVideoError, match="cannot be generated anew"):
+        generations(str(tmp_path), 0, 2)
+    with pytest.raises(CogVideoError, match="'x' in digits:test.seed=x is no number"):
+        generations("digits:test?seed=x", 0, 2)
+    with pytest.raises(CogVideoError, match="cannot be 0 generations"):
+        generations("demo", 0, 0)
+
+
+def test_floor_and_score_see_the_same_captions(tmp_path):
+    """Real clips are of other captions than both; the split of a folder is by its own order."""
+    right, others = real_sides("digits:test", 3, 5)
+    spec, seed = generations("digits:test", 5)[0]
+    made = open_side(spec, 3, seed=seed)
+    assert others.label == made.label != right.label and len(right.names) == len(others.names) == 3
+    labels = [side.label for side in real_sides("digits:test?seed=7&seconds=2", 2, 0)]
+    assert labels == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    for i in range(5):
+        (tmp_path / f"{i}.mp4").touch()
+    right, others = real_sides(str(tmp_path), 3, 0)
+    assert len(right.names) == 3 and len(others.names) == 2 and not set(right.names) & set(others.names)
 
 
 def test_few_samples_have_no_spread():
@@ -50,14 +91,32 @@ def test_the_command_with_real_features(tmp_path, monkeypatch, capsys, i3d_file)
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "result.json"
     sides = "digits:test?seconds=2", "digits:test?seed=1&seconds=2"
-    result = evaluate(*sides, n=2, i3d=i3d_file, out=out, device="cpu", progress=False)
+    options = {"n": 2, "i3d": i3d_file, "device": "cpu", "progress": False}
+    result = evaluate(*sides, seeds=2, out=out, **options)
     stored = json.loads(out.read_text())
     assert stored["value"] == result.value > 0 and stored["protocol"]["i3d_known"]
     assert stored["protocol"]["recipe"]["name"] == "paper" and len(stored["protocol"]["i3d_sha256"]) == 64
-    assert "real against real" in capsys.readouterr().out
-    assert evaluate(*sides, n=2, i3d=i3d_file, device="cpu", progress=False).value == result.value
-    same = evaluate(sides[0], sides[0], n=2, i3d=i3d_file, device="cpu", progress=False)
+    assert stored["protocol"]["skipped"] == {"real": [], "generated": []}
+    assert set(stored["protocol"]["seconds"]) == {"real", "generated"}
+    text = capsys.readouterr().out
+    assert "real against real" in text and "generation seeds" in text and "time " in text
+    assert evaluate(*sides, **options).value == result.value
+    other = evaluate(sides[0], "digits:test?seed=2&seconds=2", **options)
+    assert result.by_seed == [result.value, other.value] and other.value != result.value
+    same = evaluate("digits:test?seed=0&seconds=2", "digits:test?seed=0&seconds=2", **options)
     assert same.value == pytest.approx(0, abs=1e-6)
+
+
+def test_sides_of_different_sizes_are_told_before_the_work(tmp_path, monkeypatch, i3d_file):
+    from cogvideo.data.video import write_video
+
+    monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
+    for name, size in (("real", 16), ("made", 32)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            write_video(tmp_path / name / f"{i}.mp4", np.full((16, size, size, 3), 90 * i, np.uint8), 8)
+    with pytest.raises(CogVideoError, match="32 x 32 pixels, videos before it 16 x 16"):
+        evaluate(str(tmp_path / "real"), str(tmp_path / "made"), preset="stylegan-v", n=2, i3d=i3d_file, progress=False)
 
 
 def test_missing_weights_and_places_are_told_first(tmp_path, monkeypatch):
