@@ -50,7 +50,16 @@ def main() -> None:
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Each sentence becomes a clip.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help="Each sentence becomes a clip.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option("--prompts", help="A text file instead, one prompt a line; needs --out-dir.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="A folder for the clips; a stopped run goes on, processes of torchrun share it.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Clips made together, with --out-dir.")] = 8,
     output: Annotated[Path, typer.Option("-o", "--output", help="An .mp4 or .gif; several clips are numbered.")] = Path(
         "clip.mp4"
     ),
@@ -65,8 +74,23 @@ def generate(
 ) -> None:
     """Make videos of sentences."""
     from cogvideo.data.video import check_writable
-    from cogvideo.sampling.pipeline import Pipeline
+    from cogvideo.sampling.batches import fill_folder, identity, read_prompts
+    from cogvideo.sampling.pipeline import DEMO, Pipeline
 
+    if bool(prompts) == bool(prompts_file) or (prompts_file and not out_dir):
+        raise CogVideoError("Give sentences, or a file of them by --prompts together with --out-dir.")
+    prompts = read_prompts(prompts_file) if prompts_file else list(prompts or [])
+    if out_dir:
+        pipe = Pipeline.from_pretrained(weights, device=device, dtype=dtype, offload=offload)
+        made_with = {
+            "weights": identity(DEMO if weights == "demo" else weights),
+            "dtype": dtype,
+            "device": pipe.device.type,
+        }
+        options = {"seconds": seconds, "guidance_scale": guidance, "enlarge": enlarge}
+        for path in fill_folder(pipe, prompts, out_dir, seed=seed, at_once=at_once, made_with=made_with, **options):
+            typer.echo(str(path))
+        return
     paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(prompts))]
     for path in paths:
         check_writable(path)  # now, not after the work

@@ -23,6 +23,7 @@ EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
 DIRECT_QUERIES = 4
 
 KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,21 +103,27 @@ class Block(nn.Module):
         the places of all frames.
         """
         f = x.shape[1]
-        h = self.attention_norm(x)
-        q, k, v = self.spatial.project(h)  # [B,F,H,Q,d]
+        (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
         k, v = memory.spatial_extend(k, v)
         bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), "b f one q k -> (b f) one q k")
         q, k, v = (rearrange(t, "b f h p d -> (b f) h p d") for t in (q, k, v))
-        out = attend(q, k, v, bias)
-        out = self.spatial.merge(rearrange(out, "(b f) h q d -> b f h q d", f=f))
-        if temporal_bias is not None:
-            assert self.temporal is not None and self.gate is not None
-            q, k, v = self.temporal.project(rearrange(h, "b f q d -> b (f q) d"))
-            k, v = memory.temporal_extend(k, v)
-            later = self.temporal.merge(attend(q, k, v, temporal_bias))
-            share = torch.sigmoid(self.gate)
-            out = share * out + (1 - share) * rearrange(later, "b (f q) d -> b f q d", f=f)
-        return self.add_attention(x, out)
+        out = rearrange(attend(q, k, v, bias), "(b f) h q d -> b f q (h d)", f=f)
+        if later is None:
+            return self.add_attention(x, self.spatial.dense(out))
+        q, k, v = (rearrange(t, "b f h q d -> b h (f q) d") for t in later)
+        k, v = memory.temporal_extend(k, v)
+        later = rearrange(attend(q, k, v, temporal_bias), "b h (f q) d -> b f q (h d)", f=f)
+        return self.add_attention(x, self.merge(out, later))
+
+    def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
+        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, of the temporal channel."""
+        return self.spatial.project(h), self.temporal.project(h) if both else None  # type: ignore[union-attr]
+
+    def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        """What both channels read [*,D] -> the attention output [*,D], mixed by the gate."""
+        assert self.temporal is not None and self.gate is not None
+        share = torch.sigmoid(self.gate)
+        return share * self.spatial.dense(spatial) + (1 - share) * self.temporal.dense(temporal)
 
 
 @dataclass

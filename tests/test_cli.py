@@ -50,7 +50,13 @@ def test_help_names_every_command(run):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["generate"], ["paint", "x"], ["generate", PROMPT, "--seconds", "long"], ["data", "make-digits", "x"]]
+    "arguments",
+    [
+        ["generate", "--nothing"],
+        ["paint", "x"],
+        ["generate", PROMPT, "--seconds", "long"],
+        ["data", "make-digits", "x"],
+    ],
 )
 def test_usage_errors_exit_with_2(run, arguments):
     code, out, err = run(*arguments)
@@ -60,6 +66,10 @@ def test_usage_errors_exit_with_2(run, arguments):
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (["generate"], "Give sentences"),
+        (["generate", PROMPT, "--prompts", "prompts.txt"], "Give sentences"),
+        (["generate", "--prompts", "prompts.txt"], "--out-dir"),
+        (["generate", "--prompts", "no such file", "--out-dir", "x"], "cannot be read"),
         (["generate", " "], "empty"),
         (["generate", "a red 3 " * 20], "text slots"),
         (["generate", PROMPT, "--seconds", 3], "0.5, 1, 2, 4, 8"),

@@ -1,7 +1,6 @@
 """The two sides of a comparison: a folder of videos, the demo world, UCF-101, Kinetics-600, or weights to sample from."""
 
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -128,16 +127,9 @@ def weights_place(weights: str) -> Path:
 def samples_folder(weights: str, settings: str) -> Path:
     """Where samples of these weights with these settings are kept."""
     from cogvideo.checkpoints.released import cache_dir
-    from cogvideo.evaluation.alignment import weights_hash
+    from cogvideo.sampling.batches import identity
 
-    source = weights_place(weights)
-    if (source / "pipeline.json").is_file():
-        own = hashlib.sha256((source / "pipeline.json").read_bytes()).hexdigest()[:8]
-        return cache_dir() / "samples" / f"{weights_hash(source)}-{own}-{settings}"
-    # Reading the release's 60 GB for a hash would take longer than a sample.
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    facts = [(path.relative_to(source).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return cache_dir() / "samples" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}-{settings}"
+    return cache_dir() / "samples" / f"{identity(weights_place(weights))}-{settings}"
 
 
 def sampler(weights: str, prompts: list[str], seed: int, seconds: float, device: str):

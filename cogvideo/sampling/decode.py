@@ -15,6 +15,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer, EncodedText, Wave, hidden_bias
 from cogvideo.sampling.fast import prepare_for_decoding
+from cogvideo.sampling.static_step import StaticStep, static_step_pays
 from cogvideo.sampling.strategies import Generators, Strategy, draw, fork, keeps_no_order
 
 Progress = Callable[[int], object]  # told how many tokens of every row have just been made
@@ -43,6 +44,14 @@ class _Decoder:
                 assert memory.text_temporal is not None
                 room = c.num_frames * c.frame_tokens
                 memory.temporal_cache = tuple(_room(t, room) for t in memory.text_temporal)  # type: ignore[assignment]
+
+        self.static: StaticStep | None = None
+        if static_step_pays(model):
+            order = self.order if both else [0]
+            places, parities = len(order) * c.frame_tokens, 2 if c.window else 1
+            visible = [self._visible(parity, order, places) for parity in range(parities)] if both else None
+            biases = None if visible is None else [hidden_bias(mask, text.bias.dtype) for mask in visible]
+            self.static = StaticStep(model, text, order, biases, text_bonus)
 
     def _visible(self, parity: int, times: list[int], upto: int) -> Tensor:
         """Rows of the temporal mask for the frames at `times`, columns in the order of computation, cut at `upto`."""
@@ -84,6 +93,8 @@ class _Decoder:
         """Generate the frame at `time` -> tokens [rows,N]. choose(logits [rows,V], place) -> tokens [rows]."""
         model, c = self.model, self.model.config
         before = self.order.index(time) * c.frame_tokens
+        if self.static is not None:
+            return self._static_frame(self.static, before if self.both else 0, choose, progress)
         zeros = self.text.bias.new_zeros(len(self.text.bias), 1, 1, c.frame_tokens)
         spatial = torch.cat([self.text.bias + self.spatial_bonus, zeros], -1)[:, None]
         if self.both:
@@ -100,6 +111,19 @@ class _Decoder:
             x = model.run(x, self.text, spatial[..., : self.length + place + 1], temporal)
             token = choose(model.head(x[:, 0, 0]), place)
             tokens.append(token)
+            if progress is not None:
+                progress(1)
+        return torch.stack(tokens, -1)
+
+    def _static_frame(
+        self, static: StaticStep, before: int, choose: Callable[[Tensor, int], Tensor], progress: Progress | None
+    ) -> Tensor:
+        """The same as `frame`, the steps with static shapes."""
+        static.begin(before)
+        tokens = []
+        for place in range(self.model.config.frame_tokens):
+            tokens.append(choose(static.logits(before + place), place))
+            static.token.copy_(tokens[-1])
             if progress is not None:
                 progress(1)
         return torch.stack(tokens, -1)

@@ -1,5 +1,6 @@
 """What a pipeline is loaded with: the device, the precision, the place of the weights; and the native pipeline folder."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -67,9 +68,14 @@ def check_offload(name: str) -> str:
 
 
 def choose_device(name: str) -> str:
-    """ "auto" is CUDA where there is one; raises CogVideoError for a device that is not on this machine."""
+    """ "auto" is CUDA where there is one; of several GPUs each process of torchrun takes its own (LOCAL_RANK).
+
+    Raises CogVideoError for a device that is not on this machine.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except RuntimeError:

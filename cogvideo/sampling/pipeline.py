@@ -19,6 +19,7 @@ from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.offload import Offload
+from cogvideo.sampling.batches import halving
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.loading import Loader, check_offload, choose_device, read_native
 from cogvideo.sampling.released import is_released, read_released
@@ -125,23 +126,31 @@ class Pipeline:
         seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
         double the frame rate up to `sampling.fps`. The same seed on the same device gives the same video, whatever else is
         in the batch. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
-        prompt and for seconds that were not trained.
+        prompt and for seconds that were not trained. Where memory does not suffice for all prompts at once, halves of them
+        are made after each other, with a warning.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self._spans(prompts, seconds)
+        seeds = _seeds(seed, len(prompts))
         if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
             warnings.warn(
                 f"These weights have never seen the words {', '.join(unknown)} and will not obey them.", stacklevel=2
             )
-        tokens = self.key_frame_tokens(prompts, seconds, seed, guidance_scale=guidance_scale, progress=progress)
-        tokens = self.fill(tokens, prompts, seconds, seed, progress=progress)
-        pixels = self.pixels(self.enlarge(tokens, prompts, seed, progress=progress) if enlarge else tokens)
         scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
-        settings = {"seconds": float(seconds), "guidance_scale": scale}
-        fps = (tokens.shape[1] - 1) / seconds
-        videos = [
-            Video(clip, fps=fps, settings={"prompt": text, "seed": own} | settings)
-            for clip, text, own in zip(pixels, prompts, _seeds(seed, len(prompts)), strict=True)
-        ]
+
+        def make(part: slice) -> list[Video]:
+            texts, own = prompts[part], seeds[part]
+            tokens = self.key_frame_tokens(texts, seconds, own, guidance_scale=scale, progress=progress)
+            tokens = self.fill(tokens, texts, seconds, own, progress=progress)
+            pixels = self.pixels(self.enlarge(tokens, texts, own, progress=progress) if enlarge else tokens)
+            settings = {"seconds": float(seconds), "guidance_scale": scale}
+            fps = (tokens.shape[1] - 1) / seconds
+            return [
+                Video(clip, fps=fps, settings={"prompt": text, "seed": number} | settings)
+                for clip, text, number in zip(pixels, texts, own, strict=True)
+            ]
+
+        videos = halving(make, len(prompts))
         return videos[0] if isinstance(prompt, str) else videos
 
     def key_frames(
