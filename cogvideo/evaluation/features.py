@@ -128,43 +128,63 @@ def extract(
     network: [B,3,T,224,224] in -1..1 -> [B,D]. key: what tells this network and its settings from others.
     folder: None for `features` in the cache. total: how many clips there will be, for the progress bar.
     """
+
+    def compute(some: list[np.ndarray]) -> np.ndarray:
+        return network(torch.stack([prepare(clip, recipe) for clip in some])).float().cpu().numpy()
+
+    key = repr((key, recipe.side, recipe.antialias, recipe.crop))
+    return rows_of(clips, compute, key=key, folder=folder, batch=batch, title=title, total=total, progress=progress)
+
+
+def rows_of(
+    clips: Iterable[np.ndarray],
+    compute: Callable[[list[np.ndarray]], np.ndarray],
+    *,
+    key: str,
+    folder: Path | None = None,
+    batch: int = 4,
+    title: str = "features",
+    total: int | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
+
+    key: what tells this network and its settings from others. A run that is killed loses CHUNK rows at most; no more clips
+    than that are held. Without clips the result is [0,0].
+    """
     from tqdm import tqdm
 
     if folder is None:
         from cogvideo.checkpoints.released import cache_dir
 
         folder = cache_dir() / "features"
-    steps = (key, recipe.side, recipe.antialias, recipe.crop)
-    folder = folder / hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
+    folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)
     hashes: list[str] = []
     waiting: dict[str, np.ndarray] = {}  # new clips of this chunk
 
     with tqdm(total=total, desc=title, unit="clip", mininterval=1, disable=not progress) as bar:
 
-        def compute() -> None:
-            digests = list(waiting)
-            fresh: dict[str, np.ndarray] = {}
+        def flush() -> None:
+            digests, fresh = list(waiting), {}
             for some in (digests[at : at + batch] for at in range(0, len(digests), batch)):
                 with torch.inference_mode():
-                    rows = network(torch.stack([prepare(waiting[digest], recipe) for digest in some]))
-                fresh |= dict(zip(some, rows.float().cpu().numpy(), strict=True))
+                    fresh |= dict(zip(some, compute([waiting[digest] for digest in some]), strict=True))
                 bar.update(len(some))
             _store(folder, fresh)
             known.update(fresh)
             waiting.clear()
 
         for clip in clips:
-            digest = hashlib.sha256(repr(clip.shape).encode() + clip.tobytes()).hexdigest()
-            hashes.append(digest)
-            if digest in known or digest in waiting:
+            hashes.append(hashlib.sha256(repr(clip.shape).encode() + clip.tobytes()).hexdigest())
+            if hashes[-1] in known or hashes[-1] in waiting:
                 bar.update()
                 continue
-            waiting[digest] = clip
+            waiting[hashes[-1]] = clip
             if len(waiting) == CHUNK:
-                compute()
+                flush()
         if waiting:
-            compute()
+            flush()
     return np.stack([known[digest] for digest in hashes]) if hashes else np.zeros((0, 0), np.float32)
 
 

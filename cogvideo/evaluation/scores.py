@@ -1,7 +1,6 @@
 """Scores that look at generated videos alone: the Inception Score (C3D on UCF-101) and CLIPSIM (frames against prompts)."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
-from cogvideo.evaluation.features import CHUNK, MAX_SKIPPED, clips_of
+from cogvideo.evaluation.features import CHUNK, MAX_SKIPPED, clips_of, rows_of
 from cogvideo.evaluation.fvd import check_place, write_json
 from cogvideo.evaluation.recipes import Recipe, check_frames
 from cogvideo.evaluation.sources import Side, open_side
@@ -291,65 +290,6 @@ def _videos(side: Side, kept: list[int], skipped: list[str]) -> Iterable[np.ndar
             continue
         kept.append(number)
         yield check_frames(frames, f"{side.label}, {name}")
-
-
-def rows_of(
-    clips: Iterable[np.ndarray],
-    compute: Callable[[list[np.ndarray]], np.ndarray],
-    *,
-    key: str,
-    folder: Path | None = None,
-    batch: int = 4,
-    total: int | None = None,
-    title: str = "features",
-    progress: bool = True,
-) -> np.ndarray:
-    """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
-
-    key: what tells this network and its settings from others. folder: None for `features` in the cache. A run that is killed
-    loses CHUNK rows at most.
-    """
-    from tqdm import tqdm
-
-    if folder is None:
-        from cogvideo.checkpoints.released import cache_dir
-
-        folder = cache_dir() / "features"
-    folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    known: dict[str, np.ndarray] = {}
-    for file in sorted(folder.glob("*.npz")):
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                known |= dict(zip(stored["hashes"].tolist(), stored["features"], strict=True))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue  # damaged: its clips are computed anew
-    digests: list[str] = []
-    waiting: dict[str, np.ndarray] = {}
-
-    def flush() -> None:
-        items = list(waiting.values())
-        with torch.inference_mode():
-            rows = np.concatenate([compute(items[at : at + batch]) for at in range(0, len(items), batch)])
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("".join(waiting).encode()).hexdigest()[:16]
-        part = folder / f"{name}.{os.getpid()}.part"
-        with part.open("wb") as file:
-            np.savez(file, hashes=np.array(list(waiting)), features=rows)
-        os.replace(part, folder / f"{name}.npz")
-        known.update(zip(waiting, rows, strict=True))
-        waiting.clear()
-
-    for clip in tqdm(clips, desc=title, total=total, unit="clip", disable=not progress):
-        digests.append(hashlib.sha256(repr(clip.shape).encode() + clip.tobytes()).hexdigest())
-        if digests[-1] not in known:
-            waiting[digests[-1]] = clip
-        if len(waiting) == CHUNK:
-            flush()
-    if waiting:
-        flush()
-    if not digests:
-        raise CogVideoError("No video is left to score: see what cannot be read.")
-    return np.stack([known[digest] for digest in digests])
 
 
 def lines(*rows: tuple[str, str]) -> str:
