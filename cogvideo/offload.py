@@ -151,17 +151,25 @@ class Offload:
         if part is self.present:
             return
         if self.present is not None:
-            for weights in self.weights[self.present]:
-                weights.unload()
-            if self.present in self.streamed:
-                self.streamed[self.present].unload()
+            self._leave(self.present)
+        self.present = None
+        try:
+            for weights in self.weights[part]:
+                room = torch.empty(len(weights.bytes), dtype=torch.uint8, device=self.device)
+                weights.load(room)
+                weights.bind(room)
+            if part in self.streamed:
+                self.streamed[part].load()
+        except BaseException:  # no memory: nothing of it stays there, so that fewer clips may be tried
+            self._leave(part)
+            raise
         self.present = part
+
+    def _leave(self, part: nn.Module) -> None:
         for weights in self.weights[part]:
-            room = torch.empty(len(weights.bytes), dtype=torch.uint8, device=self.device)
-            weights.load(room)
-            weights.bind(room)
+            weights.unload()
         if part in self.streamed:
-            self.streamed[part].load()
+            self.streamed[part].unload()
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

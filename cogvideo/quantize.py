@@ -9,6 +9,7 @@ rows and is bound by reading weights, so what is needed is one small kernel that
 (int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few rows.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
@@ -55,8 +56,10 @@ class Int8Linear(nn.Module):
             flat = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1).contiguous(), self.weight_int8, self.scale)
             out = flat.view(*x.shape[:-1], -1)
         else:
-            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel.
-            out = F.linear(x, self.weight_int8.to(x.dtype)) * self.scale
+            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, but in float16,
+            # where sums of integers would overflow.
+            weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
+            out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
@@ -100,6 +103,14 @@ def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tens
         return None
     try:
         from cogvideo.int8_kernel import int8_linear
+
+        for dtype in (torch.float16, torch.bfloat16):  # compiled at the first launch, which needs a C compiler, too
+            x, scale = torch.ones(2, 64, dtype=dtype, device=device), torch.ones(32, dtype=dtype, device=device)
+            int8_linear(x, torch.ones(32, 64, dtype=torch.int8, device=device), scale, None)
     except ImportError:
+        return None
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2)
         return None
     return int8_linear

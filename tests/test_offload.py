@@ -137,3 +137,23 @@ def test_the_largest_part_is_compared_with_the_memory_of_the_device(monkeypatch,
     monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(0.95 * need))
     with pytest.raises(CogVideoError, match="largest part.*needs"):
         Offload(second, CPU, layers=layers)
+
+
+def test_a_part_that_found_no_room_leaves_nothing_there(monkeypatch, io):
+    model = stage()
+    expected = model(*io)
+    offload, load, calls = Offload([model], CPU), HostWeights.load, []
+
+    def out_of_memory(self, room):
+        calls.append(room)
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("none left")
+        load(self, room)
+
+    monkeypatch.setattr(HostWeights, "load", out_of_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        offload.use(model)
+    rooms = {room.untyped_storage().data_ptr() for room in calls}
+    assert offload.present is None and not addresses(model) & rooms
+    offload.use(model)
+    assert offload.present is model and torch.equal(model(*io), expected)

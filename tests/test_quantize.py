@@ -130,3 +130,11 @@ def test_the_gpu_kernel_in_triton_s_interpreter():
     """In a process of its own: the interpreter is chosen when the kernel is imported. It has no dot product in bfloat16."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", KERNEL], env=environment, check=True)
+
+
+def test_float16_sums_do_not_overflow():
+    linear = nn.Linear(3072, 4, bias=False)
+    nn.init.constant_(linear.weight, 0.02)
+    x = torch.full((40, 3072), 100.0, dtype=torch.float16)
+    out = Int8Linear(linear, torch.float16)(x)
+    assert torch.isfinite(out).all() and torch.allclose(out.float(), torch.tensor(6144.0), rtol=0.01)

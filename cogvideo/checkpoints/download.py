@@ -1,5 +1,6 @@
 """Getting weights: downloads that go on where they stopped, hashes recorded on first use and compared after."""
 
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,34 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
         return folder_of(name), "comes with this package"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f"{name}.lock", name):
+            return _get(item, folder, name, url, file)
     except OSError as error:
-        raise CogVideoError(f"The cache {folder} cannot be made ({error.strerror}): set COGVIDEO_CACHE.") from None
+        raise CogVideoError(f"The cache {folder} cannot be written ({error.strerror}): set COGVIDEO_CACHE.") from None
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, name: str) -> Iterator[None]:
+    """Keep other processes from getting the same weights meanwhile; the system lets go of the lock when one dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise CogVideoError(f"Another process is getting {name} just now: wait for it, then try again.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _get(item: Known, folder: Path, name: str, url: str | None, file: Path | None) -> tuple[Path, str]:
     target = folder / item.place
     if name == "i3d":
         from cogvideo.evaluation.i3d_weights import fetch_i3d
@@ -122,7 +150,7 @@ def download(url: str, path: Path, item: Known) -> None:
             if error.code < 500 and error.code not in (408, 429):
                 raise _unreachable(url, path, item, reason) from None
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise CogVideoError(f"{part} cannot be written: {error.strerror}.") from None
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
         failures = 0 if _size(part) > before else failures + 1

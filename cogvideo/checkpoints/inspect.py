@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -201,14 +200,9 @@ def _zip(path: Path) -> Inspection:
 
 
 def _clusters(path: Path) -> Inspection:
-    try:
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CogVideoError(f"{path} is damaged or holds more than numbers ({error}): download it again.") from None
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
-        raise CogVideoError(
-            f"{path} holds no cluster labels (one number from 0 for each image token) but {labels.dtype} {list(labels.shape)}."
-        )
+    from cogvideo.sampling.loading import read_labels
+
+    labels = read_labels(path)
     geometry: dict[str, int | str] = {"image tokens": len(labels), "clusters": int(labels.max()) + 1}
     return Inspection(path, "clusters", "file", geometry, size=_bytes(path), dtypes=(str(labels.dtype),))
 

@@ -233,6 +233,10 @@ def infer_config(
     side = math.isqrt(frame_tokens)
     window = settings.get("window_size", -1)
     num_layers = max(layers) + 1
+    if len(set(layers)) != num_layers:  # before so many are made
+        raise CogVideoError(
+            f"The weights hold {len(set(layers))} layers numbered up to {max(layers)}: download them again."
+        )
     if settings.get("num_layers", num_layers) != num_layers:
         raise CogVideoError(
             f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: download them again."

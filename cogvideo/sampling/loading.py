@@ -1,7 +1,7 @@
 """What a pipeline is loaded with: the device, the precision, the place of the weights; and the native pipeline folder."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import load_model, read_json
-from cogvideo.checkpoints.tensors import DTYPES, tensor_bytes
+from cogvideo.checkpoints.memory import check_fits
+from cogvideo.checkpoints.native import load_model, read_json, read_weights
+from cogvideo.checkpoints.tensors import DTYPES, meta_of, tensor_bytes
 from cogvideo.config import SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.quantize import load_int8
@@ -55,6 +56,10 @@ class Loader:
 
         return sum(size(name, tensor) for name, tensor in weights.items())
 
+    def check(self, models: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        """Raise CogVideoError unless all models fit where they will stay."""
+        check_fits(sum(self.bytes_of(meta_of(weights)) for weights in models), self.home, str(folder))
+
 
 def wide_type(device: str | torch.device) -> torch.dtype:
     """What is not int8 in an int8 model, activations above all: 16 bit where the device is quick with it."""
@@ -84,20 +89,35 @@ def choose_device(name: str) -> str:
         raise CogVideoError(
             f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # graphs are captured, and streams made, on the current one
     return name
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Cluster labels [V] of a .npy file without pickles."""
+    """Cluster labels [V] of a .npy file without pickles; CogVideoError unless each is a number from 0 to V - 1."""
     try:
-        return np.load(path, allow_pickle=False)
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
+        raise CogVideoError(f"{path} is damaged or holds more than numbers ({error}); copy or download it again.") from None
+    if (
+        labels.ndim != 1
+        or labels.dtype.kind not in "iu"
+        or not len(labels)
+        or not 0 <= labels.min() <= labels.max() < len(labels)
+    ):
+        raise CogVideoError(
+            f"{path} holds no cluster labels (a number from 0 for each image token) but {labels.dtype} {list(labels.shape)}: "
+            "copy or download it again."
+        )
+    return np.array(labels)
 
 
 def read_native(folder: Path, load: Loader) -> dict[str, Any]:
     """The parts of a pipeline folder: stage1/, stage2/, superres/, tokenizers/, pipeline.json."""
     sampling = from_dict(SamplingConfig, read_json(folder / "pipeline.json"), str(folder / "pipeline.json"))
+    # All of them now, not after the first has been read for minutes.
+    load.check([read_weights(folder / name) for name in ("stage1", "stage2", "superres")], folder)
     frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=load.home)
     labels = folder / "tokenizers" / "clusters.npy"
     return {

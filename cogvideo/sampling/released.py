@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 
 from cogvideo.checkpoints.inspect import icetk_sizes
-from cogvideo.checkpoints.memory import check_fits
 from cogvideo.checkpoints.native import read_json
 from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
-from cogvideo.checkpoints.tensors import meta_of
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.sampling.loading import Loader, read_labels
@@ -81,8 +79,7 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
         "superres": partial(DirectSuperResolution.from_sat, folder / SUPERRES, num_heads=heads, **ids),
     }
     # All of them now, not after the first has been read for minutes.
-    weights = [read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)]
-    check_fits(sum(load.bytes_of(meta_of(w)) for w in weights), load.home, str(folder))
+    load.check([read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)], folder)
     models = {name: load(reader) for name, reader in read.items()}
     return {"text": text, "frames": frames, "sampling": SAMPLING, "cluster_labels": _labels(folder, frames), **models}
 

@@ -111,8 +111,11 @@ class SuperResolution(nn.Module):
         """The configuration that weights of the release (see read_released) belong to, from their shapes."""
         meta = meta_of(weights)
         vocab_size, hidden_size = meta["word_embedding.weight"].shape
+        layers = {int(name.split(".")[1]) for name in meta if name.startswith("blocks.")}
+        if layers != set(range(len(layers))):  # before so many are made
+            raise ValueError(f"layers between, up to number {max(layers)}")
         return cls.config_class(
-            num_layers=1 + max((int(name.split(".")[1]) for name in meta if name.startswith("blocks.")), default=-1),
+            num_layers=len(layers),
             hidden_size=hidden_size,
             num_heads=num_heads,
             vocab_size=vocab_size,

@@ -1,6 +1,7 @@
 """Frames to tokens and back: one interface over the demo's own network and the released icetk one."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def read_weights(path: Path) -> Mapping:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
         raise CogVideoError(f"There is no file {path}: check the path of the icetk image tokenizer.") from None
     except Exception as error:  # torch raises many kinds for a damaged file

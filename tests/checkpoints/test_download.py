@@ -354,3 +354,12 @@ def test_stopped_by_the_user_or_killed(server, cache, labels, stop):
     server.pause, server.ranges = 0, []
     assert download.get(NAME, server.address())[0].read_bytes() == labels
     assert server.ranges == [f"bytes={len(kept)}-"]
+
+
+def test_two_processes_do_not_get_the_same_weights_at_once(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
+    with open(tmp_path / "coglm.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CogVideoError, match="Another process is getting coglm"):
+            download.get("coglm")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cogvideo import CogVideoError, Pipeline
+from cogvideo.sampling.loading import read_labels
 from cogvideo.sampling.pipeline import DEMO
 
 PROMPT = "a red 3 moves right"
@@ -116,3 +117,18 @@ def test_a_foreign_stage_is_refused(tmp_path):
     shutil.copytree(folder / "stage1", folder / "stage2")
     with pytest.raises(CogVideoError, match="stage 2"):
         Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "int8"])
+def test_memory_is_compared_before_anything_is_read(monkeypatch, dtype):
+    monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("cogvideo.sampling.loading.load_model", lambda *_, **__: pytest.fail("a model was read"))
+    with pytest.raises(CogVideoError, match="needs .* GB on cpu and 0.00 GB are free"):
+        Pipeline.from_pretrained("demo", device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("labels", [np.arange(4.0), np.array([0, 2**62]), np.array([[0]]), np.array([-1, 0])])
+def test_labels_that_are_none(tmp_path, labels):
+    np.save(tmp_path / "clusters.npy", labels)
+    with pytest.raises(CogVideoError, match="holds no cluster labels"):
+        read_labels(tmp_path / "clusters.npy")
