@@ -17,11 +17,8 @@ FRAMES = 5
 # How often a stage is shown an action beside one that moves, whose few shifted patches are soon learned.
 SHARES = {
     "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
-    "sequential": {"turns": 3, "grows": 1.5, "shrinks": 3, "fades in": 4, "bounces": 1.5},
+    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 3, "fades in": 2, "bounces": 1.5},
 }
-# Shares of the eighths of an action among the image model's frames: key frames of whole actions stand at quarters, so the
-# others, above all the first eighth, would be drawn too seldom.
-EIGHTHS = np.array([6, 2, 4, 2, 3, 2, 3, 2]) / 24
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -59,7 +56,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         return start[:, None] + part[:, None] * steps, list(part)
     if stage == "superres":
         return rng.random((n, 1)) * rule[:, None], [None] * n
-    eighth = clips.duration.max(1) * rng.choice(np.arange(1, 9), n, p=EIGHTHS) / 8
+    eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
     ours = rng.random(n) < 0.5
     moment = np.where(ours, span * rng.integers(1, FRAMES, n) / (FRAMES - 1), eighth)
     named = np.where(ours, span, rng.choice(SPANS, n))
