@@ -99,7 +99,9 @@ def read_labels(path: Path) -> np.ndarray:
     try:
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CogVideoError(f"{path} is damaged or holds more than numbers ({error}); copy or download it again.") from None
+        raise CogVideoError(
+            f"{path} is damaged or holds more than numbers ({error}); copy or download it again."
+        ) from None
     if (
         labels.ndim != 1
         or labels.dtype.kind not in "iu"
