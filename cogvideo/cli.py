@@ -247,8 +247,14 @@ def inspect_weights(
 
 @weights_app.command("convert")
 def convert_weights(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A released or native folder, or ice_image.pt.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The native folder to make.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="A released folder or zip, a native folder, ice_image.pt, or the folder of the whole release.",
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The native folder, or pipeline folder, to make.")],
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or keep.")] = "bf16",
     image_tokens: Annotated[int, typer.Option(help="Of a released folder.")] = 20000,
     begin_of_image: Annotated[int, typer.Option(help="Of a released folder.")] = 150000,

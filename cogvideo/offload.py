@@ -7,6 +7,7 @@ own. Weights are never changed, so nothing is copied back.
 On the CPU the same code makes plain copies, one after another: outputs are equal to those without offloading.
 """
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.memory import check_fits
 
 ALIGNMENT = 256  # bytes, as CUDA aligns its own tensors
+PAGE = 4096  # bytes that the system locks at once
 
 
 class HostWeights:
@@ -181,13 +183,19 @@ def _host_memory(size: int) -> Tensor:
 
     torch's own page-locked memory is handed out in powers of two, which would cost up to twice the size.
     """
-    memory = torch.empty(size, dtype=torch.uint8)
+    # Whole pages of its own: a page that belongs to two runs could be locked for one of them only.
+    length = -(-size // PAGE) * PAGE
+    memory = torch.empty(length + PAGE, dtype=torch.uint8)
+    first = -memory.data_ptr() % PAGE
+    memory = memory[first : first + size]
     if torch.cuda.is_available() and size:
         runtime: Any = torch.cuda.cudart()
-        if int(runtime.cudaHostRegister(memory.data_ptr(), size, 1)) == 0:  # 1: for all devices
+        if int(runtime.cudaHostRegister(memory.data_ptr(), length, 1)) == 0:  # 1: for all devices
             release = weakref.finalize(memory, _unlock, memory.data_ptr())
             release.atexit = False  # the system does that for an ending program
         else:
+            with contextlib.suppress(RuntimeError):  # the refusal would be raised by whatever is launched next
+                torch.zeros(1, device="cuda")
             warnings.warn(
                 "Host memory cannot be page-locked, so copies to the GPU will be slower: allow it with `ulimit -l unlimited`.",
                 stacklevel=2,

@@ -3,11 +3,13 @@
 The model is never built and no file is held whole: the memory taken is that of one shard being written (native.write_weights).
 """
 
-import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from cogvideo.checkpoints.memory import GB, peak_memory
@@ -34,29 +36,67 @@ def convert(
 ) -> str:
     """Write the weights in `source` as the native folder `target`; returns a line that tells what was done.
 
-    source: a released folder of any kind (image model, stage 1, stage 2, direct or iterative super-resolution), a native one,
-    or the file ice_image.pt, from which `target`/frames.safetensors is made. dtype: fp32, bf16, fp16, or keep. image_tokens
+    source: a released folder, or its zip, of any kind (image model, stage 1, stage 2, direct or iterative super-resolution), a native one,
+    the file ice_image.pt, from which `target`/frames.safetensors is made, or the folder with all of the release's files, which
+    becomes a pipeline folder. dtype: fp32, bf16, fp16, or keep. image_tokens
     and begin_of_image belong to released folders. Raises CogVideoError for weights that are missing, damaged or do not fit
     each other, a target that is there already and a full disk.
     """
     if dtype not in (*DTYPES, KEEP):
         raise CogVideoError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
+    from cogvideo.sampling.released import is_released, read_frame_tokenizer  # reads checkpoints itself
+
     source, target, kind = Path(source), Path(target), DTYPES.get(dtype)
     start = time.perf_counter()
-    if source.is_file():
-        from cogvideo.sampling.released import read_frame_tokenizer
-
+    if source.is_dir() and is_released(source):
+        _convert_release(source, target, kind)
+    elif source.is_file() and source.suffix != ".zip":
         tokenizer = read_frame_tokenizer(source)
         with new_folder(target, sum(tensor_bytes(t, kind) for t in tokenizer.state_dict().values())) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
-        model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-        empty_model(lambda: model(config), weights, str(source))  # found out now, not after an hour of writing
-        with new_folder(target, sum(tensor_bytes(tensor, kind) for tensor in weights.meta.values())) as folder:
-            write_json(folder / "config.json", to_dict(config))
-            write_weights(folder, weights, dtype=kind)
-    size = sum(path.stat().st_size for path in target.iterdir())
-    return f"{target}: {size / GB:.2f} GB in {len(os.listdir(target))} files{_cost(start)}"
+        config, weights = _checked(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
+        with new_folder(target, _size(weights, kind)) as folder:
+            _write(folder, config, weights, kind)
+    files = [path for path in target.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    return f"{target}: {size / GB:.2f} GB in {len(files)} files{_cost(start)}"
+
+
+def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
+    """stage1/, stage2/, superres/, tokenizers/ and pipeline.json (how the release draws) from the release's files."""
+    from cogvideo.sampling import released
+
+    frames, text = released.read_tokenizers(source)
+    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
+    parts = {part: _checked(source / name, **ids) for part, name in names.items()}
+    with new_folder(target, sum(_size(weights, kind) for _, weights in parts.values())) as folder:
+        for part, (config, weights) in parts.items():
+            (folder / part).mkdir()
+            _write(folder / part, config, weights, kind)
+        tokenizers = folder / "tokenizers"
+        tokenizers.mkdir()
+        shutil.copyfile(source / released.TEXT, tokenizers / "text.model")
+        frames.save(tokenizers / "frames.safetensors", kind)
+        np.save(tokenizers / "clusters.npy", released.read_clusters(source, frames))
+        write_json(folder / "pipeline.json", to_dict(released.SAMPLING))
+
+
+def _checked(source: Path, *, image_tokens: int, begin_of_image: int) -> tuple[Any, Weights]:
+    """Configuration and weights that fit each other: found out now, not after an hour of writing."""
+    model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
+    empty_model(lambda: model(config), weights, str(source))
+    return config, weights
+
+
+def _size(weights: Weights, kind: torch.dtype | None) -> int:
+    return sum(tensor_bytes(tensor, kind) for tensor in weights.meta.values())
+
+
+def _write(folder: Path, config: Any, weights: Weights, kind: torch.dtype | None) -> None:
+    write_json(folder / "config.json", to_dict(config))
+    write_weights(folder, weights, dtype=kind)
 
 
 def measure_load(
@@ -92,8 +132,10 @@ def open_checkpoint(
         if "window_rows" in settings:
             return IterativeSuperResolution, *read_folder(folder, IterativeConfig)
         return CogVideoTransformer, *read_folder(folder, ModelConfig)
-    if not folder.is_dir():
-        raise CogVideoError(f"There are no weights at {folder}: give a released or native folder, or ice_image.pt.")
+    if not folder.exists():
+        raise CogVideoError(
+            f"There are no weights at {folder}: give a released folder or zip, a native folder, or ice_image.pt."
+        )
     weights, settings = read_sat_folder(folder)
     kind = released_kind(weights)
     if kind in ("image", "video"):

@@ -23,6 +23,7 @@ from cogvideo.checkpoints.tensors import (
     tensor_bytes,
     without_memory,
 )
+from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
@@ -105,12 +106,12 @@ def released_name(ours: str) -> str:
 
 
 def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
-    """The weights (released names, ranks merged, read when asked for) and model_config.json of a released folder.
+    """The weights (released names, ranks merged, read when asked for) and model_config.json of a released folder or its zip.
 
     Raises CogVideoError when a file is missing, damaged, does not fit the others or holds anything but tensors, and for
     models that are not sandwich-normed.
     """
-    folder = Path(folder)
+    folder = unpacked(Path(folder))
     try:
         settings = json.loads((folder / "model_config.json").read_text())
         iteration = (folder / "latest").read_text().strip()

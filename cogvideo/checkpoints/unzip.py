@@ -66,6 +66,16 @@ def unpack(path: Path, folder: Path) -> dict[str, str]:
     return hashes
 
 
+def unpacked(path: Path) -> Path:
+    """A folder as it is; of NAME.zip the folder NAME beside it, which is unpacked if it is not there."""
+    if path.suffix != ".zip":
+        return path
+    folder = path.with_suffix("")
+    if not folder.exists():
+        unpack(path, folder)
+    return folder
+
+
 def model_root(archive: zipfile.ZipFile, path: Path) -> str:
     """What stands before `model_config.json` in the names of a zip: "" or a folder with its slash."""
     roots = [

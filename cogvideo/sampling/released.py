@@ -2,6 +2,7 @@
 
     cogvideo-stage1/  cogvideo-stage2/  cogview2-dsr/  ice_text.model  ice_image.pt  cluster_label2.npy
 
+(or cogvideo-stage1.zip and so on, which are unpacked there).
 The image model `coglm` is not needed: stage 1 holds it unchanged, as the spatial channel that draws the first frame.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from cogvideo.checkpoints.inspect import icetk_sizes
 from cogvideo.checkpoints.native import read_json
 from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.sampling.loading import Loader, read_labels
@@ -26,6 +28,7 @@ from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTo
 
 STAGE1, STAGE2, SUPERRES = "cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"
 TEXT, FRAMES, CLUSTERS = "ice_text.model", "ice_image.pt", "cluster_label2.npy"
+FILES = (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)  # those that are needed
 NUM_CLUSTERS = 500
 
 # How the release draws: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D section 5). Prompts
@@ -58,7 +61,7 @@ SAMPLING = SamplingConfig(
 def is_released(folder: Path) -> bool:
     """Whether a folder holds the release's files rather than a pipeline folder of this project."""
     return not (folder / "pipeline.json").exists() and any(
-        (folder / name).exists() for name in (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)
+        (folder / name).exists() or (folder / f"{name}.zip").exists() for name in FILES
     )
 
 
@@ -68,9 +71,7 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
     How many image tokens there are and which id is begin-of-image follow from the two tokenizers. Without the cluster file,
     labels come from k-means over the codebook, with a warning. Raises CogVideoError that names what is missing or damaged.
     """
-    check_there(folder, (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES))
-    frames = read_frame_tokenizer(folder / FRAMES).to(load.home)
-    text = TextTokenizer(folder / TEXT, frames.num_codes)
+    frames, text = read_tokenizers(folder)
     ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     heads = superres_heads(folder / SUPERRES)
     read = {
@@ -81,7 +82,23 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
     # All of them now, not after the first has been read for minutes.
     load.check([read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)], folder)
     models = {name: load(reader) for name, reader in read.items()}
-    return {"text": text, "frames": frames, "sampling": SAMPLING, "cluster_labels": _labels(folder, frames), **models}
+    return {
+        "text": text,
+        "frames": frames.to(load.home),
+        "sampling": SAMPLING,
+        "cluster_labels": read_clusters(folder, frames),
+        **models,
+    }
+
+
+def read_tokenizers(folder: Path) -> tuple[FrameTokenizer, TextTokenizer]:
+    """The two tokenizers of a folder that has all that is needed; models that are there as zips are unpacked beside them."""
+    for name in (STAGE1, STAGE2, SUPERRES):
+        if (folder / f"{name}.zip").exists() and not (folder / name).exists():
+            unpacked(folder / f"{name}.zip")
+    check_there(folder, FILES)
+    frames = read_frame_tokenizer(folder / FRAMES)
+    return frames, TextTokenizer(folder / TEXT, frames.num_codes)
 
 
 def check_there(folder: Path, names: Sequence[str]) -> None:
@@ -114,7 +131,8 @@ def read_frame_tokenizer(path: Path) -> FrameTokenizer:
     )
 
 
-def _labels(folder: Path, frames: FrameTokenizer) -> np.ndarray:
+def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
+    """Cluster labels [V]: the release's, or, with a warning, from k-means over the codebook."""
     if (folder / CLUSTERS).exists():
         return read_labels(folder / CLUSTERS)
     warnings.warn(

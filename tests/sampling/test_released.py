@@ -9,6 +9,7 @@ import torch
 from sampling.released_files import BEGIN_OF_IMAGE, IMAGE_TOKENS, write_released_files
 
 from cogvideo import CogVideoError, Pipeline, generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.checkpoints.convert import convert
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.sampling import ClusterStrategy
 from cogvideo.sampling import pipeline as pipeline_module
@@ -225,3 +226,26 @@ def test_a_pipeline_folder_may_draw_by_clusters(tmp_path):
     for logits, token in seen[64:]:  # key frames keep one cluster of the two: the heavier
         odd = (logits / pipe.sampling.temperature).softmax(-1)[0, labels == 1].sum()
         assert labels[token] == (odd > 0.5)
+
+
+def test_zips_stand_in_for_folders_and_all_becomes_one_pipeline_folder(folder, pipe, tmp_path):
+    zipped = tmp_path / "release"
+    shutil.copytree(folder, zipped)
+    for name in ("cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"):
+        shutil.make_archive(str(zipped / name), "zip", zipped, name)
+        shutil.rmtree(zipped / name)
+    told = convert(zipped, tmp_path / "pipeline", dtype="keep")
+    assert "pipeline" in told and sorted(path.name for path in (tmp_path / "pipeline").iterdir()) == [
+        "pipeline.json", "stage1", "stage2", "superres", "tokenizers",
+    ]  # fmt: skip
+    ours = Pipeline.from_pretrained(tmp_path / "pipeline", device="cpu", dtype="fp32")
+    clips = [p(PROMPT, seconds=0.5, seed=3, progress=False).frames for p in (pipe, ours)]
+    assert np.array_equal(*clips)
+
+
+def test_one_zip_is_a_released_checkpoint(folder, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "cogvideo-stage1"), "zip", folder, "cogvideo-stage1")
+    ids = {"image_tokens": IMAGE_TOKENS, "begin_of_image": BEGIN_OF_IMAGE}
+    model, same = (load_sat_checkpoint(path, **ids) for path in (archive, folder / "cogvideo-stage1"))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
+    assert (tmp_path / "cogvideo-stage1" / "latest").exists()
