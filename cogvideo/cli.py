@@ -172,7 +172,12 @@ def evaluate_fvd(
     n: Annotated[int | None, typer.Option("-n", help="Clips a side; the preset's own number if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses videos, places in them, and prompts.")] = 0,
     seeds: Annotated[int, typer.Option(help="Score so many independent generations; each costs n clips.")] = 1,
-    i3d: Annotated[Path | None, typer.Option(help="Another file of I3D weights.")] = None,
+    i3d: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another file of I3D weights; a TorchScript file is a program and is run: only from those you trust."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")] = None,
     device: Device = "auto",
 ) -> None:
@@ -201,7 +206,12 @@ def evaluate_sensitivity(
         list[float], typer.Option("--strength", help="More than 0 and at most 1, the whole damage; repeatable.")
     ] = [1.0],
     seed: Annotated[int, typer.Option(help="Chooses videos, places in them, prompts and damages.")] = 0,
-    i3d: Annotated[Path | None, typer.Option(help="Another file of I3D weights.")] = None,
+    i3d: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another file of I3D weights; a TorchScript file is a program and is run: only from those you trust."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file; a picture (.png) goes beside it.")] = None,
     device: Device = "auto",
 ) -> None:

@@ -23,7 +23,12 @@ C3DMean = Annotated[
 Prompts = Annotated[
     Path | None, typer.Option(help="JSON {class: prompt} or CSV class,prompt; without it the class names in words.")
 ]
-I3DFile = Annotated[Path | None, typer.Option(help="Another file of I3D weights.")]
+I3DFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Another file of I3D weights; a TorchScript file is a program and is run: only from those you trust."
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
