@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.data.digits import ACTION_NAMES, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.data.digits import ACTION_NAMES, FPS, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -19,6 +19,8 @@ SHARES = {
     "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
     "sequential": {"turns": 2, "grows": 1.5, "shrinks": 3, "fades in": 2, "bounces": 1.5},
 }
+SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
+FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -38,9 +40,11 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     image: OPENING of the frames are first ones under the bare caption. The others have the frame-rate texts of stages 1
     and 2, which inherit how every state looks and no more: half are one of the four frames that stage 1 generates; half
     are any eighth of the action under any span, so that every state is drawn often enough. (A text that told the moment
-    would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five frames from the beginning; half the clips span the whole action (the
-    multi-frame-rate rule), half any trained span, so that the frame-rate text means something. interpolation: five
-    neighbouring frames as the rounds of stage 2 meet them. superres: any moment.
+    would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five
+    frames from the beginning; half the clips span the whole action (the multi-frame-rate rule), half any trained span, so
+    that the frame-rate text means something. interpolation: five neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed
+    rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at
+    the final frame rate, from any moment.
     """
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
@@ -54,6 +58,13 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         part = np.maximum(whole / 2.0**rounds, SPANS[0])
         start = part * np.floor(rng.random(n) * whole / part)
         return start[:, None] + part[:, None] * steps, list(part)
+    if stage == "fixed rate":
+        pieces = np.maximum(1, clips.duration.max(1) // FIXED_SPAN)
+        start = FIXED_SPAN * np.floor(rng.random(n) * pieces)
+        return start[:, None] + FIXED_SPAN * steps, [FIXED_SPAN] * n
+    if stage == "one stage":
+        start = np.floor(rng.random(n) * (clips.duration.max(1) * FPS + 1)) / FPS
+        return start[:, None] + np.arange(FRAMES) / FPS, [(FRAMES - 1) / FPS] * n
     if stage == "superres":
         return rng.random((n, 1)) * rule[:, None], [None] * n
     eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
