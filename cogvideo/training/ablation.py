@@ -46,7 +46,9 @@ VARIANTS = {
     "overlap-1": Variant("one stage, from the last frame", shown="one stage", overlap=1),
     "overlap-2": Variant("one stage, from the last two frames", shown="one stage", overlap=2),
     "fixed-rate": Variant("hierarchical, one fixed frame rate", shown="fixed rate"),
-    "one-channel": Variant("hierarchical, image model without the dual channel, all of it trained", start="one channel"),
+    "one-channel": Variant(
+        "hierarchical, image model without the dual channel, all of it trained", start="one channel"
+    ),
     "from-nothing": Variant("hierarchical, from random weights", start="nothing"),
 }
 
@@ -120,8 +122,11 @@ def train_variant(
         )
         models[stage] = model.eval()
         losses[stage] = float(frame_losses(model, test)[trained_frames(config)].mean())
-    parts = {"text": base.text, "frames": base.frames, "superres": base.superres, "sampling": base.sampling}
-    return Pipeline(**parts, **models, cluster_labels=None, device="cpu"), losses
+    pipe = Pipeline(
+        text=base.text, frames=base.frames, superres=base.superres, sampling=base.sampling, stage1=models["stage1"],
+        stage2=models["stage2"],
+    )  # fmt: skip
+    return pipe, losses
 
 
 def _loss(model: CogVideoTransformer, batches: DigitsBatches) -> Callable[[int], torch.Tensor]:
