@@ -18,6 +18,11 @@ from cogvideo.config import ModelConfig, to_dict
 from cogvideo.data.digits import World
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.alignment import Questions, draw_questions, score_key_frames
+from cogvideo.evaluation.features import features_of
+from cogvideo.evaluation.fvd import FVDResult, fvd, versions
+from cogvideo.evaluation.i3d import I3D
+from cogvideo.evaluation.recipes import find_recipe
+from cogvideo.evaluation.sources import Side
 from cogvideo.model import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_key_frames
 from cogvideo.sampling.pipeline import Pipeline
@@ -28,6 +33,7 @@ from cogvideo.training.loop import OptimizerConfig, fit
 from cogvideo.training.recipe import share_frame_vectors
 
 SECONDS = FIXED_SPAN  # of every clip that is made; at the fixed rate five frames span just this
+REAL_SEED = 1_000_000  # of the real clips that FVD compares with: other places and colours than those asked for
 AT_ONCE = 64  # prompts that are sampled together
 
 
@@ -191,3 +197,21 @@ def score_clips(clips: np.ndarray, asked: Questions) -> dict[str, float]:
     return {name: float(found[name].mean()) for name in ("digit", "color", "same", "part")} | {
         "action": float(found["action"][whole].mean())
     }
+
+
+def fvd_of(clips: np.ndarray, *, n_real: int, preset: str = "paper", progress: bool = True) -> FVDResult:
+    """FVD of clips [n,T,H,W,3] against n_real real ones of the same length, whose prompts are balanced in the same way.
+
+    Features of real clips are kept in the cache. Raises CogVideoError without I3D's weights.
+    """
+    recipe = find_recipe(preset)
+    network = I3D.from_pretrained(batch_norm_eps=recipe.batch_norm_eps)
+    real = (questions(n_real, REAL_SEED).real_frames(clips.shape[1]) * 255).round().byte().numpy()
+    truth, made = (
+        features_of(
+            Side(title, [str(i) for i in range(len(some))], lambda i, some=some: some[int(i)]), recipe, network,
+            title=title, progress=progress,
+        )
+        for title, some in (("real", real), ("generated", clips))
+    )  # fmt: skip
+    return fvd(truth.values, made.values, recipe=recipe, protocol=versions(network))
