@@ -352,16 +352,20 @@ def bench_sampler(
     window: Annotated[int, typer.Option(help="Of the windowed stages.")] = 10,
     clips: Annotated[int, typer.Option(help="Made at once.")] = 1,
     guided: Annotated[bool, typer.Option(help="Two rows a clip instead of one.")] = True,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
+    device: Device = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; not more than cores that are free.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Runs of each stage; the median counts.")] = 1,
+    most_steps: Annotated[int, typer.Option(help="Steps of each kind; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/sampler.json"),
 ) -> None:
-    """Time decoding with random weights on the CPU, and tell how near it is to moving its weights."""
+    """Time decoding with random weights, and tell how near it is to moving its weights and caches."""
     from cogvideo.benchmarks import sampler
 
     report = sampler.run(
-        sampler.Settings(width, layers, heads, side, frames, window, clips, guided, dtype, threads, repeats)
+        sampler.Settings(
+            width, layers, heads, side, frames, window, clips, guided, dtype, device, threads, most_steps, seed
+        )
     )
     sampler.write(report, out)
     typer.echo(sampler.render(report))

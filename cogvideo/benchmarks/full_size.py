@@ -6,11 +6,8 @@ them stage by stage. The pictures are noise; time and memory are those of the re
 
 import json
 import os
-import platform
-import subprocess
 import time
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cogvideo.benchmarks.machine import (
+    COPIED,
+    bytes_of,
+    copy_bandwidth,
+    describe,
+    peak_bytes,
+    quickest,
+    random_weights,
+    wait,
+)
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
 from cogvideo.checkpoints.memory import GB, peak_memory
-from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.checkpoints.tensors import Weights, without_memory
+from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.offload import HostWeights, StreamedBlocks
@@ -36,7 +42,6 @@ from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.text import TextTokenizer
 
 PROMPT = "a red 3 moves right"  # in words that the demo's text model knows: the released one is not at hand
-COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,9 @@ def run(settings: Settings, *, source: Path | None = None, progress: bool = True
         raise CogVideoError(f"There must be at least one clip, not {settings.clips}.")
     clock = time.perf_counter()
     pipe = build(settings, source)
-    _wait(device)
+    wait(device)
     loading = time.perf_counter() - clock
-    bandwidth = _host_bandwidth(device) if settings.offload == "layers" else _bandwidth(device)
+    bandwidth = _host_bandwidth(device) if settings.offload == "layers" else copy_bandwidth(device)
     if device.type == "cuda":  # kernels are chosen and compiled when they first run
         pipe.first_frame_tokens([PROMPT] * settings.clips, progress=progress)
     stages = measure(pipe, settings, bandwidth, progress=progress)
@@ -77,7 +82,7 @@ def run(settings: Settings, *, source: Path | None = None, progress: bool = True
     return {
         "what": "the released pipeline with random weights" if source is None else f"checkpoints in {source.name}",
         "settings": asdict(settings),
-        "machine": _machine(device),
+        "machine": describe(device),
         "loading_seconds": loading,
         "stages": stages,
         "total_seconds": sum(stage["seconds"] for stage in stages),
@@ -101,7 +106,7 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
         stages = [replace(c, **own) for c in (geometry.stage1, geometry.stage2)]
         large = replace(geometry.superres, **own)
         models = *(partial(CogVideoTransformer, c) for c in stages), partial(DirectSuperResolution, large)
-        readers = [_random(model, settings.seed + number) for number, model in enumerate(models)]
+        readers = [random_weights(model, settings.seed + number) for number, model in enumerate(models)]
     else:
         ids = {"image_tokens": geometry.stage1.image_tokens, "begin_of_image": text.begin_of_image}
         released.check_there(source, (released.STAGE1, released.STAGE2, released.SUPERRES))
@@ -122,18 +127,6 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
     )  # fmt: skip
 
 
-def _random(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
-    """A loader, as Loader calls them, that draws each weight where it is to be, as it is asked for."""
-    with without_memory():
-        meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
-
-    def draw(name: str, out: Tensor) -> None:
-        generator = torch.Generator(out.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.02, generator=generator)
-
-    return partial(fill_model, make, Weights(meta, draw), where="The pipeline with random weights")
-
-
 def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
     """Make the clips stage by stage -> one record a stage; what offloading copies for a stage is in its time."""
     n, seed = pipe.stage1.config.frame_tokens, settings.seed
@@ -144,12 +137,12 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
     def timed(stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0) -> Any:
         if pipe.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pipe.device)
-        _wait(pipe.device)
+        wait(pipe.device)
         clock = time.perf_counter()
         result = work()
-        _wait(pipe.device)
+        wait(pipe.device)
         seconds = time.perf_counter() - clock
-        record = {"stage": stage, "seconds": seconds, "peak_bytes": _peak(pipe.device)}
+        record = {"stage": stage, "seconds": seconds, "peak_bytes": peak_bytes(pipe.device)}
         if steps:
             record |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
             record["share_of_limit"] = moved / bandwidth / (seconds / steps)
@@ -161,8 +154,8 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
     def decoded(model: CogVideoTransformer, *, both: bool = True) -> int:
         """Bytes that one step has to move: the blocks that it uses, and the image tokens' part of the head."""
         streamed = isinstance(model.blocks, StreamedBlocks)  # whole blocks come, used or not; the head is there
-        blocks = _bytes(t for name, t in _named(model.blocks) if both or streamed or ".temporal." not in name)
-        return blocks if streamed else blocks + _bytes([model.word_embedding.weight[: model.config.image_tokens]])
+        blocks = bytes_of(t for name, t in _named(model.blocks) if both or streamed or ".temporal." not in name)
+        return blocks if streamed else blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
 
     first = timed(
         "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,
@@ -236,57 +229,8 @@ def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak(device: torch.device) -> int:
-    """On a GPU the most since the last reset; on the CPU the most so far."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-
-
-def _bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy within the device's memory."""
-    size = COPIED if device.type == "cuda" else COPIED // 4
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / _quickest(lambda: target.copy_(source), device)
-
-
 def _host_bandwidth(device: torch.device) -> float:
     """Bytes a second of a copy from host memory to the device, as offload.py makes it."""
     weights = HostWeights([torch.ones(COPIED // 4, dtype=torch.uint8)])
     room = torch.empty(COPIED // 4, dtype=torch.uint8, device=device)
-    return len(weights.bytes) / _quickest(lambda: weights.load(room), device)
-
-
-def _quickest(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the quickest of five calls."""
-    times = []
-    for _ in range(5):
-        _wait(device)
-        clock = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - clock)
-    return min(times)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return {
-        "device": name,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip() or None,
-    }
+    return len(weights.bytes) / quickest(lambda: weights.load(room), device)

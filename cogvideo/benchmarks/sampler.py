@@ -1,25 +1,50 @@
-"""How near a decode step is to the time of moving its weights and caches: random weights, any size, on the CPU."""
+"""How near decoding is to the time of moving its weights and caches: random weights, any size, CPU or GPU.
+
+A step moves the weights once, whatever the number of rows, and every row's live keys and values; the time for that at the
+device's own read bandwidth is the limit. Early steps read shorter caches than late ones, so bytes are counted step by step.
+"""
 
 import json
-import resource
+import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from cogvideo import sequence
+from cogvideo.benchmarks.machine import (
+    bytes_of,
+    copy_bandwidth,
+    describe,
+    peak_bytes,
+    random_weights,
+    read_bandwidth,
+    wait,
+)
+from cogvideo.checkpoints.memory import GB
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
+from cogvideo.sampling.loading import Loader, choose_device
 from cogvideo.sampling.strategies import TopKStrategy
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEXT_SLOTS = 16
-READ_BYTES = 2**28  # more than any cache holds
+KINDS = {  # order, whether windowed, wavefront
+    "stage 1": ("sequential", False, False),
+    "stage 1, windows": ("sequential", True, False),
+    "stage 1, windows, wavefront": ("sequential", True, True),
+    "stage 2": ("interpolation", True, False),
+    "stage 2, wavefront": ("interpolation", True, True),
+}
 
 
 @dataclass(frozen=True)
@@ -35,113 +60,222 @@ class Settings:
     clips: int = 1
     guided: bool = True
     dtype: str = "fp32"
+    device: str = "cpu"
     threads: int = 2
-    repeats: int = 1
+    most_steps: int = 0  # of each stage; 0: all of them
+    seed: int = 0
 
     def __post_init__(self):
-        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips, self.threads, self.repeats)
-        if self.dtype not in DTYPES or min(numbers) < 1 or self.frames < 3 or self.frames % 2 == 0:
+        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips, self.threads)
+        if min(numbers) < 1 or self.most_steps < 0 or self.frames < 3 or self.frames % 2 == 0:
             raise CogVideoError(
-                "bench sampler takes positive sizes, an odd number of frames (3 or more), fp32 or bf16."
+                "bench sampler takes positive sizes, an odd number of frames (3 or more), and 0 or more steps."
             )
+        if self.width % (2 * self.heads):
+            raise CogVideoError(f"A width of {self.width} cannot be shared by {self.heads} heads: choose others.")
 
 
-def run(settings: Settings) -> dict:
-    """Stage 1 with full attention, with windows, and stage 2, the latter two sequential and as a wavefront."""
-    torch.set_num_threads(settings.threads)
-    bandwidth = {f"{n} threads": measure_bandwidth(n) for n in sorted({1, settings.threads})}
-    torch.set_num_threads(settings.threads)
-    limit = bandwidth[f"{settings.threads} threads"]["read_gb_s"]
-    stages = {
-        "stage 1": measure(settings, "sequential", None, False, limit),
-        "stage 1, windows": measure(settings, "sequential", settings.window, False, limit),
-        "stage 1, windows, wavefront": measure(settings, "sequential", settings.window, True, limit),
-        "stage 2": measure(settings, "interpolation", settings.window, False, limit),
-        "stage 2, wavefront": measure(settings, "interpolation", settings.window, True, limit),
+def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
+    """All kinds of decoding, then what an extra frame, clip and batch row cost.
+
+    Raises CogVideoError for senseless settings and a device that is not there.
+    """
+    settings = replace(settings, device=choose_device(settings.device))
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    limits = {"read": read_bandwidth(device), "copy": copy_bandwidth(device)}
+    variants = {
+        "one clip": replace(settings, clips=1, guided=True),
+        "one clip without guidance": replace(settings, clips=1, guided=False),
+        "two clips": replace(settings, clips=2, guided=True),
+        "four clips": replace(settings, clips=4, guided=True),
     }
-    return {"settings": asdict(settings), "torch": torch.__version__, "bandwidth": bandwidth, "stages": stages}
-
-
-def measure_bandwidth(threads: int) -> dict[str, float]:
-    """GB/s of reading and of copying memory (bytes read plus bytes written); the best of five."""
-    torch.set_num_threads(threads)
-    source = torch.ones(READ_BYTES // 4)
-    target = torch.empty_like(source)
-    read = min(_seconds(source.sum) for _ in range(5))
-    copy = min(_seconds(partial(target.copy_, source)) for _ in range(5))
-    return {"read_gb_s": READ_BYTES / read / 1e9, "copy_gb_s": 2 * READ_BYTES / copy / 1e9}
-
-
-def measure(
-    settings: Settings, order: str, window: int | None, wavefront: bool, limit: float
-) -> dict[str, float | int]:
-    """Time whole calls; a step's time is their mean, without the prefill."""
-    config = _config(settings, order, window)
-    model = CogVideoTransformer(config).initialize(0).to(DTYPES[settings.dtype]).eval()
-    times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
-    known = torch.randint(config.image_tokens, (settings.clips, (settings.frames + 1) // 2, config.frame_tokens))
-    text = torch.full((1, TEXT_SLOTS), config.image_tokens)
-    ticks: list[float] = []
-    options = {
-        "guidance_ids": text if settings.guided else None, "strategy": TopKStrategy(top_k=12), "wavefront": wavefront,
-        "generator": torch.Generator().manual_seed(0), "progress": lambda _: ticks.append(time.perf_counter()),
-    }  # fmt: skip
-    runs = []
-    for _ in range(settings.repeats):
-        ticks.clear()
-        if order == "sequential":
-            generate_key_frames(model, text, known[:, 0], num_frames=settings.frames, **options)
-        else:
-            interpolate_frames(model, text, known, **options)
-        runs.append(ticks[-1] - ticks[0])
-    steps = int(sequence.decoding_steps(config, times).max()) if wavefront else len(times) * config.frame_tokens
-    seconds = statistics.median(runs)
-    rows = settings.clips * (1 + settings.guided)
-    tokens = len(times) * config.frame_tokens
-    itemsize = DTYPES[settings.dtype].itemsize
-    matrices = [p for name, p in model.named_parameters() if "embedding" not in name]
-    weights = sum(p.numel() for p in matrices) * itemsize + config.image_tokens * config.hidden_size * 4
-    # Half of what is generated is there on average; keys and values of both channels, every row has its own.
-    places = TEXT_SLOTS + config.frame_tokens / 2 + TEXT_SLOTS + config.num_frames * config.frame_tokens - tokens / 2
-    caches = 2 * config.num_layers * rows * places * config.hidden_size * itemsize
-    step = seconds / (steps - 1)
+    few = replace(settings, most_steps=min(settings.most_steps or 48, 48))
+    bar = tqdm(total=len(KINDS) + len(variants), desc="measuring", disable=not progress)
+    stages, tokens = {}, {}
+    for kind in KINDS:
+        stages[kind], tokens[kind] = measure(settings, kind, limits["read"])
+        bar.update()
+    rows = {}
+    for name, variant in variants.items():
+        case = replace(few, clips=variant.clips, guided=variant.guided)
+        rows[name] = measure(case, "stage 1", limits["read"])[0]["median_ms_per_step"]
+        bar.update()
+    bar.close()
+    for kind in ("stage 1, windows", "stage 2"):
+        stages[f"{kind}, wavefront"]["same_tokens"] = _share_equal(tokens[kind], tokens[f"{kind}, wavefront"])
     return {
-        "tokens": tokens * settings.clips,
-        "steps": steps,
-        "ms_per_step": 1e3 * step,
-        "ms_per_token": 1e3 * seconds / tokens,
-        "tokens_per_second": tokens * settings.clips / seconds,
-        "seconds_per_frame": seconds / len(times),
-        "weight_bytes_per_step": weights,
-        "cache_bytes_per_step": round(caches),
-        "weight_gb_s": weights / step / 1e9,
-        "weight_share_of_read": weights / step / 1e9 / limit,
-        "share_of_limit": (weights + caches) / step / 1e9 / limit,
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "settings": asdict(settings),
+        "machine": describe(device),
+        "bandwidth_bytes_per_second": limits,
+        "stages": stages,
+        "costs": {
+            "ms_per_step": rows,
+            "extra_row_ms": rows["one clip"] - rows["one clip without guidance"],
+            "extra_clip_ms": (rows["four clips"] - rows["one clip"]) / 3,
+            "seconds_of_each_frame": stages["stage 1"]["seconds_of_each_frame"],
+        },
     }
 
 
-def write(report: dict, path: Path) -> None:
-    """Write the report as JSON."""
+class _Enough(Exception):
+    """Raised to leave a call after the steps that were asked for."""
+
+
+def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any], Tensor | None]:
+    """One kind of decoding -> its figures, and the tokens drawn (None if it was left before the end).
+
+    read: bytes a second that the device reads. The first step, which pays for layouts and captures, is in no figure.
+    """
+    order, windowed, wavefront = KINDS[kind]
+    config = model_config(settings, order, settings.window if windowed else None)
+    device = torch.device(settings.device)
+    load = Loader(settings.dtype, settings.device, settings.device, torch.float32)
+    model: CogVideoTransformer = load(random_weights(partial(CogVideoTransformer, config), settings.seed))
+    generator = torch.Generator().manual_seed(settings.seed)
+    known = torch.randint(
+        config.image_tokens, (settings.clips, (settings.frames + 1) // 2, config.frame_tokens), generator=generator
+    ).to(device)
+    text = torch.full((1, TEXT_SLOTS), config.image_tokens, device=device)
+    ticks, memory = [], []
+
+    def tick(_: int) -> None:
+        wait(device)
+        ticks.append(time.perf_counter())
+        memory.append(_held(device))
+        if len(ticks) == settings.most_steps:
+            raise _Enough
+
+    options = {
+        "guidance_ids": text if settings.guided else None, "strategy": TopKStrategy(top_k=1), "wavefront": wavefront,
+        "progress": tick,
+    }  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        if order == "sequential":
+            tokens = generate_key_frames(model, text, known[:, 0], num_frames=settings.frames, **options)
+        else:
+            tokens = interpolate_frames(model, text, known, **options)
+    except _Enough:
+        tokens = None
+    times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
+    generated = len(times) * config.frame_tokens
+    steps = int(sequence.decoding_steps(config, times).max()) if wavefront else generated
+    seconds = [b - a for a, b in pairwise(ticks)]
+    weights = weight_bytes(model)
+    places = attended_places(config, times, wavefront)[1 : len(ticks)]
+    rows = settings.clips * (1 + settings.guided)
+    place = 2 * config.num_layers * config.hidden_size * _activation_bytes(model)  # one place's keys and values
+    caches = [rows * p * place for p in places]
+    total = sum(seconds)
+    share = len(ticks) / steps
+    figures = {
+        "steps": steps,
+        "measured_steps": len(seconds),
+        "sequential_steps": generated,
+        "tokens": generated * settings.clips,
+        "median_ms_per_step": 1e3 * statistics.median(seconds),
+        "least_ms_per_step": 1e3 * min(seconds),
+        "seconds": total / len(seconds) * steps,
+        "tokens_per_second": generated * settings.clips * share / total,
+        "weight_bytes_per_step": weights,
+        "cache_bytes_per_step": statistics.fmean(caches),
+        "weights_share_of_read": weights * len(seconds) / total / read,
+        "share_of_limit": (weights * len(seconds) + sum(caches)) / total / read,
+        "peak_bytes": peak_bytes(device),
+        "held_bytes_growth": memory[-1] - memory[len(memory) // 10],
+        "places_and_ms": _thinned(places, seconds),
+        "seconds_of_each_frame": None if wavefront or settings.most_steps else _by_frame(ticks, config.frame_tokens),
+    }
+    return figures, None if tokens is None else tokens.cpu()
+
+
+def weight_bytes(model: CogVideoTransformer) -> int:
+    """What every step has to read: all blocks, and the image tokens' part of the head."""
+    blocks = bytes_of([*model.blocks.parameters(), *model.blocks.buffers()])
+    return blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
+
+
+def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
+    """Places whose keys and values a row reads in every step, in both channels together.
+
+    The live part of the caches, windows or not: text and the frame so far, and text and all frames so far. In a wavefront
+    every one of its frames has a spatial cache, and the temporal cache is read once for all of them.
+    """
+    n = config.frame_tokens
+    known = config.num_frames - len(times)
+    steps = sequence.decoding_steps(config, list(times)) if wavefront else _one_by_one(len(times), n)
+    places = []
+    for step in range(1, int(steps.max()) + 1):
+        frames, own = (steps == step).nonzero(as_tuple=True)
+        spatial = len(frames) * (TEXT_SLOTS + int(own.max()) + 1)
+        temporal = TEXT_SLOTS + known * n + int((frames * n + own).max()) + 1
+        places.append(spatial + temporal)
+    return places
+
+
+def _one_by_one(frames: int, n: int) -> Tensor:
+    return torch.arange(1, frames * n + 1).view(frames, n)
+
+
+def growth(
+    settings: Settings, name: str, sizes: Sequence[int], *, kind: str = "stage 1", progress: bool = True
+) -> list[dict]:
+    """The figures of `measure` for several sizes of one setting, each with that size under its name."""
+    device = torch.device(choose_device(settings.device))
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    read = read_bandwidth(device)
+    cases = tqdm(sizes, desc=name, disable=not progress)
+    return [{name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """The report as JSON; the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(part, path)
 
 
-def render(report: dict) -> str:
-    """The report as lines for the terminal."""
+def render(report: dict[str, Any]) -> str:
+    """The report as a table for people."""
+    s, machine, limits = report["settings"], report["machine"], report["bandwidth_bytes_per_second"]
     lines = [
-        f"{name}: read {b['read_gb_s']:.1f} GB/s, copy {b['copy_gb_s']:.1f} GB/s"
-        for name, b in report["bandwidth"].items()
+        f"{s['layers']} layers, width {s['width']}, {s['side']} x {s['side']} tokens, {s['frames']} frames, window "
+        f"{s['window']}, {s['clips']} clip(s), {s['dtype']}, on {machine['device']} ({machine['processor']})",
+        f"it reads {limits['read'] / GB:.1f} and copies {limits['copy'] / GB:.1f} GB/s",
+        "",
+        "| decoding | steps | ms a step (median, least) | tokens a second | weights + caches a step "
+        "| weights' share of reading | share of the limit | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for name, s in report["stages"].items():
+    for name, f in report["stages"].items():
         lines.append(
-            f"{name:>28}: {s['steps']} steps of {s['ms_per_step']:.1f} ms, {s['ms_per_token']:.1f} ms a token, "
-            f"{s['tokens_per_second']:.1f} tokens/s, weights at {s['weight_share_of_read']:.0%} of the read bandwidth"
+            f"| {name} | {f['steps']} | {f['median_ms_per_step']:.2f}, {f['least_ms_per_step']:.2f} "
+            f"| {f['tokens_per_second']:.1f} | {f['weight_bytes_per_step'] / 1e6:.0f} + {f['cache_bytes_per_step'] / 1e6:.0f} MB "
+            f"| {f['weights_share_of_read']:.0%} | {f['share_of_limit']:.0%} | {f['peak_bytes'] / GB:.2f} GB |"
+        )
+    costs = report["costs"]
+    lines += [
+        "",
+        f"a batch row more: {costs['extra_row_ms']:.2f} ms a step; a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
+    ]
+    if costs["seconds_of_each_frame"]:
+        lines.append("frames one after another: " + ", ".join(f"{t:.2f} s" for t in costs["seconds_of_each_frame"]))
+    for kind in ("stage 1, windows", "stage 2"):
+        one, both = report["stages"][kind], report["stages"][f"{kind}, wavefront"]
+        same = "" if both["same_tokens"] is None else f", {both['same_tokens']:.2%} of the tokens the same"
+        lines.append(
+            f"{kind}: the wavefront takes {both['steps']} steps instead of {one['steps']} and "
+            f"{both['seconds'] / one['seconds']:.0%} of the time{same}"
         )
     return "\n".join(lines)
 
 
-def _config(s: Settings, order: str, window: int | None) -> ModelConfig:
+def model_config(s: Settings, order: str, window: int | None) -> ModelConfig:
     n = s.side**2
     return replace(
         COGVIDEO_9B, num_layers=s.layers, hidden_size=s.width, num_heads=s.heads, frame_height=s.side, frame_width=s.side,
@@ -150,7 +284,33 @@ def _config(s: Settings, order: str, window: int | None) -> ModelConfig:
     )  # fmt: skip
 
 
-def _seconds(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def _activation_bytes(model: CogVideoTransformer) -> int:
+    return model.blocks[0].attention_norm.weight.itemsize  # type: ignore[union-attr]
+
+
+def _held(device: torch.device) -> int:
+    """Bytes in use now: of torch on a GPU, of the process elsewhere (0 where that is unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _thinned(places: Sequence[int], seconds: Sequence[float], points: int = 64) -> list[tuple[float, float]]:
+    """At most `points` pairs (mean of places, median ms) of steps that read about as much."""
+    ordered = sorted(zip(places, seconds, strict=True))
+    size = -(-len(ordered) // points)
+    groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    return [(statistics.fmean(p for p, _ in group), 1e3 * statistics.median(s for _, s in group)) for group in groups]
+
+
+def _by_frame(ticks: Sequence[float], n: int) -> list[float]:
+    """Seconds of every frame, less its first step (the first of all has no beginning)."""
+    return [ticks[i + n - 1] - ticks[i] for i in range(0, len(ticks), n)]
+
+
+def _share_equal(one: Tensor | None, other: Tensor | None) -> float | None:
+    return None if one is None or other is None else float((one == other).float().mean())

@@ -5,25 +5,75 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from cogvideo.benchmarks.sampler import Settings
+from cogvideo import sequence
+from cogvideo.benchmarks.sampler import TEXT_SLOTS, Settings, attended_places, growth, model_config, render, run
 from cogvideo.cli import app
 from cogvideo.errors import CogVideoError
 
+TINY = Settings(width=16, layers=1, heads=2, side=4, window=2, threads=1)
+
 
 def test_the_command_writes_what_it_counted(tmp_path):
-    out = tmp_path / "sampler.json"
+    out = tmp_path / "new" / "sampler.json"
     sizes = ["--width", "16", "--layers", "1", "--heads", "2", "--side", "4", "--window", "2", "--threads", "1"]
     result = CliRunner().invoke(app, ["bench", "sampler", *sizes, "--out", str(out)])
     assert result.exit_code == 0, result.output
-    stages = json.loads(out.read_text())["stages"]
+    report = json.loads(out.read_text())
+    stages = report["stages"]
     assert stages["stage 1"]["steps"] == stages["stage 1"]["tokens"] == 4 * 16
     assert stages["stage 2, wavefront"]["steps"] < stages["stage 2"]["steps"] == 2 * 16
     matrices = 2 * (16 * 48 + 48 + 16 * 16 + 16) + 2 * 4 * 16 * 16 + 4 * 16 + 16
     norms_and_gate = 5 * 2 * 16 + 16
-    assert stages["stage 1"]["weight_bytes_per_step"] == 4 * (matrices + norms_and_gate + 20000 * 16)
+    assert stages["stage 1"]["weight_bytes_per_step"] == 4 * (matrices + norms_and_gate - 2 * 16 + 20000 * 16)
+    assert all(stages[f"{kind}, wavefront"]["same_tokens"] == 1 for kind in ("stage 1, windows", "stage 2"))
+    for figures in stages.values():
+        moved = figures["weight_bytes_per_step"] + figures["cache_bytes_per_step"]
+        seconds = figures["seconds"] / figures["steps"]
+        limit = report["bandwidth_bytes_per_second"]["read"]
+        assert figures["share_of_limit"] == pytest.approx(moved / seconds / limit)
+        assert figures["least_ms_per_step"] <= figures["median_ms_per_step"]
+    assert len(report["costs"]["seconds_of_each_frame"]) == 4
+    assert render(report) in result.output
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 4}, {"dtype": "fp8"}, {"threads": 0}])
+def test_places_that_a_step_reads():
+    """By hand: text, the frame so far; text, all frames so far."""
+    config = model_config(TINY, "sequential", None)
+    places = attended_places(config, [1, 2, 3, 4], wavefront=False)
+    by_hand = [2 * TEXT_SLOTS + (place + 1) + 16 * frame + place + 1 for frame in range(1, 5) for place in range(16)]
+    assert places == by_hand
+    config = model_config(TINY, "interpolation", 2)
+    steps = sequence.decoding_steps(config, [1, 3])
+    first = attended_places(config, [1, 3], wavefront=True)
+    assert len(first) == int(steps.max()) and first[0] == 2 * TEXT_SLOTS + 1 + 3 * 16 + 1
+    assert first[-1] == TEXT_SLOTS + 16 + TEXT_SLOTS + 5 * 16  # only the last place of the last frame
+
+
+def test_fewer_steps_and_other_sizes():
+    few = Settings(**{**TINY.__dict__, "most_steps": 5})
+    report = run(few, progress=False)
+    assert report["stages"]["stage 1"]["measured_steps"] == 4 and report["costs"]["seconds_of_each_frame"] is None
+    assert report["stages"]["stage 2, wavefront"]["same_tokens"] is None
+    rows = growth(few, "clips", [1, 3], progress=False)
+    assert [row["clips"] for row in rows] == [1, 3] and rows[1]["tokens"] == 3 * rows[0]["tokens"]
+    assert rows[1]["cache_bytes_per_step"] == pytest.approx(3 * rows[0]["cache_bytes_per_step"])
+
+
+def test_the_release_s_steps():
+    """20 x 20 tokens: the paper's bound is 610 for two frames with windows of 10; the masks allow a little less."""
+    for window, expected in ((10, (589, 967)), (5, (484, 652))):
+        settings = Settings(window=window)
+        two = sequence.decoding_steps(model_config(settings, "interpolation", window), [1, 3])
+        four = sequence.decoding_steps(model_config(settings, "sequential", window), [1, 2, 3, 4])
+        assert (int(two.max()), int(four.max())) == expected
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 4}, {"threads": 0}, {"most_steps": -1}, {"heads": 7}])
 def test_senseless_settings_are_refused(wrong):
-    with pytest.raises(CogVideoError, match="bench sampler takes"):
+    with pytest.raises(CogVideoError, match="bench sampler takes|cannot be shared"):
         Settings(**wrong)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(CogVideoError, match="fp8"):
+        run(Settings(**{**TINY.__dict__, "dtype": "fp8"}), progress=False)
