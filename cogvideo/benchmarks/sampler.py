@@ -181,6 +181,7 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
         "seconds": total / len(seconds) * steps,
         "tokens_per_second": generated * settings.clips * share / total,
         "weight_bytes_per_step": weights,
+        "bytes_per_place": rows * place,
         "cache_bytes_per_step": statistics.fmean(caches),
         "weights_share_of_read": weights * len(seconds) / total / read,
         "share_of_limit": (weights * len(seconds) + sum(caches)) / total / read,
@@ -196,6 +197,11 @@ def weight_bytes(model: CogVideoTransformer) -> int:
     """What every step has to read: all blocks, and the image tokens' part of the head."""
     blocks = bytes_of([*model.blocks.parameters(), *model.blocks.buffers()])
     return blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
+
+
+def wavefront_bound(settings: Settings, frames: int) -> int:
+    """Steps for `frames` generated frames by the paper's bound (section 3.3): w * side + w tokens from frame to frame."""
+    return settings.side**2 + (frames - 1) * (settings.window * settings.side + settings.window)
 
 
 def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
@@ -224,12 +230,13 @@ def growth(
     settings: Settings, name: str, sizes: Sequence[int], *, kind: str = "stage 1", progress: bool = True
 ) -> list[dict]:
     """The figures of `measure` for several sizes of one setting, each with that size under its name."""
-    device = torch.device(choose_device(settings.device))
+    settings = replace(settings, device=choose_device(settings.device))
+    device = torch.device(settings.device)
     if device.type == "cpu":
         torch.set_num_threads(settings.threads)
     read = read_bandwidth(device)
     cases = tqdm(sizes, desc=name, disable=not progress)
-    return [{name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]
+    return [{"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]
 
 
 def write(report: dict[str, Any], path: Path) -> None:
@@ -270,7 +277,8 @@ def render(report: dict[str, Any]) -> str:
         same = "" if both["same_tokens"] is None else f", {both['same_tokens']:.2%} of the tokens the same"
         lines.append(
             f"{kind}: the wavefront takes {both['steps']} steps instead of {one['steps']} and "
-            f"{both['seconds'] / one['seconds']:.0%} of the time{same}"
+            f"{both['seconds'] / one['seconds']:.0%} of the time{same}; the paper's bound is "
+            f"{wavefront_bound(Settings(**s), one['sequential_steps'] // s['side'] ** 2)} steps"
         )
     return "\n".join(lines)
 

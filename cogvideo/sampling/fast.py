@@ -40,8 +40,8 @@ class SmallBatchLinear(nn.Module):
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         count = len(rows)
         if count <= self.max_transposed:
-            # One row is done as two: for a matrix times a vector a slower kernel is taken.
-            columns = rows.expand(max(2, count), -1).t()
+            # One row is done as two: for a matrix times a vector a slower kernel is taken, and for an expanded row, too.
+            columns = (rows if count > 1 else rows.repeat(2, 1)).t()
             out = self.weight @ columns if self.column is None else torch.addmm(self.column, self.weight, columns)
             return out.t()[:count].reshape(*x.shape[:-1], -1)
         if count > MAX_PACKED or not self.packing:

@@ -1,11 +1,13 @@
 """The sampler's benchmark at a tiny size: counts that can be checked by hand, and the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from cogvideo import sequence
+from cogvideo.benchmarks import plots
 from cogvideo.benchmarks.sampler import TEXT_SLOTS, Settings, attended_places, growth, model_config, render, run
 from cogvideo.cli import app
 from cogvideo.errors import CogVideoError
@@ -34,6 +36,8 @@ def test_the_command_writes_what_it_counted(tmp_path):
         assert figures["least_ms_per_step"] <= figures["median_ms_per_step"]
     assert len(report["costs"]["seconds_of_each_frame"]) == 4
     assert render(report) in result.output
+    # By hand: the paper's bound lags a frame by 2 rows and 2 places behind the one before.
+    assert "the paper's bound is 46 steps" in result.output and "the paper's bound is 26 steps" in result.output
 
 
 def test_places_that_a_step_reads():
@@ -54,8 +58,12 @@ def test_fewer_steps_and_other_sizes():
     report = run(few, progress=False)
     assert report["stages"]["stage 1"]["measured_steps"] == 4 and report["costs"]["seconds_of_each_frame"] is None
     assert report["stages"]["stage 2, wavefront"]["same_tokens"] is None
-    rows = growth(few, "clips", [1, 3], progress=False)
-    assert [row["clips"] for row in rows] == [1, 3] and rows[1]["tokens"] == 3 * rows[0]["tokens"]
+    rows = growth(replace(few, device="auto"), "clips", [1, 3], progress=False)
+    assert (
+        [row["clips"] for row in rows] == [1, 3]
+        and rows[0]["kind"] == "stage 1"
+        and rows[1]["tokens"] == 3 * rows[0]["tokens"]
+    )
     assert rows[1]["cache_bytes_per_step"] == pytest.approx(3 * rows[0]["cache_bytes_per_step"])
 
 
@@ -77,3 +85,17 @@ def test_senseless_settings_are_refused(wrong):
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(CogVideoError, match="fp8"):
         run(Settings(**{**TINY.__dict__, "dtype": "fp8"}), progress=False)
+
+
+def test_pictures_draw_the_schedule_and_the_figures():
+    schedule = plots.plot_schedule(TINY)
+    picture = schedule.axes[0].images[0].get_array()
+    config = model_config(TINY, "sequential", 2)
+    assert picture is not None and (picture == sequence.decoding_steps(config, [1, 2, 3, 4]).numpy()).all()
+    report = run(TINY, progress=False)
+    lines = plots.plot_roofline(report).axes[0].get_lines()
+    slowest = max(ms for _, ms in report["stages"]["stage 1"]["places_and_ms"])
+    assert max(lines[0].get_ydata()) == slowest and len(lines) == len(report["stages"]) + 1
+    rows = growth(Settings(**{**TINY.__dict__, "most_steps": 5}), "window", [2, 4], kind="stage 2", progress=False)
+    (axis,) = plots.plot_growth({"window": rows}).axes
+    assert list(axis.get_lines()[0].get_ydata()) == [row["median_ms_per_step"] for row in rows]

@@ -1,0 +1,94 @@
+"""Pictures of the sampler's benchmark: the wavefront's schedule, time over bytes, and what grows with what.
+
+Functions return a matplotlib figure, whose label describes it, and show nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from cogvideo import sequence
+from cogvideo.benchmarks.sampler import Settings, model_config, wavefront_bound
+
+BLUE, ORANGE, GREEN, PINK, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#777777"
+
+
+def plot_schedule(settings: Settings) -> Any:
+    """When each token is decoded, one row a frame, in windowed stage 1 and in stage 2; at the right, tokens of each step."""
+    n = settings.side**2
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 4.8), facecolor="white", width_ratios=(3, 2), layout="constrained")
+    for (left, right), order in zip(axes, ("sequential", "interpolation"), strict=True):
+        times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
+        config = model_config(settings, order, settings.window)
+        steps = sequence.decoding_steps(config, times)
+        image = left.imshow(steps.numpy(), aspect="auto", cmap="cividis", interpolation="nearest")
+        figure.colorbar(image, ax=left, label="step")
+        name = "stage 1 with windows" if order == "sequential" else "stage 2"
+        last, bound = int(steps.max()), wavefront_bound(settings, len(times))
+        left.set(
+            title=f"{name}: {last} steps instead of {len(times) * n} (paper's bound {bound})",
+            yticks=range(len(times)), yticklabels=[f"frame {t}" for t in times], xlabel="place in the frame",
+        )  # fmt: skip
+        right.stairs(
+            torch.bincount(steps.flatten(), minlength=last + 1)[1:].numpy(), range(1, last + 2), color=BLUE, fill=True
+        )
+        right.set(xlabel="step", ylabel="tokens at once", yticks=range(len(times) + 1))
+        _open(right)
+    figure.set_label("the step in which each token is decoded")
+    return figure
+
+
+def plot_roofline(report: Mapping[str, Any]) -> Any:
+    """Milliseconds of a step over the bytes that it moves, beside the time that reading these bytes takes."""
+    figure, axis = plt.subplots(figsize=(8, 4), facecolor="white", layout="constrained")
+    read = report["bandwidth_bytes_per_second"]["read"]
+    moved, times = [], []
+    marks = zip("osD^v", (BLUE, ORANGE, GREEN, PINK, YELLOW), strict=True)
+    for (name, figures), (mark, color) in zip(report["stages"].items(), marks, strict=True):
+        weights = figures["weight_bytes_per_step"]
+        points = [
+            ((weights + places * figures["bytes_per_place"]) / 1e6, ms) for places, ms in figures["places_and_ms"]
+        ]
+        axis.plot(
+            *zip(*points, strict=True),
+            mark,
+            ms=4,
+            color=color,
+            label=f"{name}: {figures['share_of_limit']:.0%} of the limit",
+        )
+        moved += [size for size, _ in points]
+        times += [ms for _, ms in points]
+    axis.plot(
+        [0, max(moved)], [0, max(moved) * 1e9 / read], color=GREY, label=f"limit: reading at {read / 1e9:.1f} GB/s"
+    )
+    axis.set(xlabel="weights, keys and values that a step moves (MB)", ylabel="ms a step", xlim=(0, None))
+    axis.set_ylim(0, 1.3 * float(np.quantile(times, 0.98)))  # a step that the machine disturbed would flatten the rest
+    axis.legend(frameon=False, fontsize=9)
+    _open(axis)
+    figure.set_label("time of a step over bytes moved")
+    return figure
+
+
+def plot_growth(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+    """A panel for each setting that was varied: ms a step (median) and its limit at the measured bandwidth over sizes."""
+    figure, axes = plt.subplots(
+        1, len(cases), figsize=(3 * len(cases), 3.1), squeeze=False, facecolor="white", layout="constrained"
+    )
+    for axis, (name, rows) in zip(axes[0], cases.items(), strict=True):
+        sizes = [row[name] for row in rows]
+        axis.plot(sizes, [row["median_ms_per_step"] for row in rows], "o-", color=BLUE, label="measured")
+        limits = [row["seconds"] / row["steps"] * 1e3 * row["share_of_limit"] for row in rows]
+        axis.plot(sizes, limits, "s--", color=ORANGE, label="limit")
+        axis.set(xlabel=name, xticks=sizes, ylim=(0, None), title=f"{rows[0]['kind']}", ylabel="ms a step")
+        axis.title.set_fontsize(9)
+        _open(axis)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.set_label("time of a step over sizes")
+    return figure
+
+
+def _open(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
