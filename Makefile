@@ -39,7 +39,7 @@ demo-weights: .venv/installed
 		{ echo "Python's venv module is missing: install it (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,notebooks,sweeps,dev]'
 	-$(BIN)/python -m cogvideo weights get i3d
 	@touch $@
 

@@ -19,7 +19,8 @@ else:
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 CONDA_NAMES = {  # under other names on conda-forge
-    "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch"
+    "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch",
+    "playwright": "playwright-python", "scikit-video": "sk-video",
 }  # fmt: skip
 CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
 
