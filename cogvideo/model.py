@@ -130,10 +130,11 @@ class Block(nn.Module):
 class Wave:
     """Where a chunk of one place in each of several frames is written, and how much of the caches is live.
 
-    frames, places [F]: rows and places in the spatial cache; temporal [F]: places in the temporal cache.
+    rows: the frames' part of the spatial cache, a slice so that reading it copies nothing (frames that are decoded
+    together follow each other); places [F]: places in it; temporal [F]: places in the temporal cache.
     """
 
-    frames: Tensor
+    rows: slice
     places: Tensor
     temporal: Tensor
     spatial_end: int
@@ -178,11 +179,11 @@ class LayerMemory:
     @staticmethod
     def _spread(cache: KeysValues, k: Tensor, v: Tensor, wave: Wave) -> KeysValues:
         """Write k, v [B,F,H,1,d] to their frames' places; return the live part of these frames [B,F,H,end,d]."""
-        for buffer, chunk in zip(cache, (k, v), strict=True):
-            buffer[:, wave.frames, :, wave.places] = rearrange(chunk, "b f h 1 d -> f b h d")
-        live = (buffer[..., : wave.spatial_end, :] for buffer in cache)
-        whole = len(wave.frames) == cache[0].shape[1]  # all frames at once: no copy
-        return tuple(t if whole else t[:, wave.frames] for t in live)  # type: ignore[return-value]
+        live = cache[0][:, wave.rows], cache[1][:, wave.rows]
+        index = rearrange(wave.places, "f -> 1 f 1 1 1").expand_as(k)
+        for buffer, chunk in zip(live, (k, v), strict=True):
+            buffer.scatter_(-2, index, chunk)
+        return live[0][..., : wave.spatial_end, :], live[1][..., : wave.spatial_end, :]
 
 
 def _write(cache: KeysValues, new: KeysValues, start: int) -> KeysValues:

@@ -157,7 +157,11 @@ def slow_schedule(c: ModelConfig, times: list[int]) -> list[list[int]]:
 def test_decoding_steps_equal_the_slow_schedule(geometry):
     c = config(*geometry)
     times = [t for t in range(c.num_frames) if (t % 2 == 1 if c.order == "interpolation" else t > 0)]
-    assert sequence.decoding_steps(c, times).tolist() == slow_schedule(c, times)
+    steps = sequence.decoding_steps(c, times)
+    assert steps.tolist() == slow_schedule(c, times)
+    for step in range(1, int(steps.max()) + 1):  # frames that are decoded together follow each other: model.Wave.rows
+        frames = (steps == step).nonzero()[:, 0].tolist()
+        assert frames == list(range(frames[0], frames[-1] + 1))
 
 
 @pytest.mark.parametrize("window, stage_1, stage_2", [(None, 1597, 799), (10, 967, 589), (5, 652, 484)])

@@ -157,10 +157,11 @@ class _Decoder:
             frames, places = (steps == step).nonzero(as_tuple=True)
             numbers, temporal = (frames * n + places).tolist(), before[frames] + places
             live, upto = int(places.max()) + 1, int(temporal.max()) + 1
+            rows = slice(int(frames[0]), int(frames[-1]) + 1)
             numbers_at, frames, places, temporal = (
                 t.to(device) for t in (frames * n + places, frames, places, temporal)
             )
-            wave = Wave(frames, length + places, length + temporal, length + live, length + upto)
+            wave = Wave(rows, length + places, length + temporal, length + live, length + upto)
             for memory in self.text.layers:
                 memory.wave = wave
             x = model.word_embedding(inputs[:, frames, places]) + positions[frames, places]
@@ -168,8 +169,8 @@ class _Decoder:
             own = causal[places, :live][None, None].expand(text_rows, -1, -1, -1)
             spatial = rearrange(torch.cat([text + self.spatial_bonus, own], -1), "b one f k -> b f one 1 k")
             biases = [
-                torch.cat([text + self.temporal_bonus, rows[numbers_at, :upto].expand(text_rows, 1, -1, -1)], -1)
-                for rows in temporal_bias
+                torch.cat([text + self.temporal_bonus, bias[numbers_at, :upto].expand(text_rows, 1, -1, -1)], -1)
+                for bias in temporal_bias
             ]
             x = model.run(x[:, :, None], self.text, spatial, biases * (2 if len(biases) == 1 else 1))
             logits = model.head(x[:, :, 0])

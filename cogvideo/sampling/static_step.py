@@ -44,7 +44,6 @@ class StaticStep:
         self.causal = hidden_bias(torch.ones(n, n, dtype=torch.bool, device=device).tril(), text.bias.dtype)
         self.token = torch.zeros(len(text.bias), dtype=torch.long, device=device)
         self.number = torch.zeros(1, dtype=torch.long, device=device)  # the place, counted through the frames
-        self.frame = torch.zeros(1, dtype=torch.long, device=device)  # the spatial caches hold one frame
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.capture = device.type == "cuda"
 
@@ -64,7 +63,7 @@ class StaticStep:
     def _run(self, upto: int) -> Tensor:
         n, length = self.model.config.frame_tokens, self.length
         place = self.number % n
-        wave = Wave(self.frame, length + place, length + self.number, length + n, length + upto)
+        wave = Wave(slice(1), length + place, length + self.number, length + n, length + upto)
         for memory in self.text.layers:
             memory.wave = wave
         x = self.model.word_embedding(self.token)[:, None] + self.positions[self.number]  # [B,1,D]
