@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores
+from cogvideo import cli_bench, cli_scores
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+cli_bench.add_to(bench_app)
 
 Weights = Annotated[str, typer.Option(help="demo, or a pipeline folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -369,18 +370,3 @@ def bench_sampler(
     )
     sampler.write(report, out)
     typer.echo(sampler.render(report))
-
-
-@bench_app.command("i3d")
-def bench_i3d(
-    frames: Annotated[int, typer.Option(help="Frames of a video.")] = 16,
-    batch: Annotated[int, typer.Option(help="Videos at a time.")] = 4,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16, or fp16 (on a GPU).")] = "fp32",
-    device: Device = "auto",
-) -> None:
-    """Measure how many videos a second go through I3D, the network behind FVD."""
-    from cogvideo.benchmarks.i3d import measure
-
-    for line in measure(frames=frames, batch=batch, threads=threads, dtype=dtype, device=device):
-        typer.echo(line)
