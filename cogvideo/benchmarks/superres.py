@@ -44,7 +44,7 @@ def run(settings: Settings) -> dict[str, Any]:
     if min(s.width, s.layers, s.heads, s.side, s.threads, s.repeats) < 1:
         raise CogVideoError("Width, layers, heads, side, threads and repeats must be 1 or more.")
     torch.set_num_threads(s.threads)
-    own = {"num_layers": s.layers, "hidden_size": s.width, "num_heads": s.heads}
+    own: dict[str, Any] = {"num_layers": s.layers, "hidden_size": s.width, "num_heads": s.heads}
     ids = {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
     geometry = SuperResolutionConfig(**own, **ids, low_height=s.side, low_width=s.side)
     local = DirectSuperResolution.from_config(geometry, s.seed).to(device)
