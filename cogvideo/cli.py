@@ -145,7 +145,7 @@ def make_digits(
 def alignment(
     weights: Weights = "demo",
     n: Annotated[int, typer.Option("-n", help="Prompts of each kind.")] = 200,
-    seed: Annotated[int, typer.Option(help="Chooses the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the prompts.")] = 0,
     device: Device = "auto",
     guidance: Guidance = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")] = None,
@@ -165,7 +165,7 @@ def evaluate_fvd(
         str,
         typer.Argument(
             metavar="GENERATED",
-            help="A folder of videos; digits:test?seed=1&seconds=4; ucf101:FOLDER?split=testlist01.txt; "
+            help="A folder of videos, or of frames in .npy and .npz; digits:test?seed=1&seconds=4; ucf101:FOLDER?split=testlist01.txt; "
             "kinetics:FOLDER?split=FILE.csv; or weights to sample from (demo, or a pipeline folder).",
         ),
     ],
