@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores
+from cogvideo import cli_bench, cli_scores
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+cli_bench.add_to(bench_app)
 
 Weights = Annotated[str, typer.Option(help="demo, or a pipeline folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -144,7 +145,7 @@ def make_digits(
 def alignment(
     weights: Weights = "demo",
     n: Annotated[int, typer.Option("-n", help="Prompts of each kind.")] = 200,
-    seed: Annotated[int, typer.Option(help="Chooses the prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the prompts.")] = 0,
     device: Device = "auto",
     guidance: Guidance = None,
     out: Annotated[Path | None, typer.Option(help="Write the result to a JSON file, too.")] = None,
@@ -164,7 +165,7 @@ def evaluate_fvd(
         str,
         typer.Argument(
             metavar="GENERATED",
-            help="A folder of videos; digits:test?seed=1&seconds=4; ucf101:FOLDER?split=testlist01.txt; "
+            help="A folder of videos, or of frames in .npy and .npz; digits:test?seed=1&seconds=4; ucf101:FOLDER?split=testlist01.txt; "
             "kinetics:FOLDER?split=FILE.csv; or weights to sample from (demo, or a pipeline folder).",
         ),
     ],
@@ -369,18 +370,3 @@ def bench_sampler(
     )
     sampler.write(report, out)
     typer.echo(sampler.render(report))
-
-
-@bench_app.command("i3d")
-def bench_i3d(
-    frames: Annotated[int, typer.Option(help="Frames of a video.")] = 16,
-    batch: Annotated[int, typer.Option(help="Videos at a time.")] = 4,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16, or fp16 (on a GPU).")] = "fp32",
-    device: Device = "auto",
-) -> None:
-    """Measure how many videos a second go through I3D, the network behind FVD."""
-    from cogvideo.benchmarks.i3d import measure
-
-    for line in measure(frames=frames, batch=batch, threads=threads, dtype=dtype, device=device):
-        typer.echo(line)

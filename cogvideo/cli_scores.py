@@ -102,7 +102,9 @@ def kinetics(
     seconds: Annotated[
         float | None, typer.Option(help="The frame-rate text; the shortest span trained if not given.")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Frames that a window of 5 begins with: 1 to 4.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(min=1, max=4, help="Frames that a window of 5 begins with: 1 to 4.")
+    ] = None,
     prompts: Prompts = None,
     i3d: I3DFile = None,
     seed: Seed = 0,

@@ -117,6 +117,12 @@ class SamplingConfig:
         if not self.spans or min(self.spans) <= 0:
             raise CogVideoError("spans must name at least one duration in seconds, all positive.")
 
+    def check_span(self, seconds: float) -> None:
+        """Raises CogVideoError for a span that was not trained."""
+        if seconds not in self.spans:
+            trained = ", ".join(f"{span:g}" for span in self.spans)
+            raise CogVideoError(f"{seconds:g} seconds were not trained: choose one of {trained}.")
+
 
 def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Build a (nested) config dataclass; an unknown, missing or mistyped key is an error that names it."""

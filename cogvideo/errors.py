@@ -6,3 +6,8 @@ class CogVideoError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def first_sentence(error: Exception) -> str:
+    """What an exception of a library says, up to its first full stop: torch goes on with advice to trust the file."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -56,6 +56,8 @@ def test_help_names_every_command(run):
         ["paint", "x"],
         ["generate", PROMPT, "--seconds", "long"],
         ["data", "make-digits", "x"],
+        ["evaluate", "alignment", "--seed", -1],
+        ["evaluate", "kinetics", "x", "--weights", "demo", "--overlap", 5],
     ],
 )
 def test_usage_errors_exit_with_2(run, arguments):

@@ -5,6 +5,7 @@ The device here is the CPU, with the same code as a GPU's save for streams and p
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from conftest import DATA
 from safetensors.torch import load_file
 from torch import nn
 
-from cogvideo.checkpoints.sat import load_sat_checkpoint
+from cogvideo.checkpoints.sat import load_sat_checkpoint, our_name, read_sat_folder
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.offload import HostWeights, Offload, StreamedBlocks
 from cogvideo.quantize import quantize_int8
 from cogvideo.sampling import TopKStrategy, generate_first_frame
+from cogvideo.sampling.loading import Loader
 
 CPU = torch.device("cpu")
 STAGES = partial(load_sat_checkpoint, image_tokens=256, begin_of_image=310)
@@ -137,6 +139,31 @@ def test_the_largest_part_is_compared_with_the_memory_of_the_device(monkeypatch,
     monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: int(0.95 * need))
     with pytest.raises(CogVideoError, match="largest part.*needs"):
         Offload(second, CPU, layers=layers)
+
+
+@pytest.mark.parametrize("offload", ["stages", "layers"])
+def test_and_so_it_is_before_anything_is_read(monkeypatch, offload):
+    """What the files tell of the need is what Offload takes in the end, but for the alignment of tensors."""
+    names = "sequential_full", "interpolation"
+    files = [read_sat_folder(DATA / "cogvideo" / name)[0] for name in names]
+    models = [stage(name) for name in names]
+    need = max(map(Offload(models, CPU, layers=offload == "layers")._device_bytes, models))
+    free = {"cpu": 10**9, "cuda": 0}
+    monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: free[torch.device(device).type])
+    load = Loader("fp32", "cuda", "cpu", None, offload)
+    assert 0.99 * need < max(map(load.room_of, (weights.meta for weights in files))) <= need
+    for name, weights in zip(names, files, strict=True):
+        ours = dict(stage(name).named_parameters())
+        assert load.room_of(ours) == load.room_of({n: t for n, t in weights.meta.items() if our_name(n)})
+    for weights in files:
+        monkeypatch.setattr(weights, "_fill", lambda *_: pytest.fail("read before it was compared"))
+    with pytest.raises(CogVideoError, match="The largest part of x needs .* GB on cuda and 0.00 GB are free"):
+        load.check(files, Path("x"))
+    free["cuda"] = need
+    load.check(files, Path("x"))
+    free["cpu"] = need // 2
+    with pytest.raises(CogVideoError, match="x needs .* GB on cpu"):
+        load.check(files, Path("x"))
 
 
 def test_a_part_that_found_no_room_leaves_nothing_there(monkeypatch, io):

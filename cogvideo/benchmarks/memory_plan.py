@@ -67,32 +67,22 @@ class Need:
 
 def device_memory(g: Geometry, dtype: str, offload: str, clips: int = 1) -> Need:
     """What `clips` clips at once need with Pipeline's `dtype` and `offload`, on a CUDA device."""
-    load = Loader(dtype, "cuda", "cuda", None)
+    load = Loader(dtype, "cuda", "cuda", None, offload)
     itemsize = DTYPES.get(dtype, torch.bfloat16).itemsize
     *models, pictures_model = _empty_models(g)
     pictures = sum(p.numel() * 4 for p in pictures_model.parameters())
-    whole = [load.bytes_of(dict(model.named_parameters())) for model in models]
-    # Of a part whose blocks are streamed, two of them are on the device.
-    streamed = [
-        size - load.bytes_of({name: p for name, p in model.named_parameters() if _waits(name)})
-        for model, size in zip(models, whole, strict=True)
-    ]
+    weights = [dict(model.named_parameters()) for model in models]
     sequences, frames = AT_ONCE[offload]
     rows = min(SEQUENCES * clips, sequences or SEQUENCES * clips)
     caches = [cache_bytes(g.stage1, 2 * clips, itemsize), cache_bytes(g.stage2, rows, itemsize), 0, 0]
     work = _work(g, dtype, itemsize, rows, frames)
-    total = sum(whole) + pictures
+    total = sum(map(load.bytes_of, weights)) + pictures
     if offload == "none":
         present, host = [total] * 4, 0
     else:
-        present, host = [*(streamed if offload == "layers" else whole), pictures], total
+        present, host = [*map(load.room_of, weights), pictures], total
     most = max(range(4), key=lambda part: present[part] + caches[part] + work[part])
     return Need(present[most], caches[most], work[most], host)
-
-
-def _waits(name: str) -> bool:
-    """Whether a weight is none of the first two blocks' and not outside of them."""
-    return name.startswith("blocks.") and not name.startswith(("blocks.0.", "blocks.1."))
 
 
 @lru_cache(maxsize=1)

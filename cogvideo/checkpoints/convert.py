@@ -149,6 +149,8 @@ def open_checkpoint(
         config = model.released_config(weights, num_heads=heads, **ids)
     except (KeyError, ValueError) as error:
         raise CogVideoError(f"{folder} is no checkpoint of the release: it lacks {error}; download it again.") from None
+    except CogVideoError as error:
+        raise CogVideoError(f"{folder} is damaged or put together of several: {error}") from None
     return model, config, weights
 
 

@@ -52,8 +52,14 @@ def inspect(path: str | Path) -> Inspection:
         if (path / "model_config.json").exists() or (path / "latest").exists():
             return _released_folder(path)
         if names := [item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()]:
+            from cogvideo.sampling.released import FILES  # which imports this module
+
             parts = tuple(inspect(path / name) for name in names)
-            return Inspection(path, "files of the release", "folder", size=_bytes(path), files=len(parts), parts=parts)
+            lacking = ", ".join(n for n in FILES if not (path / n).exists() and not (path / f"{n}.zip").exists())
+            note = f"to generate videos from here, {lacking} are still needed" if lacking else "ready for --weights"
+            return Inspection(
+                path, "files of the release", "folder", size=_bytes(path), files=len(parts), note=note, parts=parts
+            )
         raise CogVideoError(
             f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
         )
@@ -128,6 +134,8 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
         raise CogVideoError(
             f"{path} is no checkpoint of the release: its weights or model_config.json lack or spoil {error}; download it again."
         ) from None
+    except CogVideoError as error:  # weights and settings that contradict each other
+        raise CogVideoError(f"{path} is damaged or put together of several: {error}") from None
     ours = {name: renamed for name in meta if (renamed := rename(name))}
     empty = _empty(lambda: model(config))
     found = _compare({_released_spelling(name): t for name, t in empty.state_dict().items()}, meta, ours)

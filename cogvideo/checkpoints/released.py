@@ -115,4 +115,5 @@ def table() -> str:
         where = f"not here: cogvideo weights get {item.name}" if found is None else str(found)
         rows.append((item.name, item.purpose, f"about {size_text(item.size)}", where, item.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"])

@@ -298,6 +298,8 @@ def open_sat_checkpoint(folder: str | Path, *, image_tokens: int, begin_of_image
         raise CogVideoError(
             f"{folder} is not a CogVideo checkpoint: its weights or model_config.json lack or spoil {error}; download it again."
         ) from None
+    except CogVideoError as error:  # weights and settings that contradict each other
+        raise CogVideoError(f"{folder} is damaged or put together of several: {error}") from None
     return config, weights.renamed(our_name)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.tensors import without_memory
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, first_sentence
 from cogvideo.sampling.loading import choose_device
 
 FRAMES, SIZE, CLASSES = 16, 112, 101
@@ -123,8 +123,9 @@ def read_table(path: Path, what: str) -> Mapping[str, Tensor]:
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError,
             zipfile.BadZipFile) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise CogVideoError(f"{path} cannot be read as weights {what} ({reason}): download it again.") from None
+        raise CogVideoError(
+            f"{path} cannot be read as weights {what} ({first_sentence(error)}): download it again."
+        ) from None
 
 
 def _layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

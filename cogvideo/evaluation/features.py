@@ -88,6 +88,7 @@ def _read(
     max_skipped: float,
     skipped: list[str],
 ) -> Iterator[np.ndarray]:
+    side.make()
     for index, name in enumerate(side.names):
         try:
             frames = side.read(name)

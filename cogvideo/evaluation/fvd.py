@@ -56,6 +56,7 @@ def write_json(path: str | Path, values: Any) -> Path:
         part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise CogVideoError(
             f"The result cannot be written to {path} ({error.strerror}): choose another file."
         ) from None
@@ -154,14 +155,14 @@ def evaluate(
     network = I3D.from_pretrained(i3d, device=device, batch_norm_eps=recipe.batch_norm_eps)  # before hours of sampling
     begin = time.perf_counter()
     right, others = real_sides(real, n, seed, device=device, progress=progress)
+    to_make = [open_side(spec, n, seed=own, device=device, progress=progress) for spec, own in sides]  # mistakes now
     truth = features_of(right, recipe, network, seed=seed, title="real", progress=progress)
     more = None
     if len(others.names) >= 2:
         more = features_of(others, recipe, network, seed=seed, size=truth.size, title="other real", progress=progress)
     middle, made = time.perf_counter(), []
-    for number, (spec, own_seed) in enumerate(sides):
+    for number, side in enumerate(to_make):
         title = "generated" if seeds == 1 else f"generated {number + 1}/{seeds}"
-        side = open_side(spec, n, seed=own_seed, device=device, progress=progress)
         made.append(features_of(side, recipe, network, seed=seed, size=truth.size, title=title, progress=progress))
     protocol = {
         "real": real,
@@ -232,7 +233,7 @@ def check_count(n: int) -> None:
 
 def check_place(out: str | Path) -> None:
     """Raises CogVideoError unless files can be made where `out` shall be: asked before the work."""
-    if not os.access(Path(out).resolve().parent, os.W_OK):
+    if Path(out).is_dir() or not os.access(Path(out).resolve().parent, os.W_OK):
         raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
 
 

@@ -19,9 +19,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 def plot_clips(clips: Mapping[str, np.ndarray], shown: int = 8) -> Any:
     """Strips of `shown` frames of clips uint8 [T,H,W,3], a row for each, beside its name."""
     plt = _pyplot()
-    figure, axes = plt.subplots(
-        len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white", layout="constrained"
-    )
+    figure, axes = plt.subplots(len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white")
+    # By hand: matplotlib's own layout cuts names off, as it does not see that pictures keep their proportions.
+    left = 0.02 + 0.0095 * max(map(len, clips))
+    figure.subplots_adjust(left=left, right=0.995, bottom=0.01, top=0.99, hspace=0.08)
     for axis, (name, clip) in zip(axes[:, 0], clips.items(), strict=True):
         h, w = clip.shape[1:3]
         gap = max(1, w // 32)
@@ -30,7 +31,7 @@ def plot_clips(clips: Mapping[str, np.ndarray], shown: int = 8) -> Any:
             strip[:, place * (w + gap) : place * (w + gap) + w] = clip[moment]
         axis.imshow(strip, interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="E")
         axis.spines[:].set_visible(False)
     figure.set_label("frames of clips")
     return figure

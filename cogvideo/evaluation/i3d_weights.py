@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cogvideo.checkpoints.tensors import save_tensors
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, first_sentence
 
 # Input channels and widths of the branches b0, b1a -> b1b, b2a -> b2b, b3b of the Inception modules.
 MIXED: dict[str, tuple[int, tuple[int, int, int, int, int, int]]] = {
@@ -104,8 +104,9 @@ def read_i3d(path: Path) -> tuple[dict[str, Tensor] | torch.jit.ScriptModule, st
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CogVideoError(f"{path} cannot be read as weights of I3D ({reason}): download it again.") from None
+        raise CogVideoError(
+            f"{path} cannot be read as weights of I3D ({first_sentence(error)}): download it again."
+        ) from None
     check_weights(state, str(path))
     return state, digest(state)
 

@@ -26,7 +26,16 @@ from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.fvd import check_place, evaluate, write_json
 from cogvideo.evaluation.recipes import KINETICS, check_frames, choose_clip
 from cogvideo.evaluation.scores import SPLITS, check_splits, evaluate_inception_score, lines
-from cogvideo.evaluation.sources import Side, dataset, keep, lazy_pipeline, sampler, samples_folder, weights_place
+from cogvideo.evaluation.sources import (
+    Side,
+    check_seconds,
+    dataset,
+    keep,
+    lazy_pipeline,
+    sampler,
+    samples_folder,
+    weights_place,
+)
 from cogvideo.sampling.pipeline import Pipeline, Seeds
 
 COMPRESS = 8  # pixels along a side of a frame token
@@ -54,6 +63,7 @@ def ucf101_samples(
     stopped run goes on. Raises CogVideoError for a missing folder, split, or prompt, and for videos outside of class folders.
     """
     seconds = 4.0 if seconds is None else seconds
+    check_seconds(weights, seconds)
     counts = class_counts(folder, split)
     texts = class_prompts([name for name, _ in counts], prompts)
     sums = list(accumulate(count for _, count in counts))
@@ -62,8 +72,8 @@ def ucf101_samples(
     # The text is in the name: files made for other prompts are not taken for these.
     files = [f"{i:06d}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.npz" for i, text in enumerate(chosen)]
     place = samples_folder(weights, f"ucf101-{seconds:g}s-seed{seed}")
-    read = keep(place, files, sampler(weights, chosen, seed, seconds, device), progress=progress)
-    return Side(f"ucf101-samples of {weights}", files, read, dict(zip(files, chosen, strict=True)))
+    make, read = keep(place, files, sampler(weights, chosen, seed, seconds, device), progress=progress)
+    return Side(f"ucf101-samples of {weights}", files, read, dict(zip(files, chosen, strict=True)), make)
 
 
 def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
@@ -175,6 +185,8 @@ def kinetics_predictions(
     of it, or the split's label where a video lies in FOLDER itself. Raises CogVideoError for videos that are too short or
     whose class is unknown.
     """
+    if seconds is not None:
+        check_seconds(weights, seconds)
     real = dataset("kinetics", folder, split, n, seed)
     labels = _labels(folder, split)
     classes = [_class(Path(name), folder, labels) for name in real.names]
@@ -209,7 +221,7 @@ def kinetics_predictions(
     settings = (
         f"kinetics-{'' if seconds is None else f'{seconds:g}s-'}{'' if overlap is None else f'{overlap:g}o-'}seed{seed}"
     )
-    kept = keep(samples_folder(weights, settings), files, make, title="predicting", progress=progress)
+    make_all, kept = keep(samples_folder(weights, settings), files, make, title="predicting", progress=progress)
     originals = dict(zip(files, real.names, strict=True))
 
     def read(name: str) -> np.ndarray:
@@ -219,7 +231,7 @@ def kinetics_predictions(
             real.read(originals[name])  # raises: why there is no prediction
             raise
 
-    return Side(f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)))
+    return Side(f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)), make_all)
 
 
 def _labels(folder: Path, split: str | None) -> dict[str, str]:

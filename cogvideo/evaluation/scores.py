@@ -278,6 +278,7 @@ def _prompts(side: Side) -> list[str]:
 
 def _videos(side: Side, kept: list[int], skipped: list[str]) -> Iterable[np.ndarray]:
     """All frames of every video that can be read; `kept` gathers their numbers, `skipped` sentences about the others."""
+    side.make()
     for number, name in enumerate(side.names):
         try:
             frames = side.read(name)

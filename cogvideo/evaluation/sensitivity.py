@@ -92,6 +92,10 @@ def sensitivity(
         if n < 2:
             raise CogVideoError(f"{right.label} has too few videos: two halves of 2 are needed at least.")
         right, others = real_sides(real, n, seed, device=device, progress=progress)
+    made = None
+    if generated is not None:
+        ((spec, own_seed),) = generations(generated, seed)
+        made = open_side(spec, n, seed=own_seed, device=device, progress=progress)  # mistakes in it now
     rows, common = [], {"seed": seed, "progress": progress}
     protocol = {"real": real, "generated": generated, "n": n, "seed": seed}
     for recipe in recipes:
@@ -99,9 +103,7 @@ def sensitivity(
         protocol |= versions(network)
         truth = features_of(right, recipe, network, title=f"{recipe.name}, real", **common)
         jobs = [("real", None, others)]
-        if generated is not None:
-            ((spec, own_seed),) = generations(generated, seed)
-            made = open_side(spec, n, seed=own_seed, device=device, progress=progress)
+        if made is not None:
             jobs.append(("generated", None, made))
         jobs += [(kind, strength, others) for kind in damages for strength in strengths]
         for kind, strength, clips in jobs:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,9 +13,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 from einops import rearrange
 
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, first_sentence
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
+ARRAYS = (".npy", ".npz")  # frames without a codec, whose traces a score of videos feels
 OPTIONS = {
     "digits": {"seed", "seconds"},
     "ucf101": {"split"},
@@ -29,26 +31,32 @@ AT_ONCE = 8  # prompts that are sampled together, and what a killed run loses at
 class Side:
     """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read.
 
-    prompts: by name, of videos whose prompt is known.
+    prompts: by name, of videos whose prompt is known. make(): sample what is to be sampled and is not there yet; what goes
+    wrong in it is no fault of a single video. Reading begins with it if nobody has asked for it before.
     """
 
     label: str
     names: list[str]
     read: Callable[[str], np.ndarray]
     prompts: dict[str, str] = field(default_factory=dict)
+    make: Callable[[], None] = lambda: None
 
 
 def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progress: bool = True) -> Side:
-    """At most n videos of what `spec` names, chosen by seed.
+    """At most n videos of what `spec` names, chosen by seed. Nothing is sampled yet: see Side.
 
-    A folder: its videos, and those in folders below it; with captions.jsonl it knows their prompts.
+    A folder: its videos, and those in folders below it; with captions.jsonl it knows their prompts. Frames may be stored as
+    uint8 [T,H,W,3] in .npy, or in .npz with one array or one called frames.
     digits:test or digits:train, with options as in digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
     ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
     kinetics:FOLDER?split=validate.csv: class folders (or one folder) and a split file with youtube_id, time_start, time_end.
     demo or a folder of weights: samples of captions of the demo world, kept so that a stopped run goes on; 64 pixels.
     ucf101-samples:FOLDER?weights=W and kinetics-predictions:FOLDER?weights=W: see protocols.py.
-    Raises CogVideoError for a spec that names nothing, unknown options and folders without videos.
+    Raises CogVideoError for a spec that names nothing, unknown options, seconds that weights were not trained for, a negative
+    seed and folders without videos.
     """
+    if seed < 0:
+        raise CogVideoError(f"The seed cannot be {seed}: give 0 or more.")
     kind, colon, rest = spec.partition(":")
     if colon and kind in OPTIONS:
         place, _, query = rest.partition("?")
@@ -81,7 +89,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
         raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
-    side = _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS), n, seed)
+    side = _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS + ARRAYS), n, seed)
     return replace(side, prompts=_captions(folder))
 
 
@@ -105,12 +113,13 @@ def digits(split: str, n: int, seed: int, seconds: float) -> Side:
 def samples(
     weights: str, n: int, seed: int, *, seconds: float = 4.0, device: str = "auto", progress: bool = True
 ) -> Side:
-    """n samples of captions of the demo world (test split, English); made now, those of an earlier run are kept."""
+    """n samples of captions of the demo world (test split, English); those of an earlier run are kept."""
+    check_seconds(weights, seconds)
     prompts = [_clip("test", seed, i).caption(0) for i in range(n)]
     names = [f"{i:06d}.npz" for i in range(n)]
     make = sampler(weights, prompts, seed, seconds, device)
-    read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
-    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", names, read, dict(zip(names, prompts, strict=True)))
+    make, read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
+    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", names, read, dict(zip(names, prompts, strict=True)), make)
 
 
 def weights_place(weights: str) -> Path:
@@ -122,6 +131,15 @@ def weights_place(weights: str) -> Path:
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
         raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json in it.")
     return source
+
+
+def check_seconds(weights: str, seconds: float) -> None:
+    """Raises CogVideoError for seconds that weights were not trained for, before anything is loaded."""
+    from cogvideo.sampling.loading import read_sampling
+    from cogvideo.sampling.released import SAMPLING, is_released
+
+    place = weights_place(weights)
+    (SAMPLING if is_released(place) else read_sampling(place)).check_span(seconds)
 
 
 def samples_folder(weights: str, settings: str) -> Path:
@@ -165,13 +183,17 @@ def keep(
     *,
     title: str = "sampling",
     progress: bool = True,
-) -> Callable[[str], np.ndarray]:
-    """Have clips in the files folder/name: make(numbers) is asked for those not there, AT_ONCE at a time.
+) -> tuple[Callable[[], None], Callable[[str], np.ndarray]]:
+    """Clips in the files folder/name: make(numbers) is asked for those not there, AT_ONCE at a time.
 
-    Returns read(name) -> uint8 [T,H,W,3]; it raises OSError where `make` gave None.
+    Returns `make` and `read` of a Side; read(name) raises OSError where make(numbers) gave None.
     """
-    missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
-    if missing:
+
+    @cache
+    def make_missing() -> None:
+        missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
+        if not missing:
+            return
         from tqdm import tqdm
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,10 +210,11 @@ def keep(
                 bar.update(len(some))
 
     def read(name: str) -> np.ndarray:
+        make_missing()
         with np.load(folder / name, allow_pickle=False) as stored:
             return stored["frames"]
 
-    return read
+    return make_missing, read
 
 
 def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Side:
@@ -214,31 +237,48 @@ def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Si
 
 def _ucf101_stems(file: Path) -> set[str]:
     """Lines such as "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"; test lists have no number."""
-    return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
+    try:
+        return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
+    except UnicodeDecodeError:
+        raise CogVideoError(f"{file} is no split file of UCF-101: it should hold a video on each line.") from None
 
 
 def _kinetics_stems(file: Path) -> set[str]:
     """Rows with youtube_id, time_start, time_end; files are named id.mp4 or id_000010_000020.mp4."""
     stems = set()
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            try:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
                 start, end = int(float(row["time_start"])), int(float(row["time_end"]))
                 stems |= {row["youtube_id"], f"{row['youtube_id']}_{start:06d}_{end:06d}"}
-            except (KeyError, TypeError, ValueError):
-                raise CogVideoError(
-                    f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
-                ) from None
+    except (KeyError, TypeError, ValueError, csv.Error):  # text that is no UTF-8 among them
+        raise CogVideoError(
+            f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
+        ) from None
     return stems
 
 
 def _of_files(label: str, paths: list[Path], n: int, seed: int) -> Side:
-    from cogvideo.data.video import read_video
-
     if not paths:
         raise CogVideoError(f"{label} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
     order = np.random.default_rng(seed).permutation(len(paths))[:n]
-    return Side(label, [str(paths[i]) for i in order], lambda name: read_video(name)[0])
+    return Side(label, [str(paths[i]) for i in order], _read_file)
+
+
+def _read_file(name: str) -> np.ndarray:
+    """The frames in a video file, or the array in an .npy or .npz file, whatever it is."""
+    from cogvideo.data.video import read_video
+
+    if Path(name).suffix.lower() not in ARRAYS:
+        return read_video(name)[0]
+    try:
+        stored = np.load(name, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored
+        with stored:
+            return stored["frames" if "frames" in stored.files or len(stored.files) != 1 else stored.files[0]]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise CogVideoError(f"{name} cannot be read as frames ({first_sentence(error)}): write it again.") from None
 
 
 def _captions(folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a pipeline is loaded with: the device, the precision, the place of the weights; and the native pipeline folder."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from cogvideo.tokenizers.text import TextTokenizer
 
 M = TypeVar("M", bound=nn.Module)
 OFFLOADS = ("none", "stages", "layers")
+BLOCK = re.compile(r"\.(\d+)(?:\.|$)")  # the block's number in a weight's name, of the release's or ours
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Loader:
     device: str  # that computes
     home: str  # where the weights stay: the device, or the CPU when they are offloaded
     default: torch.dtype | None  # None: as in the files
+    offload: str = "none"  # one of OFFLOADS
 
     def __post_init__(self):
         if self.dtype not in (None, "int8", *DTYPES):
@@ -56,9 +59,23 @@ class Loader:
 
         return sum(size(name, tensor) for name, tensor in weights.items())
 
+    def room_of(self, weights: Mapping[str, Tensor]) -> int:
+        """Device memory of a transformer's weights while it works: where its blocks are streamed, of two of them and the rest."""
+        if self.offload != "layers":
+            return self.bytes_of(weights)
+        blocks: dict[str | None, dict[str, Tensor]] = {}
+        for name, tensor in weights.items():
+            number = BLOCK.search(name)
+            blocks.setdefault(number and number[1], {})[name] = tensor
+        rest = self.bytes_of(blocks.pop(None, {}))
+        return rest + 2 * max(map(self.bytes_of, blocks.values()), default=0)
+
     def check(self, models: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        """Raise CogVideoError unless all models fit where they will stay."""
-        check_fits(sum(self.bytes_of(meta_of(weights)) for weights in models), self.home, str(folder))
+        """Raise CogVideoError unless all models fit where they will stay, and each where it will work."""
+        metas = [meta_of(weights) for weights in models]
+        check_fits(sum(map(self.bytes_of, metas)), self.home, str(folder))
+        if self.offload != "none":
+            check_fits(max(map(self.room_of, metas)), self.device, f"The largest part of {folder}")
 
 
 def wide_type(device: str | torch.device) -> torch.dtype:
@@ -115,9 +132,20 @@ def read_labels(path: Path) -> np.ndarray:
     return np.array(labels)
 
 
+def read_sampling(folder: Path) -> SamplingConfig:
+    """How a pipeline folder draws; raises CogVideoError for a folder that is none."""
+    file = folder / "pipeline.json"
+    if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
+        raise CogVideoError(
+            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or with all of the "
+            "release's files in it."
+        )
+    return from_dict(SamplingConfig, read_json(file), str(file))
+
+
 def read_native(folder: Path, load: Loader) -> dict[str, Any]:
     """The parts of a pipeline folder: stage1/, stage2/, superres/, tokenizers/, pipeline.json."""
-    sampling = from_dict(SamplingConfig, read_json(folder / "pipeline.json"), str(folder / "pipeline.json"))
+    sampling = read_sampling(folder)
     # All of them now, not after the first has been read for minutes.
     load.check([read_weights(folder / name) for name in ("stage1", "stage2", "superres")], folder)
     frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=load.home)

@@ -106,9 +106,9 @@ class Pipeline:
         if not folder.is_dir():
             raise CogVideoError(f"There are no weights at {folder}: give demo or a folder with pipeline.json in it.")
         if is_released(folder):
-            parts = read_released(folder, Loader(dtype, device, home, None))
+            parts = read_released(folder, Loader(dtype, device, home, None, offload))
         else:
-            parts = read_native(folder, Loader(dtype, device, home, torch.float32))
+            parts = read_native(folder, Loader(dtype, device, home, torch.float32, offload))
         return cls(**parts, device=device, offload=offload)
 
     def __call__(
@@ -332,9 +332,7 @@ class Pipeline:
             raise CogVideoError("There is no prompt: give at least one.")
         spans = [float(v) for v in np.broadcast_to(np.asarray(seconds, float), len(prompts))]
         for span in spans:
-            if span not in self.sampling.spans:
-                trained = ", ".join(f"{v:g}" for v in self.sampling.spans)
-                raise CogVideoError(f"{span:g} seconds were not trained: choose one of {trained}.")
+            self.sampling.check_span(span)
         return spans
 
     def _text(self, prompts: Sequence[str], spans: Sequence[float | None], suffix: str) -> tuple[Tensor, Tensor]:

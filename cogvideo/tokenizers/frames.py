@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.tensors import save_tensors
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, first_sentence
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
 
@@ -158,8 +158,9 @@ def read_weights(path: Path) -> Mapping:
     except FileNotFoundError:
         raise CogVideoError(f"There is no file {path}: check the path of the icetk image tokenizer.") from None
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CogVideoError(f"The weights {path} cannot be read ({reason}): fetch the file again.") from None
+        raise CogVideoError(
+            f"The weights {path} cannot be read ({first_sentence(error)}): fetch the file again."
+        ) from None
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from cogvideo.benchmarks.i3d import measure
+from cogvideo.benchmarks.i3d import measure, render
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation import I3D
 from cogvideo.evaluation.i3d_weights import unit_shapes
@@ -13,7 +13,7 @@ from cogvideo.evaluation.i3d_weights import unit_shapes
 
 def test_measures_videos_a_second(i3d_file, monkeypatch):
     monkeypatch.setenv("COGVIDEO_CACHE", str(i3d_file.parent))
-    head, ours, *_ = measure(frames=9, batch=1, device="cpu")
+    head, ours, *_ = render(measure(frames=9, batch=1, device="cpu")).splitlines()
     # Two operations for every weight at every place that a convolution is applied to.
     model = I3D.from_pretrained(i3d_file, device="cpu")
     places = {name: x[0, 0].numel() for name, x in model.endpoints(torch.zeros(1, 3, 9, 224, 224)).items()}

@@ -180,6 +180,9 @@ def test_files_of_the_release_side_by_side(tmp_path):
     (tmp_path / "ice_text.model").symlink_to(PACKAGED / "demo" / "tokenizers" / "text.model")
     found = inspect(tmp_path)
     assert found.kind == "files of the release" and [p.kind for p in found.parts] == [STAGE1, STAGE2, "text tokenizer"]
+    assert "to generate videos from here, cogview2-dsr, ice_image.pt are still needed" in report(found)
+    (tmp_path / "cogview2-dsr.zip").touch()  # would be unpacked
+    assert "from here, ice_image.pt are still needed" in report(inspect(tmp_path))
 
 
 def small_model(**changes) -> CogVideoTransformer:

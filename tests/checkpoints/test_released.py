@@ -111,7 +111,8 @@ def test_the_table_is_aligned_and_tells_what_to_do(cache, monkeypatch, capsys):
         cli.main()
     out = capsys.readouterr().out
     assert not end.value.code and out == table() + "\n"
-    head, *lines = out.splitlines()
+    head, *lines, hint = out.splitlines()
+    assert hint.endswith(f"cogvideo generate PROMPT --weights {cache}")
     starts = [head.index(title) for title in ("name", "for", "size", "found", "from")]
     rows = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines]
     assert [row[0] for row in rows] == list(KNOWN) and all(len(row) == 5 and all(row) for row in rows)

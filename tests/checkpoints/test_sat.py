@@ -282,6 +282,7 @@ def test_spoilt_ranks_are_refused_in_one_sentence(how, tmp_path):
         ("model_config.json", "{", "Cannot read"),
         ("model_config.json", '{"layout": [64]}', "lack or spoil"),
         ("model_config.json", "{}", "num_attention_heads"),
+        ("model_config.json", '{"num_attention_heads": 5}', "split is damaged .*multiple of num_heads 5"),
     ],
 )
 def test_spoilt_settings_are_refused(file, content, message, tmp_path):

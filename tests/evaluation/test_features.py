@@ -118,6 +118,10 @@ def test_short_videos_and_frames_with_nan_are_one_sentence(tmp_path):
     broken = Side("broken", ["x"], lambda _: np.full((16, 8, 8, 3), np.nan))
     with pytest.raises(CogVideoError, match="broken, x holds frames with NaN"):
         next(clips_of(broken, RECIPE)[0])
+    np.save(tmp_path / "a.npy", np.full((16, 8, 8, 3), np.nan))
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(CogVideoError, match="a.npy holds frames with NaN"):
+        next(clips_of(open_side(str(tmp_path), 1), RECIPE)[0])
 
 
 def test_features_of_a_side_that_is_changed(tmp_path, monkeypatch, i3d_file):

@@ -119,11 +119,29 @@ def test_sides_of_different_sizes_are_told_before_the_work(tmp_path, monkeypatch
         evaluate(str(tmp_path / "real"), str(tmp_path / "made"), preset="stylegan-v", n=2, i3d=i3d_file, progress=False)
 
 
+def test_mistakes_of_the_generated_side_are_told_before_the_work(tmp_path, i3d_file, monkeypatch):
+    from cogvideo.evaluation.sensitivity import sensitivity
+
+    monkeypatch.setattr("cogvideo.evaluation.features.features_of", lambda *_, **__: pytest.fail("the real side first"))
+    (tmp_path / "empty").mkdir()
+    for generated, sentence in (
+        (str(tmp_path / "empty"), "holds no videos"),
+        ("nowhere", "no weights"),
+        ("kinetics-predictions:x?weights=demo&seconds=3", "3 seconds were not trained"),
+    ):
+        with pytest.raises(CogVideoError, match=sentence):
+            evaluate("digits:test", generated, n=2, i3d=i3d_file, device="cpu")
+        with pytest.raises(CogVideoError, match=sentence):
+            sensitivity("digits:test", generated, n=2, i3d=i3d_file, device="cpu")
+
+
 def test_missing_weights_and_places_are_told_first(tmp_path, monkeypatch):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
     with pytest.raises(CogVideoError, match="weights get i3d"):
         evaluate("digits:test", "digits:train", n=2)
     with pytest.raises(CogVideoError, match="cannot be written"):
         evaluate("digits:test", "digits:train", n=2, out=tmp_path / "none" / "x.json")
+    with pytest.raises(CogVideoError, match="cannot be written"):
+        evaluate("digits:test", "digits:train", n=2, out=tmp_path)
     with pytest.raises(CogVideoError, match="at least 2 clips"):
         evaluate("digits:test", "digits:train", n=1)

@@ -33,6 +33,16 @@ def test_clips_are_shown_from_first_to_last_frame():
     assert [axis.get_ylabel() for axis in axes] == ["real", "frozen"]
 
 
+@pytest.mark.parametrize("names", [["a", "b"], ["generated 2", "reversed"], ["a side with a long name", "real"]])
+def test_names_of_clips_are_inside_the_picture(names):
+    figure = plot_clips({name: np.zeros((16, 64, 64, 3), np.uint8) for name in names})
+    figure.canvas.draw()
+    labels = [axis.yaxis.label.get_window_extent() for axis in figure.axes]
+    pictures = [axis.get_window_extent() for axis in figure.axes]
+    assert all(0 < label.x0 < label.x1 <= picture.x0 for label, picture in zip(labels, pictures, strict=True))
+    assert all(picture.width > 0.6 * figure.bbox.width for picture in pictures)
+
+
 def test_the_liveliest_clips():
     still = np.full((4, 2, 2, 3), 200, np.uint8)
     flash = np.array([0, 255, 0, 255], np.uint8)[:, None, None, None] * np.ones((4, 2, 2, 3), np.uint8)

@@ -97,6 +97,8 @@ def test_classes_are_drawn_in_the_proportion_of_the_split(tmp_path, monkeypatch)
     counts = Counter(side.prompts.values())
     assert set(counts) == {"tai chi", "yo yo"}  # Archery is in the test split alone
     assert abs(counts["tai chi"] - 300) < 4 * (400 * 0.75 * 0.25) ** 0.5
+    assert made == []  # sides are opened before the work, so that mistakes are told first
+    side.make()
     assert made == [side.prompts[name] for name in side.names]
     fewer = open_side(f"ucf101-samples:{folder}?weights=demo&split=trainlist01.txt", 7, progress=False)
     assert fewer.names == side.names[:7]
@@ -237,11 +239,10 @@ def test_unreadable_and_short_videos(tmp_path, monkeypatch):
     assert len(messages) == 1 and "id11" in messages[0]
     write_video(folder / "zumba" / "short.mp4", clip(0, 10), FPS)
     with pytest.raises(CogVideoError, match="has 10 frames and preset paper-kinetics takes 16"):
-        open_side(f"kinetics-predictions:{folder}?weights=demo", 5, seed=1, progress=False)
+        open_side(f"kinetics-predictions:{folder}?weights=demo", 5, seed=1, progress=False).make()
 
 
 def test_labels_of_a_flat_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocols, "keep", lambda *_, **__: None)
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in kinetics(tmp_path / "k600").rglob("id*.mp4"):
@@ -322,6 +323,11 @@ def test_mistakes_are_told_before_sampling(tmp_path, small_i3d):
     flat = tmp_path / "flat"
     flat.mkdir()
     write_video(flat / "v_TaiChi_g01_c01.mp4", clip(0), FPS)
+    for seconds in (3.0, 0.0):
+        with pytest.raises(CogVideoError, match="seconds were not trained: choose one of 0.5"):
+            evaluate_ucf101(folder, "demo", n=2, seconds=seconds, progress=False)
+        with pytest.raises(CogVideoError, match="seconds were not trained: choose one of 0.5"):
+            evaluate_kinetics(folder, "demo", n=2, seconds=seconds, progress=False)
     with pytest.raises(CogVideoError, match="outside of class folders"):
         evaluate_ucf101(flat, "demo", n=2, split="all", progress=False)
 

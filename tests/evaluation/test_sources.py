@@ -24,6 +24,22 @@ def test_a_folder_is_searched_and_drawn_from_by_seed(tmp_path):
     assert open_side(str(tmp_path), 6, seed=1).names != side.names
 
 
+def test_frames_without_a_codec(tmp_path):
+    frames = np.random.default_rng(0).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", frames)
+    np.savez(tmp_path / "b.npz", anything=frames)
+    np.savez(tmp_path / "c.npz", frames=frames, other=np.zeros(3))
+    side = open_side(str(tmp_path), 9)
+    assert len(side.names) == 3 and all(np.array_equal(side.read(name), frames) for name in side.names)
+    for name, content in (("d.npy", b""), ("e.npz", b"PK\x03\x04"), ("f.npy", b"text")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CogVideoError, match=f"{name} cannot be read as frames"):
+            side.read(str(tmp_path / name))
+    np.savez(tmp_path / "g.npz", a=frames, b=frames)
+    with pytest.raises(CogVideoError, match="frames is not a file in the archive"):
+        side.read(str(tmp_path / "g.npz"))
+
+
 def test_ucf101_split(tmp_path):
     for name in ("Archery/v_Archery_g01_c01", "Archery/v_Archery_g02_c01", "Diving/v_Diving_g01_c01"):
         video(tmp_path / f"{name}.avi.mp4", 50)
@@ -38,6 +54,9 @@ def test_ucf101_split(tmp_path):
     assert test.read(test.names[0]).shape == (16, 16, 16, 3)
     with pytest.raises(CogVideoError, match="no split file"):
         open_side(f"ucf101:{tmp_path}?split=none.txt", 9)
+    (lists / "pictures.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(CogVideoError, match="no split file of UCF-101"):
+        open_side(f"ucf101:{tmp_path}?split=pictures.txt", 9)
 
 
 def test_kinetics_split(tmp_path):
@@ -47,9 +66,10 @@ def test_kinetics_split(tmp_path):
     split.write_text("label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,10,20,v\nb,bbbbbbbbbbb,3,13,v\n")
     names = open_side(f"kinetics:{tmp_path}?split=validate.csv", 9).names
     assert sorted(Path(name).stem for name in names) == ["aaaaaaaaaaa_000010_000020", "bbbbbbbbbbb"]
-    split.write_text("name\nx\n")
-    with pytest.raises(CogVideoError, match="youtube_id, time_start and time_end"):
-        open_side(f"kinetics:{tmp_path}?split=validate.csv", 9)
+    for content in (b"name\nx\n", bytes(range(256))):
+        split.write_bytes(content)
+        with pytest.raises(CogVideoError, match="youtube_id, time_start and time_end"):
+            open_side(f"kinetics:{tmp_path}?split=validate.csv", 9)
 
 
 def test_digits_depend_on_seed_split_and_place_alone():
@@ -67,6 +87,8 @@ def test_samples_are_kept(tmp_path, monkeypatch):
     side = open_side("demo", 1, device="cpu", progress=False)
     frames = side.read(side.names[0])
     assert frames.shape == (33, 64, 64, 3) and frames.dtype == np.uint8 and frames.max() > 100
+    with pytest.raises(CogVideoError, match="seed cannot be -1"):
+        open_side("demo", 1, seed=-1)
     monkeypatch.setattr(
         "cogvideo.sampling.pipeline.Pipeline.from_pretrained", lambda *_, **__: pytest.fail("made anew")
     )

@@ -198,6 +198,11 @@ def test_unknown_choices_are_refused(folder, settings, message):
         Pipeline.from_pretrained(folder, device="cpu", **settings)
 
 
+def test_a_single_model_is_no_pipeline(folder):
+    with pytest.raises(CogVideoError, match="holds a single model: give the folder of the whole pipeline"):
+        Pipeline.from_pretrained(folder / "cogvideo-stage1", device="cpu")
+
+
 def test_a_pipeline_folder_may_draw_by_clusters(tmp_path):
     """clusters.npy beside the demo's tokenizers: with one cluster kept, only its tokens are drawn."""
     shutil.copytree(DEMO, tmp_path / "weights")

@@ -1,0 +1,118 @@
+"""What local attention saves: enlarging one frame beside a dense-attention forward over as many places, on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cogvideo.benchmarks.machine import describe, wait
+from cogvideo.config import ModelConfig
+from cogvideo.errors import CogVideoError
+from cogvideo.model import CogVideoTransformer
+from cogvideo.sampling.loading import choose_device
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+
+TEXT = 16  # tokens of the prompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The two models; side: tokens along a side of the given frame, three times as many of the enlarged one."""
+
+    width: int = 512
+    layers: int = 4
+    heads: int = 8
+    side: int = 20
+    device: str = "cpu"
+    threads: int = 1
+    repeats: int = 3
+    seed: int = 0
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Time and memory of direct super-resolution and of a dense image model of the same width, in fp32 with random weights.
+
+    Both up to the last block, without the head, which they have in common. Dense attention is torch's fused kernel, and once
+    more with its scores written out. Seconds are of the processor on a CPU (the least of the repeats), which other programs
+    disturb little; memory is what a call takes beyond the weights. Raises CogVideoError for sizes that cannot be run.
+    """
+    s, device = settings, torch.device(choose_device(settings.device))
+    if min(s.width, s.layers, s.heads, s.side, s.threads, s.repeats) < 1:
+        raise CogVideoError("Width, layers, heads, side, threads and repeats must be 1 or more.")
+    torch.set_num_threads(s.threads)
+    own: dict[str, Any] = {"num_layers": s.layers, "hidden_size": s.width, "num_heads": s.heads}
+    ids = {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
+    geometry = SuperResolutionConfig(**own, **ids, low_height=s.side, low_width=s.side)
+    local = DirectSuperResolution.from_config(geometry, s.seed).to(device)
+    places = 3 * s.side
+    config = ModelConfig(
+        **own, **ids, frame_height=places, frame_width=places, num_frames=1, text_length=TEXT, temporal=False,
+        first_frame_position=TEXT, base_positions=TEXT + places**2, extra_positions=0,
+    )  # fmt: skip
+    dense = CogVideoTransformer(config).initialize(s.seed).to(device)
+    generator = torch.Generator().manual_seed(s.seed)
+    text = torch.randint(1000, 1050, (1, TEXT), generator=generator).to(device)
+    given, large = (torch.randint(1000, (1, n), generator=generator).to(device) for n in (s.side**2, places**2))
+
+    def written_out() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            dense.hidden_states(text, large[:, None])
+
+    ways = {
+        "local attention": lambda: local.hidden_states(text, given),
+        "dense attention, fused": lambda: dense.hidden_states(text, large[:, None]),
+        "dense attention, scores written out": written_out,
+    }
+    with torch.inference_mode():
+        found = {name: _cost(work, device, s.repeats) for name, work in ways.items()}
+    return {"settings": asdict(s), "machine": describe(device), "places": places**2, "ways": found}
+
+
+def _cost(work: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
+    """Seconds of the quickest call after one to warm up, and the bytes that a call takes at its peak."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    work()
+    seconds = []
+    for _ in range(repeats):
+        wait(device)
+        begin = clock()
+        work()
+        wait(device)
+        seconds.append(clock() - begin)
+    return {"seconds": min(seconds), "bytes": _peak(work, device)}
+
+
+def _peak(work: Callable[[], Any], device: torch.device) -> int:
+    """Bytes of tensors that a call has at once beyond what there was before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    # Not the peak of the process: the system's allocator keeps freed memory for the next call.
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    results: Any = profile.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as a table for people."""
+    s, ways = report["settings"], report["ways"]
+    dense = ways["dense attention, fused"]["seconds"]
+    lines = [
+        f"{s['side']} x {s['side']} tokens -> {report['places']}; width {s['width']}, {s['layers']} layers, fp32, "
+        f"{s['threads']} thread(s), {report['machine']['device']} ({report['machine']['processor']})",
+        "",
+        "| forward | seconds | of the dense one | memory |",
+        "|---|---|---|---|",
+    ]
+    for name, cost in ways.items():
+        share = cost["seconds"] / dense
+        lines.append(f"| {name} | {cost['seconds']:.2f} | {share:.2f} | {cost['bytes'] / 1e6:.0f} MB |")
+    return "\n".join(lines)
