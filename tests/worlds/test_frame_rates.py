@@ -1,5 +1,7 @@
 """The paper's rule on clips of many lengths, and the sequences that it and its baselines cut."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -85,7 +87,7 @@ def test_fixed_rate_pieces_share_their_ends():
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_one_stage_windows_overlap(overlap):
     windows = [np.rint(w.moments * 8).astype(int).tolist() for w in plan(f"one-stage-{overlap}", 2)]
-    assert all(len(set(a) & set(b)) == overlap for a, b in zip(windows, windows[1:], strict=False))
+    assert all(len(set(a) & set(b)) == overlap for a, b in pairwise(windows))
     assert len(windows) == {1: 4, 2: 5}[overlap] and {w.span for w in plan(f"one-stage-{overlap}", 2)} == {0.5}
     assert max(windows[-1]) <= 16 and plan(f"one-stage-{overlap}", 0.4) == []
 
