@@ -172,7 +172,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             else:
                 for line, text in enumerate(lines, 1):
                     if text.strip():
-                        yield line, json.loads(text)
+                        row = json.loads(text)
+                        if not isinstance(row, dict):
+                            raise ValueError(f"line {line} is no object")
+                        yield line, row
     except OSError as error:
         raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
     except (ValueError, csv.Error) as error:

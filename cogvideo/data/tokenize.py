@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
         raise CogVideoError(
             f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g} s): choose others."
         )
-    return Settings(**asdict(settings) | {"rates": rates})
+    return replace(settings, rates=rates)
 
 
 def _format(settings: Settings, parts: Tokenizers) -> TokenFormat:
@@ -267,14 +267,16 @@ def _run(job: tuple, shards: list[_Shard], workers: int, bar: tqdm) -> None:
         return
     # Spawned, not forked: torch's and FFmpeg's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    ticks, stop = context.Value("q", 0), context.Event()
+    ticks, stop, told = context.Value("q", 0), context.Event(), 0
     with ProcessPoolExecutor(workers, context, _begin, (job, ticks, stop)) as pool:
         pending = {pool.submit(_work, shard) for shard in shards}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                if (seen := bar.initial + ticks.value) > bar.n:
-                    bar.update(seen - bar.n)
+                seen = ticks.value
+                if seen > told:
+                    bar.update(seen - told)
+                told = seen
                 for future in finished:
                     future.result()
         except BrokenProcessPool:
