@@ -4,13 +4,10 @@ What the paper leaves open is decided here and printed with every score: see ucf
 kinetics_predictions.
 """
 
-import csv
 import hashlib
-import json
-import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -18,9 +15,9 @@ from urllib.parse import urlencode
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 
+from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
+from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.fvd import check_place, evaluate, write_json
@@ -84,35 +81,6 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
     return sorted(Counter(parent.name for parent in parents).items())
 
 
-def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dict[str, str]:
-    """A prompt for each class: its name in words, or what a file says of it.
-
-    The file is JSON {class: prompt} or CSV with two columns, class and prompt (a first line "class,prompt" is passed over);
-    the released weights want Chinese. Raises CogVideoError for a file that cannot be read and a class it lacks.
-    """
-    if file is None:
-        return {name: words(name) for name in classes}
-    try:
-        text = Path(file).read_text("utf-8-sig")
-        if Path(file).suffix.lower() == ".json":
-            found = {str(name): str(prompt) for name, prompt in json.loads(text).items()}
-        else:
-            found = {name.strip(): prompt.strip() for name, prompt in csv.reader(text.splitlines())}
-    except OSError as error:
-        raise CogVideoError(f"The prompts {file} cannot be read ({error.strerror}): check the path.") from None
-    except (ValueError, AttributeError):
-        raise CogVideoError(f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns.") from None
-    if missing := [name for name in classes if not found.get(name)]:
-        raise CogVideoError(f"{file} has no prompt for {missing[0]} ({len(missing)} are missing): add it.")
-    return {name: found[name] for name in classes}
-
-
-def words(name: str) -> str:
-    """A class in words: "ApplyEyeMakeup" -> "apply eye makeup", "riding_a_bike" -> "riding a bike"."""
-    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).replace("_", " ")
-    return " ".join(parts.lower().split())
-
-
 def predict_frames(
     pipe: Pipeline,
     given: np.ndarray,
@@ -151,20 +119,6 @@ def predict_frames(
     return np.concatenate([known, drawn], 1)
 
 
-def fit(clip: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [T,H,W,3] -> uint8 [T,height,width,3]: the largest centred part of that shape, resized with antialiasing."""
-    h, w = clip.shape[1:3]
-    if (h, w) == (height, width):
-        return clip
-    scale = min(h / height, w / width)
-    part_h, part_w = min(h, round(height * scale)), min(w, round(width * scale))
-    top, left = (h - part_h) // 2, (w - part_w) // 2
-    part = torch.from_numpy(np.ascontiguousarray(clip[:, top : top + part_h, left : left + part_w])).float()
-    part = rearrange(part, "t h w c -> t c h w")
-    part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-    return rearrange(part.clamp(0, 255).round().byte(), "t c h w -> t h w c").numpy()
-
-
 def kinetics_predictions(
     folder: Path,
     n: int,
@@ -188,8 +142,8 @@ def kinetics_predictions(
     if seconds is not None:
         check_seconds(weights, seconds)
     real = dataset("kinetics", folder, split, n, seed)
-    labels = _labels(folder, split)
-    classes = [_class(Path(name), folder, labels) for name in real.names]
+    labels = kinetics_labels(folder, split)
+    classes = [class_of(Path(name), folder, labels) for name in real.names]
     texts = class_prompts(sorted(set(classes)), prompts)
     chosen = [texts[name] for name in classes]
     keys = zip(real.names, chosen, strict=True)
@@ -232,26 +186,6 @@ def kinetics_predictions(
             raise
 
     return Side(f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)), make_all)
-
-
-def _labels(folder: Path, split: str | None) -> dict[str, str]:
-    """youtube_id -> label, where the split tells it."""
-    if split is None:
-        return {}
-    file = next(place for place in (Path(split), folder / split) if place.is_file())
-    with file.open(newline="", encoding="utf-8") as rows:
-        return {row["youtube_id"]: row["label"] for row in csv.DictReader(rows) if row.get("label")}
-
-
-def _class(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
-    if video.parent != folder:
-        return video.parent.name
-    stem = re.sub(r"_\d{6}_\d{6}$", "", video.stem)
-    if stem not in labels:
-        raise CogVideoError(
-            f"The class of {video} is unknown: put it into the folder of its class or give a split with labels."
-        )
-    return labels[stem]
 
 
 def evaluate_ucf101(
