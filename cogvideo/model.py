@@ -14,30 +14,17 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cogvideo import sequence
+from cogvideo.attention import Pieces, attend, compute_dtype, hidden_bias, temporal_pieces
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-
-EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
-DIRECT_QUERIES = 4
+from cogvideo.initial import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
+from cogvideo.losses import linear_cross_entropy
 
 KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
-    if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
-    scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
-
-
-def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 class Channel(nn.Module):
@@ -96,11 +83,13 @@ class Block(nn.Module):
         temporal = None if self.temporal is None else self.temporal.project(h)[1:]
         return self.add_attention(x, self.spatial.merge(attend(q, k, v, bias))), (k, v), temporal
 
-    def forward(self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+    ) -> Tensor:
         """A chunk x [B,F,Q,D] of frame places. Without a temporal bias the block is the inherited image model's.
 
         spatial_bias [B,F or 1,1,Q,K] over text and the frame's own places, temporal_bias [B or 1,1,F*Q,K] over text and
-        the places of all frames.
+        the places of all frames, or Pieces of it.
         """
         f = x.shape[1]
         (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
@@ -254,7 +243,7 @@ class CogVideoTransformer(nn.Module):
         """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
         mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         x = self.word_embedding(text_ids) + self.base_position_embedding(sequence.text_positions(mask))
-        real = hidden_bias(mask[:, None, None, :], x.dtype)
+        real = hidden_bias(mask[:, None, None, :], compute_dtype(x))
         memories = []
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -289,26 +278,34 @@ class CogVideoTransformer(nn.Module):
 
     def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
+        return self.run(*self.prepare(text_ids, frames, text_mask))
+
+    def prepare(
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None, *, pieces: bool = False
+    ) -> tuple[Tensor, EncodedText, Tensor, list | None]:
+        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels.
+
+        pieces: the temporal ones as Pieces, which compute the same with less and need all frames.
+        """
         c = self.config
         self._check(text_ids, frames)
         t = frames.shape[1]
         begin = torch.full_like(frames[..., :1], c.begin_of_image)
         x = self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(t)))
         text = self.encode_text(text_ids, text_mask)
-        visible = hidden_bias(self.mask("spatial", x.device)[:t], x.dtype)  # [T,N,N]
+        visible = hidden_bias(self.mask("spatial", x.device)[:t], text.bias.dtype)  # [T,N,N]
         spatial = _join(text.bias[:, None], visible[None, :, None])
         temporal = None
         if c.temporal:
             places = t * c.frame_tokens
-            temporal = [
-                _join(
-                    text.bias,
-                    hidden_bias(self.mask(f"temporal_{parity}", x.device)[:places, :places], x.dtype)[None, None],
-                )
-                for parity in (range(2) if c.window else (0,))
-            ]
+            masks = [self.mask(f"temporal_{parity}", x.device) for parity in range(2 if c.window else 1)]
+            if pieces and t == c.num_frames:
+                temporal = [temporal_pieces(c, parity, mask, text.bias) for parity, mask in enumerate(masks)]
+            else:
+                biases = [hidden_bias(mask[:places, :places], text.bias.dtype)[None, None] for mask in masks]
+                temporal = [_join(text.bias, bias) for bias in biases]
             temporal = temporal * (1 if c.window else 2)
-        return self.run(x, text, spatial, temporal)
+        return x, text, spatial, temporal
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
@@ -326,13 +323,27 @@ class CogVideoTransformer(nn.Module):
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Mean cross entropy over the frames that this stage trains (sequence.trained_frames)."""
-        trained = [time for time in sequence.trained_frames(self.config) if time < frames.shape[1]]
+        return self.frame_losses(text_ids, frames, text_mask).mean()
+
+    def frame_losses(
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None, *, recompute: bool = False
+    ) -> Tensor:
+        """Mean cross entropy of every frame that this stage trains; attention in pieces, scores a few at a time.
+
+        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
+        """
+        c, t = self.config, frames.shape[1]
+        trained = [time for time in sequence.trained_frames(c) if time < t]
         if not trained:
-            raise CogVideoError(
-                f"{frames.shape[1]} frames hold none that this stage trains: give all {self.config.num_frames}."
-            )
-        logits = self.head(self.hidden_states(text_ids, frames, text_mask)[:, trained])
-        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1).long())
+            raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
+        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask, pieces=True)
+        for index, (block, memory) in enumerate(zip(self.blocks, text.layers, strict=True)):
+            inputs = (x, memory, spatial, None if temporal is None else temporal[index % 2])
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")
+        targets = frames[:, trained].long()
+        losses = linear_cross_entropy(hidden, self.word_embedding.weight[: c.image_tokens], targets.flatten())
+        return losses.view(targets.shape).mean((0, 2))
 
     def _check(self, text_ids: Tensor, frames: Tensor) -> None:
         c = self.config
@@ -345,52 +356,6 @@ class CogVideoTransformer(nn.Module):
                 f"This model takes up to {c.num_frames} frames of {c.frame_tokens} tokens, "
                 f"not {frames.shape[1]} of {frames.shape[2]}."
             )
-
-
-def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
-    """Random weights for a sandwich-LN transformer.
-
-    Embeddings normal(0, 0.06) and branches that enter the stream at 0.4 of unit scale: with 0.02 and 1, as in the release,
-    the first branches drown the tokens, and the demo's image model needs about twice the steps. Linear weights
-    normal(0, 0.02), those that end a branch scaled by 1/sqrt(2 layers).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
-        else:
-            std = EMBEDDING_SCALE if "embedding" in name else 0.02
-            if name.endswith(("dense.weight", "down.weight")):
-                std /= (2 * num_layers) ** 0.5
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
-
-def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tensor:
-    """[height*width, size] of unit scale: sines and cosines of the row in one half, of the column in the other.
-
-    "The same place, one to the left" is then one linear map for all places, instead of one to be learned for each. With
-    `step` s, cells stand at the centres of s x s cells of a finer grid, and get positions between those of its rows.
-    """
-    waves = size // 4
-    frequencies = (torch.arange(waves) + 0.5) * torch.pi / waves
-
-    def along(length: int) -> Tensor:
-        angles = (step * torch.arange(length) + (step - 1) / 2)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], -1) * 2**0.5
-
-    rows, columns = along(height), along(width)
-    grid = torch.zeros(height, width, size)
-    grid[..., : 2 * waves] = rows[:, None]
-    grid[..., 2 * waves : 4 * waves] = columns[None]
-    return rearrange(grid, "h w d -> (h w) d")
-
-
-def codebook_embedding(codebook: Tensor, size: int, seed: int = 0) -> Tensor:
-    """[K,C] codes -> [K,size] a random projection of them, so that similar codes start with similar embeddings."""
-    generator = torch.Generator().manual_seed(seed)
-    centred = codebook.float().cpu() - codebook.float().cpu().mean(0)
-    projected = centred @ torch.randn(centred.shape[1], size, generator=generator)
-    return EMBEDDING_SCALE * projected / projected.std()
 
 
 def _join(text_bias: Tensor, frame_bias: Tensor) -> Tensor:
