@@ -19,7 +19,6 @@ from cogvideo import sequence
 from cogvideo.config import ModelConfig
 
 DIRECT_QUERIES = 4
-WHOLE_QUERIES = 512  # up to so many, cutting costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,6 @@ def temporal_pieces(c: ModelConfig, layer: int, visible: Tensor, text_bias: Tens
     order = key.argsort(stable=True).to(visible.device)
     given = int(sequence.is_given(c).sum())
     ends = [given] * (given > 0) + list(range(given + 1, c.num_frames + 1))
-    if c.num_frames * n <= WHOLE_QUERIES and c.window is None:
-        ends = [c.num_frames]
     groups, start = [], 0
     for size in sizes[sizes > 0].unique().tolist():
         count = int((sizes == size).sum())

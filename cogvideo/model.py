@@ -8,7 +8,7 @@ Shapes: B clips, F frames of a chunk, Q places of each, L text slots, T frames, 
 d = D / H, V image tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,13 @@ class Block(nn.Module):
         k, v = memory.temporal_extend(k, v)
         later = rearrange(attend(q, k, v, temporal_bias), "b h (f q) d -> b f q (h d)", f=f)
         return self.add_attention(x, self.merge(out, later))
+
+    def both(
+        self, text: Tensor, x: Tensor, real: Tensor, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+    ) -> tuple[Tensor, Tensor]:
+        """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; real: the bias [B,1,1,L] that hides padding."""
+        text, *memory = self.encode_text(text, real)
+        return text, self.forward(x, LayerMemory(*memory), spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
         """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, of the temporal channel."""
@@ -239,11 +246,20 @@ class CogVideoTransformer(nn.Module):
         assert table is not None
         return table.weight[first : first + self.config.frame_tokens]
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+    def embed_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Text [B,L] -> its input [B,L,D], and the score bias [B,1,1,L] that hides its padding; see encode_text."""
         mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         x = self.word_embedding(text_ids) + self.base_position_embedding(sequence.text_positions(mask))
-        real = hidden_bias(mask[:, None, None, :], compute_dtype(x))
+        return x, hidden_bias(mask[:, None, None, :], compute_dtype(x))
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """Tokens [B,T,N] of frames 0.. -> the inputs [B,T,N,D] from which each place predicts its own."""
+        begin = torch.full_like(frames[..., :1], self.config.begin_of_image)
+        return self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(frames.shape[1])))
+
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
+        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+        x, real = self.embed_text(text_ids, text_mask)
         memories = []
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -281,31 +297,29 @@ class CogVideoTransformer(nn.Module):
         return self.run(*self.prepare(text_ids, frames, text_mask))
 
     def prepare(
-        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None, *, pieces: bool = False
-    ) -> tuple[Tensor, EncodedText, Tensor, list | None]:
-        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels.
-
-        pieces: the temporal ones as Pieces, which compute the same with less and need all frames.
-        """
-        c = self.config
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
+    ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
+        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels."""
         self._check(text_ids, frames)
-        t = frames.shape[1]
-        begin = torch.full_like(frames[..., :1], c.begin_of_image)
-        x = self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(t)))
         text = self.encode_text(text_ids, text_mask)
-        visible = hidden_bias(self.mask("spatial", x.device)[:t], text.bias.dtype)  # [T,N,N]
-        spatial = _join(text.bias[:, None], visible[None, :, None])
-        temporal = None
-        if c.temporal:
-            places = t * c.frame_tokens
-            masks = [self.mask(f"temporal_{parity}", x.device) for parity in range(2 if c.window else 1)]
-            if pieces and t == c.num_frames:
-                temporal = [temporal_pieces(c, parity, mask, text.bias) for parity, mask in enumerate(masks)]
-            else:
-                biases = [hidden_bias(mask[:places, :places], text.bias.dtype)[None, None] for mask in masks]
-                temporal = [_join(text.bias, bias) for bias in biases]
-            temporal = temporal * (1 if c.window else 2)
-        return x, text, spatial, temporal
+        t = frames.shape[1]
+        spatial, temporal = self._spatial_bias(text.bias, t), None
+        if self.config.temporal:
+            biases = [
+                _join(text.bias, hidden_bias(mask, text.bias.dtype)[None, None])
+                for mask in self._temporal_visible(t, text.bias.device)
+            ]
+            temporal = [biases[0], biases[-1]]
+        return self.embed_frames(frames), text, spatial, temporal
+
+    def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
+        """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
+        return _join(real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None])
+
+    def _temporal_visible(self, t: int, device: torch.device) -> list[Tensor]:
+        """Temporal masks [t*N,t*N] of even and odd layers, or one of all layers."""
+        p = t * self.config.frame_tokens
+        return [self.mask(f"temporal_{parity}", device)[:p, :p] for parity in range(2 if self.config.window else 1)]
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
@@ -336,10 +350,16 @@ class CogVideoTransformer(nn.Module):
         trained = [time for time in sequence.trained_frames(c) if time < t]
         if not trained:
             raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
-        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask, pieces=True)
-        for index, (block, memory) in enumerate(zip(self.blocks, text.layers, strict=True)):
-            inputs = (x, memory, spatial, None if temporal is None else temporal[index % 2])
-            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+        self._check(text_ids, frames)
+        (text, real), x = self.embed_text(text_ids, text_mask), self.embed_frames(frames)
+        spatial, temporal = self._spatial_bias(real, t), None
+        if c.temporal:
+            own = replace(c, num_frames=t)
+            masks = self._temporal_visible(t, x.device)
+            temporal = [temporal_pieces(own, parity, mask, real) for parity, mask in enumerate(masks)]
+        for index, block in enumerate(self.blocks):
+            inputs = (text, x, real, spatial, None if temporal is None else temporal[index % len(temporal)])
+            text, x = checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
         hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")
         targets = frames[:, trained].long()
         losses = linear_cross_entropy(hidden, self.word_embedding.weight[: c.image_tokens], targets.flatten())
