@@ -94,7 +94,7 @@ def make_digits(
             {"file": path.name, "seed": seed, "index": index, "seconds": length, **_truth(clip)}
             for index, (path, clip, length) in enumerate(zip(paths, drawn, lengths, strict=True))
         ]
-        _write_text(captions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        write_text(captions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     except OSError as error:
         reason = error.strerror or error
         raise CogVideoError(f"The folder {out} cannot be written ({reason}): choose another one.") from error
@@ -108,7 +108,7 @@ def _claim_folder(out: Path, arguments: dict) -> None:
     others = note.read_text(encoding="utf-8") != text if note.exists() else any(out.glob("*.mp4"))
     if others:
         raise CogVideoError(f"The folder {out} holds clips made with other arguments: choose an empty folder.")
-    _write_text(note, text)
+    write_text(note, text)
     for unfinished in out.glob(".*.mp4"):  # write_video works on hidden files; a killed run may have left one
         unfinished.unlink()
 
@@ -146,7 +146,7 @@ def _write_clip(path: Path, clip: Clips, seconds: float, size: int) -> None:
     write_video(path, pixels, FPS)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all; one that holds the text already is left alone."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         part = path.with_name(path.name + ".part")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from cogvideo.data.reading import upright
 from cogvideo.errors import CogVideoError
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             if not container.streams.video:
                 raise CogVideoError(f"{path} holds no video: give a video file.")
             stream = container.streams.video[0]
-            decoded = [(frame.pts, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+            decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
             rate, tick = stream.average_rate, stream.time_base
     except (OSError, FFmpegError) as error:
         raise CogVideoError(f"{path} cannot be read as a video ({error.strerror}): give a whole video file.") from None

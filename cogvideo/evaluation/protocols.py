@@ -18,9 +18,8 @@ from urllib.parse import urlencode
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 
+from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.fvd import check_place, evaluate, write_json
@@ -139,20 +138,6 @@ def predict_frames(
         tokens = torch.cat([tokens, made[:, overlap:]], 1)
     drawn = pipe.pixels(tokens[:, given.shape[1] :][:, :frames])
     return np.concatenate([known, drawn], 1)
-
-
-def fit(clip: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [T,H,W,3] -> uint8 [T,height,width,3]: the largest centred part of that shape, resized with antialiasing."""
-    h, w = clip.shape[1:3]
-    if (h, w) == (height, width):
-        return clip
-    scale = min(h / height, w / width)
-    part_h, part_w = min(h, round(height * scale)), min(w, round(width * scale))
-    top, left = (h - part_h) // 2, (w - part_w) // 2
-    part = torch.from_numpy(np.ascontiguousarray(clip[:, top : top + part_h, left : left + part_w])).float()
-    part = rearrange(part, "t h w c -> t c h w")
-    part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-    return rearrange(part.clamp(0, 255).round().byte(), "t c h w -> t h w c").numpy()
 
 
 def kinetics_predictions(

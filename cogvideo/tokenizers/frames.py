@@ -1,5 +1,6 @@
 """Frames to tokens and back: one interface over the demo's own network and the released icetk one."""
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,11 @@ class FrameTokenizer(nn.Module):
     @property
     def num_codes(self) -> int:
         return len(self.codebook)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the codebook: tokens of another codebook mean something else."""
+        return hashlib.sha256(self.codebook.detach().cpu().numpy().tobytes()).hexdigest()[:16]
 
     @torch.no_grad()
     def encode(self, frames: Tensor, compress: int = 8) -> Tensor:

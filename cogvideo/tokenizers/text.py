@@ -6,6 +6,7 @@ Ids (K = image_tokens, S = pieces of the SentencePiece model):
     K+S, K+S+1, K+S+2         <start_of_image> (begin-of-image), <start_of_english>, <start_of_chinese>
 """
 
+import hashlib
 import io
 import re
 import tempfile
@@ -60,6 +61,7 @@ class TextTokenizer:
         self.pad_id, self.newline_id = self._piece_id("<pad>", where), self._piece_id("<n>", where)
         self.begin_of_image = image_tokens + self.text_pieces
         self.vocab_size = self.begin_of_image + len(SPECIAL_PIECES)  # rows that a word embedding needs at least
+        self.digest = hashlib.sha256(content).hexdigest()[:16]
 
     def _piece_id(self, piece: str, where: str) -> int:
         found = self.model.piece_to_id(piece)
@@ -119,13 +121,18 @@ class TextTokenizer:
 
         length: L; None takes the longest of the batch. Raises CogVideoError for a prompt longer than length.
         """
-        longest = max(len(ids) for ids in prompts)
-        length = longest if length is None else length
-        if longest > length:
-            raise CogVideoError(f"The prompt has {longest} tokens but the model has {length} text slots: shorten it.")
-        ids = torch.tensor([[self.pad_id] * (length - len(ids)) + list(ids) for ids in prompts], dtype=torch.int64)
-        sizes = torch.tensor([len(ids) for ids in prompts])
-        return ids, torch.arange(length) >= length - sizes[:, None]
+        return left_pad(prompts, self.pad_id, length)
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """See TextTokenizer.left_pad."""
+    longest = max(len(ids) for ids in prompts)
+    length = longest if length is None else length
+    if longest > length:
+        raise CogVideoError(f"The prompt has {longest} tokens but the model has {length} text slots: shorten it.")
+    ids = torch.tensor([[pad_id] * (length - len(ids)) + list(ids) for ids in prompts], dtype=torch.int64)
+    sizes = torch.tensor([len(ids) for ids in prompts])
+    return ids, torch.arange(length) >= length - sizes[:, None]
 
 
 def _field_numbers(message: bytes) -> set[int]:

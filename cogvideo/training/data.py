@@ -1,6 +1,6 @@
 """Batches of the demo world, made on the fly: the same (seed, step) gives the same batch on any run."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo.data.digits import ACTION_NAMES, FPS, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.data.tokenized import Batch
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -22,16 +23,6 @@ SHARES = {
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
 OPENING = 0.4  # share of first frames among those that the image model is shown
-
-
-@dataclass
-class Batch:
-    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only)."""
-
-    text_ids: Tensor
-    text_mask: Tensor
-    frames: Tensor
-    high_res: Tensor | None = None
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:

@@ -1,6 +1,5 @@
 """The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -215,7 +214,7 @@ class Recipe:
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
         settings = {"part": part, "model": to_dict(model.config), "optimizer": to_dict(optimizer)}
-        settings |= {"seed": self.config.seed, "world": to_dict(self.config.world), "tokens": _digest(frames)}
+        settings |= {"seed": self.config.seed, "world": to_dict(self.config.world), "tokens": frames.digest}
         if (folder / "model.safetensors").exists():
             read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
             return
@@ -281,11 +280,6 @@ def _make_writable(name: str, folder: Path) -> None:
             raise PermissionError(13, "permission denied")
     except OSError as error:
         raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
-
-
-def _digest(frames: FrameTokenizer) -> str:
-    """Short hash of the codebook: tokens of another codebook mean something else."""
-    return hashlib.sha256(frames.codebook.detach().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,306 @@
+"""Tokenized data sets on disk: shards of frame tokens and text ids that are mapped into memory, and batches from them.
+
+A folder holds shard-00000.safetensors, .., index.safetensors and, once it is complete, manifest.json with what the tokens are
+(TokenFormat), how they were made, and the size and SHA-256 of every file. In a shard, n samples:
+    frames [n,T,N]  tokens; high_res [n,9N] (superres only)
+    text [sum L], text_end [n]  ids of the frame-rate text and the caption, one after another; where each sample's end
+    span [n]  seconds that the frames span, 0 without a frame-rate text
+    clip, group [n]  number of the clip in the data set; what tells its video file from others
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cogvideo.checkpoints.tensors import save_tensors
+from cogvideo.config import ModelConfig, from_dict, to_dict
+from cogvideo.data.dataset import write_text
+from cogvideo.errors import CogVideoError
+from cogvideo.tokenizers.text import left_pad
+
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
+TEST_SHARE = 0.05  # of the video files
+
+
+@dataclass
+class Batch:
+    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only)."""
+
+    text_ids: Tensor
+    text_mask: Tensor
+    frames: Tensor
+    high_res: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenFormat:
+    """What the tokens of a folder are: all that a model has to agree with."""
+
+    kind: str  # of data.frame_rates.KINDS
+    num_frames: int
+    frame_height: int  # tokens
+    frame_width: int
+    image_tokens: int
+    begin_of_image: int
+    pad_id: int
+    text_length: int  # slots; longer captions were cut
+    frame_tokenizer: str  # digests: tokens of another tokenizer mean something else
+    text_tokenizer: str
+
+    @property
+    def frame_tokens(self) -> int:
+        return self.frame_height * self.frame_width
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sequence. frames [T,N], high_res [9N] int64; text: ids; clip, group: see above."""
+
+    frames: Tensor
+    text: Sequence[int]
+    span: float | None
+    clip: int
+    group: int
+    high_res: Tensor | None = None
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def group_of(name: str) -> int:
+    """A number that tells a video file from others, the same wherever it is computed."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes: Mapping[str, Any]) -> None:
+    """Write samples as one file, whole or not at all. notes: what belongs to it, kept as JSON (see read_notes)."""
+    whole = torch.int16 if made.image_tokens <= 2**15 else torch.int32
+
+    def column(values: list, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.stack(values).to(dtype) if values else torch.zeros(0, *shape, dtype=dtype)
+
+    lengths = torch.tensor([len(sample.text) for sample in samples], dtype=torch.int64)
+    tensors = {
+        "frames": column([s.frames for s in samples], whole, made.num_frames, made.frame_tokens),
+        "text": torch.tensor([i for s in samples for i in s.text], dtype=torch.int32),
+        "text_end": lengths.cumsum(0),
+        "span": torch.tensor([s.span or 0.0 for s in samples], dtype=torch.float32),
+        "clip": torch.tensor([s.clip for s in samples], dtype=torch.int64),
+        "group": torch.tensor([s.group for s in samples], dtype=torch.int64),
+    }
+    if made.kind == "superres":
+        large = [s.high_res for s in samples if s.high_res is not None]
+        tensors["high_res"] = column(large, whole, 9 * made.frame_tokens)
+    # Another process may write the same shard at the same time; the last one wins, with the same content.
+    part = path.with_name(f".{path.stem}.{os.getpid()}")
+    save_tensors(tensors, part, metadata={"notes": json.dumps(notes, ensure_ascii=False, sort_keys=True)})
+    os.replace(part, path)
+
+
+def read_notes(path: Path) -> dict[str, Any] | None:
+    """The notes of a shard; None where there is no whole one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["notes"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def finish(
+    folder: Path,
+    names: Sequence[str],
+    made: TokenFormat,
+    *,
+    unguided: Mapping[str, Sequence[int]],
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the index over the shards `names`, then the manifest: a folder that has it is complete. Returns the manifest.
+
+    unguided: ids of the unguided prompt by span (span_key), for caption dropout. notes: what else the manifest is to tell.
+    """
+    columns: dict[str, list[Tensor]] = {"shard": [], "row": [], "group": [], "text_length": []}
+    for number, name in enumerate(names):
+        with safe_open(folder / name, framework="pt") as file:
+            ends, group = file.get_tensor("text_end"), file.get_tensor("group")
+        columns["shard"].append(torch.full((len(group),), number, dtype=torch.int32))
+        columns["row"].append(torch.arange(len(group), dtype=torch.int32))
+        columns["group"].append(group)
+        columns["text_length"].append(torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).int())
+    index = {name: torch.cat(parts) for name, parts in columns.items()}
+    save_tensors(index, folder / INDEX)
+    manifest = {
+        "version": 1,
+        "format": to_dict(made),
+        "samples": len(index["group"]),
+        **notes,
+        "unguided": {span: list(ids) for span, ids in sorted(unguided.items())},
+        "files": {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            for name in [*names, INDEX]
+        },
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    return manifest
+
+
+def span_key(span: float | None) -> str:
+    """How the manifest writes a span; 0.0 stands for no frame-rate text."""
+    return str(float(span or 0.0))
+
+
+class TokenizedBatches:
+    """Batches of a tokenized folder. The batch of a step depends on seed, step and batch size alone.
+
+    batch_size: of the global batch; with world_size processes, each asks with its rank and gets its rows of the same batch.
+    text_length: pad texts to so many slots; None pads to the longest of the global batch. caption_dropout: share of captions
+    that are replaced by the unguided prompt, in training alone. test_share: of the video files, at least one; the "test" split
+    holds all sequences of these and "train" none of them (where there is only one file, both are the same). Samples are
+    shuffled anew every epoch. Raises CogVideoError for folders without a manifest, and for shards that are missing or damaged
+    (the size when the folder is opened, the hash when a shard is first read).
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int,
+        *,
+        seed: int,
+        text_length: int | None = None,
+        caption_dropout: float = CAPTION_DROPOUT,
+        test_share: float = TEST_SHARE,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.folder, self.batch_size, self.seed = Path(folder), batch_size, seed
+        if batch_size < 1 or batch_size % world_size:
+            raise CogVideoError(f"A batch of {batch_size} cannot be shared by {world_size} processes: give a multiple.")
+        self.rank, self.world_size, self.caption_dropout = rank, world_size, caption_dropout
+        self.manifest = read_manifest(self.folder)
+        self.format: TokenFormat = from_dict(TokenFormat, self.manifest["format"], str(self.folder / MANIFEST))
+        self.text_length = text_length
+        self._names = list(self.manifest["files"])
+        self._names.remove(INDEX)
+        for name, facts in self.manifest["files"].items():
+            file = self.folder / name
+            if not file.is_file() or file.stat().st_size != facts["bytes"]:
+                raise CogVideoError(
+                    f"{file} is {'cut off' if file.is_file() else 'missing'}: run `cogvideo data tokenize` again."
+                )
+        with self._checked(INDEX) as index:
+            self._shard_of, self._row_of, group, lengths = (
+                index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")
+            )
+        self._lengths = np.array(lengths)
+        self._splits = _split(np.array(group), test_share)
+        self._shard: Callable[[int], Any] = lru_cache(256)(lambda number: self._checked(self._names[number]))
+        self._order = lru_cache(2)(self._permutation)
+
+    def count(self, split: str = "train") -> int:
+        """Sequences in a split."""
+        return len(self._splits[split])
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise CogVideoError unless a model of this geometry can be trained on these tokens."""
+        f = self.format
+        ours = {name: getattr(f, name) for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image")}  # fmt: skip
+        wrong = [name for name, value in ours.items() if getattr(config, name) != value]
+        if wrong:
+            raise CogVideoError(
+                f"The tokens in {self.folder} have {wrong[0]} {ours[wrong[0]]}, the model {getattr(config, wrong[0])}: "
+                "tokenize the videos with the weights that are to be trained."
+            )
+        order = "interpolation" if f.kind == "interpolation" else "sequential"
+        if config.num_frames > 1 and config.order != order:
+            raise CogVideoError(
+                f"The tokens in {self.folder} were made for {f.kind} training, the model is {config.order}: tokenize with "
+                f"--kind {config.order}."
+            )
+
+    def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
+        """This process's rows of the batch of a step."""
+        if split not in self._splits:
+            raise CogVideoError(f"Split {split!r} is unknown: choose train or test.")
+        chosen, length = self._chosen(step, split), self.text_length
+        drawn = np.random.default_rng([self.seed, step]).random(self.batch_size)
+        dropped = (drawn < self.caption_dropout) & (split == "train")
+        if length is None:  # of the global batch, so that a row is the same however many processes share it
+            length = max(int(self._lengths[chosen].max()), *map(len, self.manifest["unguided"].values()))
+        own = slice(*(self.batch_size * r // self.world_size for r in (self.rank, self.rank + 1)))
+        rows = [self._read(i, drop) for i, drop in zip(chosen[own], dropped[own], strict=True)]
+        ids, mask = left_pad([text for text, *_ in rows], self.format.pad_id, length)
+        frames = torch.stack([frames for _, frames, _ in rows]).to(device, torch.int64)
+        large = [high_res for *_, high_res in rows if high_res is not None]
+        return Batch(
+            ids.to(device), mask.to(device), frames, torch.stack(large).to(device, torch.int64) if large else None
+        )
+
+    def _chosen(self, step: int, split: str) -> np.ndarray:
+        """Numbers of the global batch's samples: places step * batch_size and on of the shuffled epochs, one after another."""
+        count = self.count(split)
+        places = step * self.batch_size + np.arange(self.batch_size)
+        return np.array([self._splits[split][self._order(split, place // count)[place % count]] for place in places])
+
+    def _permutation(self, split: str, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, split == "test", epoch]).permutation(self.count(split))
+
+    def _read(self, number: int, drop: bool) -> tuple[list[int], Tensor, Tensor | None]:
+        """Text ids, frames [T,N], high_res [9N] of a sample; only its own bytes are read."""
+        shard, row = self._shard(int(self._shard_of[number])), int(self._row_of[number])
+        if drop:
+            span = float(shard.get_slice("span")[row])
+            text = self.manifest["unguided"][span_key(span)]
+        else:
+            end = int(shard.get_slice("text_end")[row])
+            text = shard.get_slice("text")[end - int(self._lengths[number]) : end].tolist()
+        large = shard.get_slice("high_res")[row] if self.format.kind == "superres" else None
+        return text, shard.get_slice("frames")[row], large
+
+    def _checked(self, name: str) -> Any:
+        """A file of the folder, mapped into memory, once its hash is found right."""
+        file = self.folder / name
+        try:
+            if _sha256(file) == self.manifest["files"][name]["sha256"]:
+                return safe_open(file, framework="pt")
+        except OSError:
+            pass
+        raise CogVideoError(f"{file} is missing or damaged: delete it and run `cogvideo data tokenize` again.")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete folder; CogVideoError where it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if manifest["version"] == 1 and manifest["samples"] and isinstance(manifest["files"], dict):
+            return manifest
+    except FileNotFoundError:
+        raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CogVideoError(
+            f"{folder / MANIFEST} is damaged: delete it and run `cogvideo data tokenize` again."
+        ) from None
+    raise CogVideoError(f"{folder} holds no training sequences: look at the data set with `cogvideo data inspect`.")
+
+
+def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
+    """Sample numbers of train and test. Groups come in the order of their hashes; the first ones are the test's."""
+    groups = np.unique(group)
+    test = np.isin(group, groups[: max(1, round(test_share * len(groups)))])
+    if len(groups) == 1:
+        return {"train": np.arange(len(group)), "test": np.arange(len(group))}
+    return {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
