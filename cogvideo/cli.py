@@ -109,8 +109,8 @@ def train(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")
     ] = [],
 ) -> None:
-    """Train weights by a recipe; the same command goes on where a killed one stopped."""
-    from cogvideo.training.recipe import train
+    """Train on a tokenized folder, or weights by a recipe; the same command goes on where a killed one stopped."""
+    from cogvideo.training.run import train
 
     train(config, overrides)
 

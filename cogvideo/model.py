@@ -108,8 +108,8 @@ class Block(nn.Module):
         self, text: Tensor, x: Tensor, real: Tensor, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
     ) -> tuple[Tensor, Tensor]:
         """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; real: the bias [B,1,1,L] that hides padding."""
-        text, *memory = self.encode_text(text, real)
-        return text, self.forward(x, LayerMemory(*memory), spatial_bias, temporal_bias)
+        text, spatial, temporal = self.encode_text(text, real)
+        return text, self.forward(x, LayerMemory(spatial, temporal), spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
         """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, of the temporal channel."""
@@ -358,6 +358,7 @@ class CogVideoTransformer(nn.Module):
             masks = self._temporal_visible(t, x.device)
             temporal = [temporal_pieces(own, parity, mask, real) for parity, mask in enumerate(masks)]
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             inputs = (text, x, real, spatial, None if temporal is None else temporal[index % len(temporal)])
             text, x = checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
         hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")

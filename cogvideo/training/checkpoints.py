@@ -114,13 +114,13 @@ class Checkpoints:
         return sorted(path for path in self.run_dir.glob(FOLDER.format(0)[:-9] + "*") if path.suffix != ".part")
 
     def _save_folder(self, step: int, extra: dict[str, Any]) -> None:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         path = self.run_dir / FOLDER.format(step)
         part = path.with_name(path.name + ".part")
         distributed.first_only(lambda: shutil.rmtree(part, ignore_errors=True))
         with writing(path):
-            dcp.save(self._shared_state(), checkpoint_id=part)
+            save(self._shared_state(), checkpoint_id=part)
 
         def publish() -> None:
             with writing(path):
@@ -133,15 +133,15 @@ class Checkpoints:
         distributed.first_only(publish)
 
     def _load_folder(self, path: Path) -> tuple[int, dict[str, Any]]:
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         try:
             extra = json.loads((path / "state.json").read_text())
             if extra.pop("settings") != json.loads(json.dumps(self.settings)):
                 raise _other_settings(path)
             state = self._shared_state()
-            dcp.load(state, checkpoint_id=path)
+            load(state, checkpoint_id=path)
         except CogVideoError:
             raise
         except Exception as error:  # torch raises many kinds for damaged files

@@ -43,19 +43,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def shard(model: CogVideoTransformer, dtype: torch.dtype) -> CogVideoTransformer:
+def shard(model: CogVideoTransformer) -> CogVideoTransformer:
     """Share weights, gradients and optimiser states out among the processes, block by block (FSDP2), in place.
 
-    Frozen weights are shared out as well and have no gradients or states. Blocks are gathered in `dtype`, gradients are
-    averaged in fp32. Every process must hold the same weights before.
+    Frozen weights are shared out as well and have no gradients or states. Every process must hold the same weights before.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
-        fully_shard(block, mp_policy=policy)
+        fully_shard(block)
         register_fsdp_forward_method(block, "both")  # the entry that training uses
-    fully_shard(model, mp_policy=policy)
+    fully_shard(model)
     register_fsdp_forward_method(model, "frame_losses")
     return model
 

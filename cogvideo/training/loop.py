@@ -117,14 +117,14 @@ def fit(
                     group["lr"] = rate * config.rate_at(step)
             for parameter in parameters:
                 parameter.grad = None
-            found = 0.0
+            found: Tensor | float = 0.0
             for part in range(parts):
                 losses = loss_of_step(step * parts + part)
                 distributed.without_sync(model, last=part == parts - 1)
                 (losses.mean() / parts).backward()
                 found = found + losses.detach().flatten() / parts
             norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, config.clip))
-            recent.append(distributed.mean(found).tolist())
+            recent.append(distributed.mean(torch.as_tensor(found)).tolist())
             pace.steps += 1
             if not all(map(math.isfinite, (*recent[-1], float(norm)))):
                 wrong = f"loss is {np.mean(recent[-1])}" if math.isfinite(float(norm)) else "gradient is not finite"
