@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores
+from cogvideo import cli_scores, cli_train
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+cli_train.add_to(bench_app)
 
 Weights = Annotated[str, typer.Option(help="demo, or a pipeline folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

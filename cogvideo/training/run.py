@@ -120,7 +120,7 @@ class Training:
         elif self.batches.format.kind != "superres":
             raise CogVideoError(f"The tokens in {c.data} have no large frames: tokenize with --kind superres.")
         self.names = list(_trained(self.model, c.stage))
-        self._set_types()
+        set_types(self.model, self.names, DTYPES[c.dtype])
 
     def run(self) -> None:
         """Train to the end and write the model; a finished run does nothing."""
@@ -223,13 +223,6 @@ class Training:
         f = self.batches.format
         return load_sat_checkpoint(folder, image_tokens=f.image_tokens, begin_of_image=f.begin_of_image)
 
-    def _set_types(self) -> None:
-        """Trained weights in fp32; frozen matrices of products in the products' type, which changes no product."""
-        products = DTYPES[self.config.dtype]
-        for name, weight in self.model.named_parameters():
-            frozen = name not in self.names and weight.ndim == 2 and name.startswith("blocks.")
-            weight.data = weight.data.to(products if frozen else torch.float32)
-
     def _save(self, weights: dict[str, Tensor], folder: Path) -> None:
         """The start's own frozen weights, bit for bit, with what was trained."""
         model = self._start()
@@ -286,6 +279,13 @@ class Training:
             return None
         made = FrameTokenizer.load(path) if path.suffix == ".safetensors" else FrameTokenizer.from_icetk(path)
         return made.to(self.device)
+
+
+def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> None:
+    """Trained weights in fp32; frozen matrices of blocks in the type of products, which changes no product; the rest fp32."""
+    for name, weight in model.named_parameters():
+        frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
+        weight.data = weight.data.to(products if frozen else torch.float32)
 
 
 def sample_frames(model: CogVideoTransformer, text_ids: Tensor, text_mask: Tensor, frames: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A tiny tokenized folder and tiny weights to train from, for tests."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,3 +47,19 @@ def write_weights(folder: Path, **video) -> Path:
     image = CogVideoTransformer(IMAGE).initialize(0)
     save_model(inherit_image_model(image, config=IMAGE.video(**video), seed=0), folder)
     return folder
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """A YAML file of a training of a few steps in `folder`, which holds tokens/ and weights/."""
+    values = {
+        "stage": "stage1", "data": str(folder / "tokens"), "start": str(folder / "weights"), "run_dir": str(folder / "run"),
+        "optimizer": {"steps": 6, "batch_size": 4, "warmup": 1}, "log_every": 1, "evaluate_every": 3, "samples": 0,
+        "tensorboard": False, "checkpoint_seconds": 0.0,
+    } | changes  # fmt: skip
+    path = folder / f"{Path(values['run_dir']).name}.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
