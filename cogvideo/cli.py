@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores, cli_train
+from cogvideo import cli_data, cli_scores, cli_train
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -16,10 +16,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+data = typer.Typer(help="Make, inspect and tokenize data sets.", no_args_is_help=True)
 evaluate = typer.Typer(help="Score weights.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
+cli_data.add_to(data)
 cli_scores.add_to(evaluate)
 weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")

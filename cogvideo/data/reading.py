@@ -65,12 +65,12 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
             if packet.size == 0 or packet.is_discard:
                 continue
             time = _time(packet, index, stream) - origin
-            if end is not None and packet.dts is not None and float(packet.dts * stream.time_base) - origin > end:
+            if end is not None and packet.dts is not None and _seconds(packet.dts, stream) - origin > end:
                 break
             broken |= packet.is_corrupt
             if not packet.is_corrupt:
                 times.append(time)
-                last = max(last, time + float((packet.duration or 0) * stream.time_base))
+                last = max(last, time + _seconds(packet.duration or 0, stream))
         told = _told_duration(container, stream)
     if size is None or not times:
         raise CogVideoError(f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file.")
@@ -194,17 +194,21 @@ def _seek(container: "InputContainer", stream: "VideoStream", start: float) -> N
 
     if start > 0:
         with suppress(FFmpegError):
-            container.seek(int((start + _origin(stream)) / stream.time_base), stream=stream, backward=True)
+            container.seek(round((start + _origin(stream)) / _seconds(1, stream)), stream=stream, backward=True)
 
 
 def _origin(stream: "VideoStream") -> float:
-    return float((stream.start_time or 0) * stream.time_base)
+    return _seconds(stream.start_time or 0, stream)
 
 
 def _time(part: "av.Packet | av.VideoFrame", index: int, stream: "VideoStream") -> float:
     """Seconds on the stream's clock; raw streams have none and are counted."""
     tick = part.pts if part.pts is not None else part.dts
-    return index / _rate(stream) if tick is None else float(tick * stream.time_base)
+    return index / _rate(stream) if tick is None else _seconds(tick, stream)
+
+
+def _seconds(ticks: int, stream: "VideoStream") -> float:
+    return float(ticks * (stream.time_base or 0))
 
 
 def _rate(stream: "VideoStream") -> float:
@@ -214,7 +218,7 @@ def _rate(stream: "VideoStream") -> float:
 def _told_duration(container: "InputContainer", stream: "VideoStream") -> float | None:
     """Seconds that the file says it lasts."""
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return _seconds(stream.duration, stream)
     return container.duration / 1e6 if container.duration else None
 
 

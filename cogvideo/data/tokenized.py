@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.config import ModelConfig, from_dict, to_dict
-from cogvideo.data.dataset import write_text
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.text import left_pad
 
@@ -139,7 +138,9 @@ def finish(
         columns["group"].append(group)
         columns["text_length"].append(torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).int())
     index = {name: torch.cat(parts) for name, parts in columns.items()}
-    save_tensors(index, folder / INDEX)
+    part = folder / f".finishing-{os.getpid()}"  # processes may finish at the same time
+    save_tensors(index, part)
+    os.replace(part, folder / INDEX)
     manifest = {
         "version": 1,
         "format": to_dict(made),
@@ -151,8 +152,10 @@ def finish(
             for name in [*names, INDEX]
         },
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
-    return manifest
+    text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, folder / MANIFEST)
+    return json.loads(text)
 
 
 def span_key(span: float | None) -> str:

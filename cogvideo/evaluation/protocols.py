@@ -4,13 +4,10 @@ What the paper leaves open is decided here and printed with every score: see ucf
 kinetics_predictions.
 """
 
-import csv
 import hashlib
-import json
-import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +16,7 @@ from urllib.parse import urlencode
 import numpy as np
 import torch
 
+from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D
@@ -71,35 +69,6 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
     if folder in parents:
         raise CogVideoError(f"{folder} has videos outside of class folders: put each into the folder of its class.")
     return sorted(Counter(parent.name for parent in parents).items())
-
-
-def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dict[str, str]:
-    """A prompt for each class: its name in words, or what a file says of it.
-
-    The file is JSON {class: prompt} or CSV with two columns, class and prompt (a first line "class,prompt" is passed over);
-    the released weights want Chinese. Raises CogVideoError for a file that cannot be read and a class it lacks.
-    """
-    if file is None:
-        return {name: words(name) for name in classes}
-    try:
-        text = Path(file).read_text("utf-8-sig")
-        if Path(file).suffix.lower() == ".json":
-            found = {str(name): str(prompt) for name, prompt in json.loads(text).items()}
-        else:
-            found = {name.strip(): prompt.strip() for name, prompt in csv.reader(text.splitlines())}
-    except OSError as error:
-        raise CogVideoError(f"The prompts {file} cannot be read ({error.strerror}): check the path.") from None
-    except (ValueError, AttributeError):
-        raise CogVideoError(f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns.") from None
-    if missing := [name for name in classes if not found.get(name)]:
-        raise CogVideoError(f"{file} has no prompt for {missing[0]} ({len(missing)} are missing): add it.")
-    return {name: found[name] for name in classes}
-
-
-def words(name: str) -> str:
-    """A class in words: "ApplyEyeMakeup" -> "apply eye makeup", "riding_a_bike" -> "riding a bike"."""
-    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).replace("_", " ")
-    return " ".join(parts.lower().split())
 
 
 def predict_frames(
@@ -161,8 +130,8 @@ def kinetics_predictions(
     whose class is unknown.
     """
     real = dataset("kinetics", folder, split, n, seed)
-    labels = _labels(folder, split)
-    classes = [_class(Path(name), folder, labels) for name in real.names]
+    labels = kinetics_labels(folder, split)
+    classes = [class_of(Path(name), folder, labels) for name in real.names]
     texts = class_prompts(sorted(set(classes)), prompts)
     chosen = [texts[name] for name in classes]
     keys = zip(real.names, chosen, strict=True)
@@ -205,26 +174,6 @@ def kinetics_predictions(
             raise
 
     return Side(f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)))
-
-
-def _labels(folder: Path, split: str | None) -> dict[str, str]:
-    """youtube_id -> label, where the split tells it."""
-    if split is None:
-        return {}
-    file = next(place for place in (Path(split), folder / split) if place.is_file())
-    with file.open(newline="", encoding="utf-8") as rows:
-        return {row["youtube_id"]: row["label"] for row in csv.DictReader(rows) if row.get("label")}
-
-
-def _class(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
-    if video.parent != folder:
-        return video.parent.name
-    stem = re.sub(r"_\d{6}_\d{6}$", "", video.stem)
-    if stem not in labels:
-        raise CogVideoError(
-            f"The class of {video} is unknown: put it into the folder of its class or give a split with labels."
-        )
-    return labels[stem]
 
 
 def evaluate_ucf101(

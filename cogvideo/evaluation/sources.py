@@ -1,20 +1,18 @@
 """The two sides of a comparison: a folder of videos, the demo world, UCF-101, Kinetics-600, or weights to sample from."""
 
-import csv
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import numpy as np
 from einops import rearrange
 
+from cogvideo.data.classes import VIDEOS, class_videos, videos_below
+from cogvideo.data.sources import digits_clip, number, parse_spec, read_captions
 from cogvideo.errors import CogVideoError
 
-VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
 OPTIONS = {
     "digits": {"seed", "seconds"},
     "ucf101": {"split"},
@@ -49,23 +47,18 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
     ucf101-samples:FOLDER?weights=W and kinetics-predictions:FOLDER?weights=W: see protocols.py.
     Raises CogVideoError for a spec that names nothing, unknown options and folders without videos.
     """
-    kind, colon, rest = spec.partition(":")
-    if colon and kind in OPTIONS:
-        place, _, query = rest.partition("?")
-        options, known = dict(parse_qsl(query)), OPTIONS[kind]
-        if unknown := options.keys() - known:
-            raise CogVideoError(
-                f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known))}."
-            )
+    if named := parse_spec(spec, OPTIONS):
+        kind, place, options = named
+        known = OPTIONS[kind]
         if kind == "digits":
-            own_seed, seconds = _number(options.get("seed", seed), spec), _number(options.get("seconds", 4), spec)
+            own_seed, seconds = number(options.get("seed", seed), spec), number(options.get("seconds", 4), spec)
             return digits(place, n, int(own_seed), seconds)
         if "weights" in known:
             from cogvideo.evaluation.protocols import kinetics_predictions, ucf101_samples
 
             if "weights" not in options:
                 raise CogVideoError(f"{spec} does not tell the weights: add ?weights=demo or those of a folder.")
-            seconds, overlap = (_number(options[k], spec) if k in options else None for k in ("seconds", "overlap"))
+            seconds, overlap = (number(options[k], spec) if k in options else None for k in ("seconds", "overlap"))
             common = {"split": options.get("split"), "prompts": options.get("prompts"), "device": device}
             if kind == "ucf101-samples":
                 return ucf101_samples(
@@ -81,7 +74,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
         raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
-    side = _of_files(spec, sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS), n, seed)
+    side = _of_files(spec, videos_below(folder), n, seed)
     return replace(side, prompts=_captions(folder))
 
 
@@ -94,11 +87,11 @@ def digits(split: str, n: int, seed: int, seconds: float) -> Side:
     times = np.arange(round(seconds * FPS) + 1)[None] / FPS
 
     def read(name: str) -> np.ndarray:
-        frames = render(_clip(split, seed, int(name)), times)[0]
+        frames = render(digits_clip(split, seed, int(name)), times)[0]
         return rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
 
-    _clip(split, seed, 0)  # refuses an unknown split now
-    prompts = {str(i): _clip(split, seed, i).caption(0) for i in range(n)}
+    digits_clip(split, seed, 0)  # refuses an unknown split now
+    prompts = {str(i): digits_clip(split, seed, i).caption(0) for i in range(n)}
     return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", list(prompts), read, prompts)
 
 
@@ -106,7 +99,7 @@ def samples(
     weights: str, n: int, seed: int, *, seconds: float = 4.0, device: str = "auto", progress: bool = True
 ) -> Side:
     """n samples of captions of the demo world (test split, English); made now, those of an earlier run are kept."""
-    prompts = [_clip("test", seed, i).caption(0) for i in range(n)]
+    prompts = [digits_clip("test", seed, i).caption(0) for i in range(n)]
     names = [f"{i:06d}.npz" for i in range(n)]
     make = sampler(weights, prompts, seed, seconds, device)
     read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
@@ -199,37 +192,8 @@ def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Si
 
     split: a path, or the name of a file in `folder` or in its folder ucfTrainTestlist.
     """
-    if not folder.is_dir():
-        raise CogVideoError(f"There is no folder {folder}: give the folder of {kind} with a folder for each class.")
-    videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEOS)
-    if split is not None:
-        places = [Path(split), folder / split, folder / "ucfTrainTestlist" / split]
-        file = next((place for place in places if place.is_file()), None)
-        if file is None:
-            raise CogVideoError(f"There is no split file {split}, not in {folder} either: give its path.")
-        wanted = _ucf101_stems(file) if kind == "ucf101" else _kinetics_stems(file)
-        videos = [path for path in videos if path.stem in wanted]
-    return _of_files(f"{kind}:{folder}" + (f"?split={split}" if split else ""), videos, n, seed)
-
-
-def _ucf101_stems(file: Path) -> set[str]:
-    """Lines such as "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"; test lists have no number."""
-    return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
-
-
-def _kinetics_stems(file: Path) -> set[str]:
-    """Rows with youtube_id, time_start, time_end; files are named id.mp4 or id_000010_000020.mp4."""
-    stems = set()
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            try:
-                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-                stems |= {row["youtube_id"], f"{row['youtube_id']}_{start:06d}_{end:06d}"}
-            except (KeyError, TypeError, ValueError):
-                raise CogVideoError(
-                    f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
-                ) from None
-    return stems
+    label = f"{kind}:{folder}" + (f"?split={split}" if split else "")
+    return _of_files(label, class_videos(kind, folder, split), n, seed)
 
 
 def _of_files(label: str, paths: list[Path], n: int, seed: int) -> Side:
@@ -244,24 +208,4 @@ def _of_files(label: str, paths: list[Path], n: int, seed: int) -> Side:
 def _captions(folder: Path) -> dict[str, str]:
     """The English captions in a folder's captions.jsonl by the paths of the files, if there is one."""
     file = folder / "captions.jsonl"
-    if not file.is_file():
-        return {}
-    try:
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-        return {str(folder / row["file"]): str(row["caption"]) for row in rows}
-    except (ValueError, KeyError, TypeError):
-        raise CogVideoError(f"{file} is damaged: each of its lines must be JSON with file and caption.") from None
-
-
-def _clip(split: str, seed: int, index: int):
-    from cogvideo.data.digits import sample_clips
-
-    # The split takes part, lest clean digits of train and test be the same clips.
-    return sample_clips(1, np.random.default_rng([seed, split == "train", index]), split=split)
-
-
-def _number(text: str | float, spec: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise CogVideoError(f"{text!r} in {spec} is no number: correct it.") from None
+    return {str(folder / row["path"]): row["caption"] for row in read_captions(file)} if file.is_file() else {}

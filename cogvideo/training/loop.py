@@ -106,6 +106,8 @@ def fit(
     log = Metrics(run_dir, start, tensorboard=tensorboard) if first else None
     saved, began, pace = time.monotonic(), time.monotonic(), Pace(work)
     device, parts = parameters[0].device, config.accumulate
+    if log and sample is not None and not start:
+        log.picture("samples", sample(0), 0)
     bar = tqdm(
         range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05,
         disable=not first,

@@ -10,11 +10,13 @@ import torch
 from einops import rearrange
 from sampling.test_decode import tiny
 
+from cogvideo.data.classes import class_prompts, words
 from cogvideo.data.digits import FPS, render, sample_clips
+from cogvideo.data.reading import fit
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation import protocols
-from cogvideo.evaluation.protocols import class_prompts, evaluate_kinetics, evaluate_ucf101, fit, predict_frames, words
+from cogvideo.evaluation.protocols import evaluate_kinetics, evaluate_ucf101, predict_frames
 from cogvideo.evaluation.recipes import choose_clip, find_recipe
 from cogvideo.evaluation.sources import open_side
 from cogvideo.sampling.decode import generate_key_frames

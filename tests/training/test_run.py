@@ -134,7 +134,7 @@ def test_what_is_told(base, tmp_path):
     board.Reload()
     assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(board.Tags()["scalars"])
     assert [event.value for event in board.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
-    assert [event.step for event in board.Images("samples")] == [3, 6]
+    assert [event.step for event in board.Images("samples")] == [0, 3, 6]
     picture = Image.open(tmp_path / "run/samples/step-000000006.png")
     assert picture.size == (5 * 26, 2 * 2 * 18)  # five frames of 24 x 16 pixels and margins, two clips, real and made
     real = TokenizedBatches(base / "tokens", 4, seed=0)(0, split="test").frames[0, 0]

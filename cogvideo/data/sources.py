@@ -1,0 +1,284 @@
+"""Captioned clips to train on, in the layouts that data sets come in: see open_dataset."""
+
+import csv
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+from einops import rearrange
+
+from cogvideo.data.classes import (
+    VIDEOS,
+    class_of,
+    class_prompts,
+    class_videos,
+    find_split,
+    kinetics_labels,
+    kinetics_parts,
+    videos_below,
+)
+from cogvideo.data.digits import FPS, FRAME_SIZE, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.data.reading import Size, Timeline, fit, read_frames, read_timeline
+from cogvideo.errors import CogVideoError
+
+OPTIONS = {
+    "digits": {"clips", "seed", "glyphs", "objects", "language"},
+    "ucf101": {"split", "prompts"},
+    "kinetics": {"split", "prompts"},
+    "vatex": {"captions", "language", "each"},
+    "webvid": {"captions"},
+}
+CAPTION_FILES = ("captions.jsonl", "captions.csv")
+PATH_KEYS = ("path", "file", "video")
+
+
+@dataclass(frozen=True)
+class FileClip:
+    """A video file, or the part of it from `start` to `end` seconds, and its caption. source: its name in the data set."""
+
+    source: str
+    path: Path
+    caption: str
+    start: float = 0.0
+    end: float | None = None
+
+    def timeline(self) -> Timeline:
+        return read_timeline(self.path, self.start, self.end)
+
+    def frames(
+        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
+    ) -> tuple[dict[int, list[np.ndarray]], int]:
+        """See reading.read_frames."""
+        return read_frames(self.path, timeline, wanted, sizes, self.start)
+
+
+@dataclass(frozen=True)
+class DigitsClip:
+    """A clip of the demo world, 8 frames a second from the beginning of its action to the end."""
+
+    source: str
+    caption: str
+    clip: Clips
+
+    def timeline(self) -> Timeline:
+        count = round(float(self.clip.duration.max()) * FPS) + 1
+        return Timeline(np.arange(count) / FPS, count / FPS, (FRAME_SIZE, FRAME_SIZE))
+
+    def frames(
+        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
+    ) -> tuple[dict[int, list[np.ndarray]], int]:
+        """Drawn at the size that comes closest from above."""
+        numbers, drawn = sorted(wanted), []
+        for size in sizes:
+            side = FRAME_SIZE if max(size) <= FRAME_SIZE else FRAME_SIZE * SUPERSAMPLING
+            pixels = (render(self.clip, timeline.times[numbers][None], side)[0] * 255).round().byte()
+            drawn.append(fit(rearrange(pixels, "t c h w -> t h w c").numpy(), *size))
+        return {number: [d[i] for d in drawn] for i, number in enumerate(numbers)}, len(timeline.times) - 1
+
+
+Clip = FileClip | DigitsClip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    label: str
+    clips: list[Clip]
+    missing: list[str]  # files that captions name but that are not there
+
+
+def open_dataset(spec: str) -> Dataset:
+    """The captioned clips that `spec` names, always in the same order.
+
+    FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path (relative to the file),
+    caption, and may have start and end in seconds.
+    ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption is the class in
+    words, or what prompts=FILE says of it (classes.class_prompts).
+    vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first each=1 captions.
+    webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
+    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn, default).
+    Raises CogVideoError for what is not there, for unknown options and files that do not hold what they should.
+    """
+    if named := parse_spec(spec, OPTIONS):
+        kind, place, options = named
+        dataset = {"digits": _digits, "vatex": _vatex, "webvid": _webvid}.get(kind, _classes)(spec, place, options)
+    else:
+        dataset = _captioned(spec)
+    if not dataset.clips:
+        why = f"; {dataset.missing[0]}, the first of its files, is missing" if dataset.missing else ""
+        raise CogVideoError(f"{spec} holds no clips{why}: check the paths and the split.")
+    return dataset
+
+
+def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict[str, str]] | None:
+    """ "kind:place?a=b" -> (kind, place, options), if the kind is known; CogVideoError for an option that it has not."""
+    kind, colon, rest = spec.partition(":")
+    if not colon or kind not in known:
+        return None
+    place, _, query = rest.partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := options.keys() - known[kind]:
+        raise CogVideoError(
+            f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known[kind]))}."
+        )
+    return kind, place, options
+
+
+def number(text: str | float, spec: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise CogVideoError(f"{text!r} in {spec} is no number: correct it.") from None
+
+
+def digits_clip(split: str, seed: int, index: int, world: World = World()) -> Clips:
+    """Clip `index` of the demo world; it depends on seed, index and split alone."""
+    # The split takes part, lest clean digits of train and test be the same clips.
+    return sample_clips(1, np.random.default_rng([seed, split == "train", index]), split=split, world=world)
+
+
+def read_captions(file: Path) -> list[dict[str, Any]]:
+    """Rows {path, caption, start, end} of a .jsonl or .csv file; paths as they are written there, start and end or None.
+
+    The path may be called file or video, too. Raises CogVideoError that names the row that lacks something.
+    """
+    rows = []
+    for line, row in _rows(file):
+        try:
+            path = next(row[key] for key in PATH_KEYS if row.get(key))
+            start, end = (float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end"))
+            caption = str(row["caption"]).strip()
+            if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
+                raise ValueError
+        except (StopIteration, KeyError, TypeError, ValueError):
+            raise CogVideoError(
+                f"Line {line} of {file} must have path and caption, and start before end where it has them: correct it."
+            ) from None
+        rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
+    return rows
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a .jsonl or .csv file."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            if file.suffix.lower() == ".csv":
+                reader = csv.DictReader(lines)
+                for row in reader:
+                    yield reader.line_num, row
+            else:
+                for line, text in enumerate(lines, 1):
+                    if text.strip():
+                        yield line, json.loads(text)
+    except OSError as error:
+        raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, csv.Error) as error:
+        raise CogVideoError(f"{file} is damaged ({error}): it must be UTF-8, one JSON object a line or CSV.") from None
+
+
+def _captioned(spec: str) -> Dataset:
+    place = Path(spec)
+    file = next((place / name for name in CAPTION_FILES if (place / name).is_file()), place)
+    if not file.is_file():
+        what = (
+            f"no {' or '.join(CAPTION_FILES)} in {place}" if place.is_dir() else f"no folder or captions file {place}"
+        )
+        raise CogVideoError(
+            f'There is {what}: write one with a line {{"path": "clip.mp4", "caption": "what happens"}} for each clip, or name '
+            f"the layout, one of {', '.join(f'{kind}:' for kind in OPTIONS)}."
+        )
+    clips, missing = [], []
+    for row in read_captions(file):
+        path = file.parent / row["path"]
+        if path.is_file():
+            clips.append(FileClip(row["path"], path, row["caption"], row["start"] or 0.0, row["end"]))
+        else:
+            missing.append(row["path"])
+    return Dataset(spec, clips, missing)
+
+
+def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
+    folder, kind, split = Path(place), spec.partition(":")[0], options.get("split")
+    videos = class_videos(kind, folder, split)
+    labels = kinetics_labels(folder, split) if kind == "kinetics" else {}
+    parts = kinetics_parts(find_split(folder, split)) if kind == "kinetics" and split else {}
+    classes = [class_of(video, folder, labels) for video in videos]
+    texts = class_prompts(sorted(set(classes)), options.get("prompts"))
+    clips: list[Clip] = []
+    for video, name in zip(videos, classes, strict=True):
+        start, end = parts.get(video.stem) or (0.0, None)
+        clips.append(FileClip(video.relative_to(folder).as_posix(), video, texts[name], start, end))
+    return Dataset(spec, clips, [])
+
+
+def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
+    """videoID is the id of the video, start and end: "G9zN5TTuGO4_000179_000189"; files hold the part, or all (id.mp4)."""
+    file, files = _captions_file(spec, place, options), _by_stem(Path(place))
+    keys = {"en": "enCap", "zh": "chCap"}
+    language, each = options.get("language", "en"), int(number(options.get("each", 1), spec))
+    if language not in keys or each < 1:
+        raise CogVideoError(f"{spec} should have language=en or zh and each=1 or more.")
+    clips, missing = [], []
+    try:
+        for row in json.loads(file.read_text("utf-8")):
+            name, captions = str(row["videoID"]), [str(text) for text in row[keys[language]]]
+            video, start, end = name.rsplit("_", 2)
+            if name in files:
+                part = (files[name], 0.0, None)
+            elif video in files:
+                part = (files[video], float(start), float(end))
+            else:
+                missing.append(name)
+                continue
+            for caption in captions[:each]:
+                clips.append(FileClip(name, part[0], caption, part[1], part[2]))
+    except OSError as error:
+        raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, KeyError, TypeError):
+        raise CogVideoError(f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}.") from None
+    return Dataset(spec, clips, missing)
+
+
+def _webvid(spec: str, place: str, options: dict[str, str]) -> Dataset:
+    file, files = _captions_file(spec, place, options), _by_stem(Path(place))
+    clips, missing = [], []
+    for line, row in _rows(file):
+        if not row.get("videoid") or not row.get("name"):
+            raise CogVideoError(f"Line {line} of {file} has no videoid or name: give a CSV file of WebVid.")
+        name = str(row["videoid"])
+        if name in files:
+            clips.append(FileClip(name, files[name], str(row["name"])))
+        else:
+            missing.append(name)
+    return Dataset(spec, clips, missing)
+
+
+def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
+    """The file that the option `captions` names, by its path or in the folder."""
+    if "captions" not in options:
+        raise CogVideoError(f"{spec} does not tell the captions: add ?captions=FILE.")
+    beside = Path(place) / options["captions"]
+    return beside if beside.is_file() else Path(options["captions"])
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    if not (files := {path.stem: path for path in videos_below(folder)}):
+        raise CogVideoError(f"{folder} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
+    return files
+
+
+def _digits(spec: str, place: str, options: dict[str, str]) -> Dataset:
+    count, seed, objects = (int(number(options.get(k, d), spec)) for k, d in (("clips", 1000), ("seed", 0), ("objects", 1)))  # fmt: skip
+    language = options.get("language", "both")
+    if count < 1 or seed < 0 or language not in ("en", "zh", "both"):
+        raise CogVideoError(f"{spec} should have clips of 1 or more, seed of 0 or more, and language=en, zh or both.")
+    world = World(options.get("glyphs", "clean"), objects)
+    clips: list[Clip] = []
+    for index in range(count):
+        clip = digits_clip(place, seed, index, world)
+        caption = clip.caption(0, language if language != "both" else ("en", "zh")[index % 2])
+        clips.append(DigitsClip(f"{place}-{seed}-{index:06d}", caption, clip))
+    return Dataset(spec, clips, [])
