@@ -66,18 +66,15 @@ def run(settings: Settings) -> dict[str, Any]:
     """
     settings = replace(settings, device=choose_device(settings.device))
     loops = ["lean"] + ["plain"] * (settings.compare and torch.device(settings.device).type == "cpu")
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    machine, peak = describe(device), peak_flops(device, DTYPES[settings.dtype])
     cases: dict[str, dict[str, Any]] = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        machine, peak = pool.apply(_machine, (settings,))
         for stage in ("stage 1", "stage 2"):
             cases[stage] = {loop: pool.apply(measure, (settings, stage, loop, peak)) for loop in loops}
     return {"settings": asdict(settings), "machine": machine, "peak_flops": peak, "stages": cases}
-
-
-def _machine(settings: Settings) -> tuple[dict[str, Any], float]:
-    torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
-    return describe(device), peak_flops(device, DTYPES[settings.dtype])
 
 
 def model_config(s: Settings, stage: str) -> ModelConfig:

@@ -54,7 +54,7 @@ def write_config(folder: Path, **changes) -> Path:
     values = {
         "stage": "stage1", "data": str(folder / "tokens"), "start": str(folder / "weights"), "run_dir": str(folder / "run"),
         "optimizer": {"steps": 6, "batch_size": 4, "warmup": 1}, "log_every": 1, "evaluate_every": 3, "samples": 0,
-        "tensorboard": False, "checkpoint_seconds": 0.0,
+        "tensorboard": False, "checkpoint_seconds": 0.0, "threads": 1,
     } | changes  # fmt: skip
     path = folder / f"{Path(values['run_dir']).name}.yaml"
     path.write_text(json.dumps(values))  # JSON is YAML
