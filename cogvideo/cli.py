@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_bench, cli_data, cli_scores
+from cogvideo import cli_bench, cli_data, cli_scores, cli_train
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 cli_bench.add_to(bench_app)
+cli_train.add_to(bench_app)
 
 Weights = Annotated[str, typer.Option(help="demo, or a pipeline folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -111,8 +112,8 @@ def train(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")
     ] = [],
 ) -> None:
-    """Train weights by a recipe; the same command goes on where a killed one stopped."""
-    from cogvideo.training.recipe import train
+    """Train on a tokenized folder, or weights by a recipe; the same command goes on where a killed one stopped."""
+    from cogvideo.training.run import train
 
     train(config, overrides)
 

@@ -8,36 +8,23 @@ Shapes: B clips, F frames of a chunk, Q places of each, L text slots, T frames, 
 d = D / H, V image tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cogvideo import sequence
+from cogvideo.attention import Pieces, attend, compute_dtype, hidden_bias, temporal_pieces
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-
-EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
-DIRECT_QUERIES = 4
+from cogvideo.initial import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
+from cogvideo.losses import linear_cross_entropy
 
 KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
-    if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
-    scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
-
-
-def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 class Channel(nn.Module):
@@ -96,11 +83,13 @@ class Block(nn.Module):
         temporal = None if self.temporal is None else self.temporal.project(h)[1:]
         return self.add_attention(x, self.spatial.merge(attend(q, k, v, bias))), (k, v), temporal
 
-    def forward(self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+    ) -> Tensor:
         """A chunk x [B,F,Q,D] of frame places. Without a temporal bias the block is the inherited image model's.
 
         spatial_bias [B,F or 1,1,Q,K] over text and the frame's own places, temporal_bias [B or 1,1,F*Q,K] over text and
-        the places of all frames.
+        the places of all frames, or Pieces of it.
         """
         f = x.shape[1]
         (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
@@ -114,6 +103,13 @@ class Block(nn.Module):
         k, v = memory.temporal_extend(k, v)
         later = rearrange(attend(q, k, v, temporal_bias), "b h (f q) d -> b f q (h d)", f=f)
         return self.add_attention(x, self.merge(out, later))
+
+    def both(
+        self, text: Tensor, x: Tensor, real: Tensor, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+    ) -> tuple[Tensor, Tensor]:
+        """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; real: the bias [B,1,1,L] that hides padding."""
+        text, spatial, temporal = self.encode_text(text, real)
+        return text, self.forward(x, LayerMemory(spatial, temporal), spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
         """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, of the temporal channel."""
@@ -251,11 +247,20 @@ class CogVideoTransformer(nn.Module):
         assert table is not None
         return table.weight[first : first + self.config.frame_tokens]
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+    def embed_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Text [B,L] -> its input [B,L,D], and the score bias [B,1,1,L] that hides its padding; see encode_text."""
         mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         x = self.word_embedding(text_ids) + self.base_position_embedding(sequence.text_positions(mask))
-        real = hidden_bias(mask[:, None, None, :], x.dtype)
+        return x, hidden_bias(mask[:, None, None, :], compute_dtype(x))
+
+    def embed_frames(self, frames: Tensor) -> Tensor:
+        """Tokens [B,T,N] of frames 0.. -> the inputs [B,T,N,D] from which each place predicts its own."""
+        begin = torch.full_like(frames[..., :1], self.config.begin_of_image)
+        return self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(frames.shape[1])))
+
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
+        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+        x, real = self.embed_text(text_ids, text_mask)
         memories = []
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -290,26 +295,32 @@ class CogVideoTransformer(nn.Module):
 
     def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
-        c = self.config
+        return self.run(*self.prepare(text_ids, frames, text_mask))
+
+    def prepare(
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
+    ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
+        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels."""
         self._check(text_ids, frames)
-        t = frames.shape[1]
-        begin = torch.full_like(frames[..., :1], c.begin_of_image)
-        x = self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(t)))
         text = self.encode_text(text_ids, text_mask)
-        visible = hidden_bias(self.mask("spatial", x.device)[:t], x.dtype)  # [T,N,N]
-        spatial = _join(text.bias[:, None], visible[None, :, None])
-        temporal = None
-        if c.temporal:
-            places = t * c.frame_tokens
-            temporal = [
-                _join(
-                    text.bias,
-                    hidden_bias(self.mask(f"temporal_{parity}", x.device)[:places, :places], x.dtype)[None, None],
-                )
-                for parity in (range(2) if c.window else (0,))
+        t = frames.shape[1]
+        spatial, temporal = self._spatial_bias(text.bias, t), None
+        if self.config.temporal:
+            biases = [
+                _join(text.bias, hidden_bias(mask, text.bias.dtype)[None, None])
+                for mask in self._temporal_visible(t, text.bias.device)
             ]
-            temporal = temporal * (1 if c.window else 2)
-        return self.run(x, text, spatial, temporal)
+            temporal = [biases[0], biases[-1]]
+        return self.embed_frames(frames), text, spatial, temporal
+
+    def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
+        """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
+        return _join(real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None])
+
+    def _temporal_visible(self, t: int, device: torch.device) -> list[Tensor]:
+        """Temporal masks [t*N,t*N] of even and odd layers, or one of all layers."""
+        p = t * self.config.frame_tokens
+        return [self.mask(f"temporal_{parity}", device)[:p, :p] for parity in range(2 if self.config.window else 1)]
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
@@ -327,13 +338,34 @@ class CogVideoTransformer(nn.Module):
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Mean cross entropy over the frames that this stage trains (sequence.trained_frames)."""
-        trained = [time for time in sequence.trained_frames(self.config) if time < frames.shape[1]]
+        return self.frame_losses(text_ids, frames, text_mask).mean()
+
+    def frame_losses(
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None, *, recompute: bool = False
+    ) -> Tensor:
+        """Mean cross entropy of every frame that this stage trains; attention in pieces, scores a few at a time.
+
+        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
+        """
+        c, t = self.config, frames.shape[1]
+        trained = [time for time in sequence.trained_frames(c) if time < t]
         if not trained:
-            raise CogVideoError(
-                f"{frames.shape[1]} frames hold none that this stage trains: give all {self.config.num_frames}."
-            )
-        logits = self.head(self.hidden_states(text_ids, frames, text_mask)[:, trained])
-        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1).long())
+            raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
+        self._check(text_ids, frames)
+        (text, real), x = self.embed_text(text_ids, text_mask), self.embed_frames(frames)
+        spatial, temporal = self._spatial_bias(real, t), None
+        if c.temporal:
+            own = replace(c, num_frames=t)
+            masks = self._temporal_visible(t, x.device)
+            temporal = [temporal_pieces(own, parity, mask, real) for parity, mask in enumerate(masks)]
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            inputs = (text, x, real, spatial, None if temporal is None else temporal[index % len(temporal)])
+            text, x = checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
+        hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")
+        targets = frames[:, trained].long()
+        losses = linear_cross_entropy(hidden, self.word_embedding.weight[: c.image_tokens], targets.flatten())
+        return losses.view(targets.shape).mean((0, 2))
 
     def _check(self, text_ids: Tensor, frames: Tensor) -> None:
         c = self.config
@@ -346,52 +378,6 @@ class CogVideoTransformer(nn.Module):
                 f"This model takes up to {c.num_frames} frames of {c.frame_tokens} tokens, "
                 f"not {frames.shape[1]} of {frames.shape[2]}."
             )
-
-
-def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
-    """Random weights for a sandwich-LN transformer.
-
-    Embeddings normal(0, 0.06) and branches that enter the stream at 0.4 of unit scale: with 0.02 and 1, as in the release,
-    the first branches drown the tokens, and the demo's image model needs about twice the steps. Linear weights
-    normal(0, 0.02), those that end a branch scaled by 1/sqrt(2 layers).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
-        else:
-            std = EMBEDDING_SCALE if "embedding" in name else 0.02
-            if name.endswith(("dense.weight", "down.weight")):
-                std /= (2 * num_layers) ** 0.5
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
-
-
-def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tensor:
-    """[height*width, size] of unit scale: sines and cosines of the row in one half, of the column in the other.
-
-    "The same place, one to the left" is then one linear map for all places, instead of one to be learned for each. With
-    `step` s, cells stand at the centres of s x s cells of a finer grid, and get positions between those of its rows.
-    """
-    waves = size // 4
-    frequencies = (torch.arange(waves) + 0.5) * torch.pi / waves
-
-    def along(length: int) -> Tensor:
-        angles = (step * torch.arange(length) + (step - 1) / 2)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], -1) * 2**0.5
-
-    rows, columns = along(height), along(width)
-    grid = torch.zeros(height, width, size)
-    grid[..., : 2 * waves] = rows[:, None]
-    grid[..., 2 * waves : 4 * waves] = columns[None]
-    return rearrange(grid, "h w d -> (h w) d")
-
-
-def codebook_embedding(codebook: Tensor, size: int, seed: int = 0) -> Tensor:
-    """[K,C] codes -> [K,size] a random projection of them, so that similar codes start with similar embeddings."""
-    generator = torch.Generator().manual_seed(seed)
-    centred = codebook.float().cpu() - codebook.float().cpu().mean(0)
-    projected = centred @ torch.randn(centred.shape[1], size, generator=generator)
-    return EMBEDDING_SCALE * projected / projected.std()
 
 
 def _join(text_bias: Tensor, frame_bias: Tensor) -> Tensor:

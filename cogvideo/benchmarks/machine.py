@@ -57,6 +57,13 @@ def read_bandwidth(device: torch.device) -> float:
     return source.nbytes / quickest(source.sum, device)
 
 
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large product."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / quickest(lambda: a @ b, device)
+
+
 def _large(device: torch.device) -> Tensor:
     return torch.ones((COPIED if device.type == "cuda" else COPIED // 4) // 4, device=device)
 

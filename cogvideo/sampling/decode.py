@@ -11,9 +11,10 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo import sequence
+from cogvideo.attention import hidden_bias
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer, EncodedText, Wave, hidden_bias
+from cogvideo.model import CogVideoTransformer, EncodedText, Wave
 from cogvideo.sampling.fast import prepare_for_decoding
 from cogvideo.sampling.static_step import StaticStep, static_step_pays
 from cogvideo.sampling.strategies import Generators, Strategy, draw, fork, keeps_no_order

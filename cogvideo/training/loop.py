@@ -1,9 +1,7 @@
-"""One training loop for every transformer: AdamW or Muon, warm-up and cosine, clipping, checkpoints that survive kill -9."""
+"""One training loop for everything, on one process or many: AdamW or Muon, warm-up and cosine, clipping, checkpoints."""
 
 import contextlib
-import json
 import math
-import os
 import signal
 import sys
 import time
@@ -11,17 +9,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
+from cogvideo.training import distributed
+from cogvideo.training.checkpoints import Checkpoints, read_checkpoint, save_atomic
+from cogvideo.training.metrics import Metrics, Pace, Work, gate_values, memory_row, on_screen
+
+__all__ = ["OptimizerConfig", "fit", "read_checkpoint", "save_atomic"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How a stage is optimised. The release: Adam, lr 2e-4, betas 0.9 / 0.95, clipping 0.1, cosine decay.
 
+    batch_size counts the clips of a step, over all processes; accumulate: in so many parts they are computed.
     muon_lr > 0: the weight matrices of linear layers are moved by Muon (orthogonalised momentum, Jordan et al. 2024) with
     this learning rate, in units that move a matrix as far as AdamW would; everything else by AdamW with lr.
     """
@@ -35,9 +40,11 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     final_lr: float = 0.02  # share of lr left at the last step
+    accumulate: int = 1
 
     def __post_init__(self):
-        for name, least in (("steps", 0), ("batch_size", 1), ("warmup", 0), ("lr", 0), ("muon_lr", 0), ("clip", 0)):
+        leasts = {"steps": 0, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0, "muon_lr": 0, "clip": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
         if self.muon_lr and not hasattr(torch.optim, "Muon"):
@@ -45,21 +52,14 @@ class OptimizerConfig:
                 f"muon_lr needs torch 2.9 or newer, not {torch.__version__}: update it or set muon_lr=0."
             )
 
+        if self.batch_size % self.accumulate:
+            raise CogVideoError(f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts.")
+
     def rate_at(self, step: int) -> float:
         """Share of the learning rates at a step: linear warm-up, then one cosine over the whole budget."""
         done = min(1.0, step / max(1, self.steps))
         cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
         return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
-
-
-def save_atomic(value: object, path: Path) -> None:
-    """torch.save that leaves either the old or the new file, whatever happens."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def fit(
@@ -71,15 +71,23 @@ def fit(
     *,
     settings: dict,
     evaluate: Callable[[], dict[str, float]] | None = None,
+    sample: Callable[[int], np.ndarray] | None = None,
     checkpoint_seconds: float = 60.0,
     log_every: int = 50,
     evaluate_every: int = 1000,
+    sample_every: int = 1000,
+    work: Work | None = None,
+    tensorboard: bool = False,
     label: str = "train",
 ) -> nn.Module:
     """Optimise `trained` (all other weights stay as they are) until config.steps; go on from run_dir if it holds a start.
 
-    loss_of_step(step) must depend on nothing but the weights and the step, so that a resumed run equals an undisturbed one.
-    Writes checkpoint.pt and metrics.jsonl. Raises CogVideoError when run_dir belongs to other settings or a loss is NaN.
+    loss_of_step(step) is a loss, or a vector of losses by frame whose mean is; it must depend on nothing but the weights
+    and the step, so that a resumed run equals an undisturbed one. With config.accumulate parts it is asked for parts
+    0, 1, .. of all steps. sample(step) draws a picture uint8 [H,W,3]. Under torchrun every process calls fit with a model
+    that distributed.shard made, and its own share of the batches.
+    Writes a checkpoint, metrics.jsonl and with tensorboard its files. Raises CogVideoError when run_dir belongs to other
+    settings, a loss is not finite, or the disk is full; the last checkpoint stays.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     parameters = list(trained)
@@ -87,57 +95,71 @@ def fit(
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
     optimizers = _optimizers(model, config)
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    path, start = run_dir / "checkpoint.pt", 0
-    if path.exists():
-        start = _resume(path, model, optimizers, settings)
-        if start == config.steps:
-            return model.eval()
-
-    def save(step: int) -> None:
-        weights = {name: p.detach() for name, p in model.named_parameters() if name in set(names)}
-        states = [optimizer.state_dict() for optimizer in optimizers]
-        save_atomic({"step": step, "weights": weights, "optimizers": states, "settings": settings}, path)
-
-    log = _MetricsFile(run_dir / "metrics.jsonl", start)
-    saved, recent, began = time.monotonic(), [], time.monotonic()
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05)
-    with _StopOnTerm() as stop:
+    checkpoints = Checkpoints(run_dir, model, optimizers, settings)
+    start, extra = checkpoints.load()
+    if start == config.steps and start:
+        return model.eval()
+    recent: list[list[float]] = extra.get("recent", [])  # losses since the last row
+    first = distributed.rank() == 0
+    log = Metrics(run_dir, start, tensorboard=tensorboard) if first else None
+    saved, began, pace = time.monotonic(), time.monotonic(), Pace(work)
+    device, parts = parameters[0].device, config.accumulate
+    if log and sample is not None and not start:
+        log.picture("samples", sample(0), 0)
+    bar = tqdm(
+        range(start, config.steps), initial=start, total=config.steps, desc=label, mininterval=2, smoothing=0.05,
+        disable=not first,
+    )  # fmt: skip
+    with _StopOnTerm() as stop, contextlib.closing(log) if log else contextlib.nullcontext():
         for step in bar:
             for optimizer, rates in zip(optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * config.rate_at(step)
-            loss = loss_of_step(step)
             for parameter in parameters:
                 parameter.grad = None
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            recent.append(loss.item())
-            if not math.isfinite(recent[-1]):
+            found: Tensor | float = 0.0
+            for part in range(parts):
+                losses = loss_of_step(step * parts + part)
+                distributed.without_sync(model, last=part == parts - 1)
+                (losses.mean() / parts).backward()
+                found = found + losses.detach().flatten() / parts
+            norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, config.clip))
+            recent.append(distributed.mean(torch.as_tensor(found)).tolist())
+            pace.steps += 1
+            if not all(map(math.isfinite, (*recent[-1], float(norm)))):
+                wrong = f"loss is {np.mean(recent[-1])}" if math.isfinite(float(norm)) else "gradient is not finite"
                 raise CogVideoError(
-                    f"The loss is {recent[-1]} at step {step}: lower lr and delete {run_dir} to start again."
+                    f"The {wrong} at step {step}; the checkpoint before it is kept in {run_dir}. "
+                    "Lower lr, look at the batch, or delete the folder to start again."
                 )
             for optimizer in optimizers:
                 optimizer.step()
-            if (step + 1) % log_every == 0 or step + 1 == config.steps:
-                row = {
-                    "step": step + 1,
-                    "loss": sum(recent) / len(recent),
-                    "gradient_norm": float(norm),
-                    "lr": config.lr * config.rate_at(step),
-                }
-                if evaluate is not None and ((step + 1) % evaluate_every == 0 or step + 1 == config.steps):
+            done = step + 1
+            if done % log_every == 0 or done == config.steps:
+                by_frame = np.mean(recent, 0).tolist()
+                row = {"step": done, "loss": sum(map(np.mean, recent)) / len(recent), "gradient_norm": float(norm)}
+                row["lr"] = config.lr * config.rate_at(step)
+                if len(by_frame) > 1:
+                    row["frame_losses"] = by_frame
+                if gates := gate_values(model):
+                    row["gates"] = gates
+                row |= pace.row() | memory_row(device)
+                if evaluate is not None and (done % evaluate_every == 0 or done == config.steps):
                     row |= evaluate()
-                log.write(row | {"seconds": round(time.monotonic() - began, 1)})
-                bar.set_postfix(loss=f"{row['loss']:.3f}")
-                recent = []
-            if time.monotonic() - saved > checkpoint_seconds or step + 1 == config.steps or stop.asked:
-                save(step + 1)
+                bar.set_postfix(on_screen(row), refresh=False)
+                if log:
+                    log.write(row | {"seconds": round(time.monotonic() - began, 1)})
+                recent.clear()
+            if log and sample is not None and (done % sample_every == 0 or done == config.steps):
+                log.picture("samples", sample(done), done)
+            asked, due = distributed.most(stop.asked, time.monotonic() - saved > checkpoint_seconds)
+            if due or asked or done == config.steps:
+                checkpoints.save(done, {"recent": recent})
                 saved = time.monotonic()
-            if stop.asked:
-                message = f"Stopped at step {step + 1}; the same command goes on from {path}."
+            if asked:
+                message = f"Stopped at step {done}; the same command goes on from {run_dir}."
                 if stop.asked == signal.SIGINT:
                     tqdm.write(message, file=sys.stderr)
                     raise KeyboardInterrupt
@@ -152,6 +174,8 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
     matrices, others = [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
+        if distributed.world_size() > 1:
+            raise CogVideoError("Muon needs whole matrices: set muon_lr to 0 to train by several processes.")
         optimizers.append(
             torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
@@ -160,44 +184,6 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
             torch.optim.AdamW(others, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]
         )
     return optimizers
-
-
-def read_checkpoint(path: Path, settings: dict) -> dict:
-    """A checkpoint of a training with these settings; raises CogVideoError if it had others, or the file is damaged."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        other = state["settings"] != settings
-    except FileNotFoundError:
-        raise CogVideoError(f"{path} is missing; delete {path.parent} to start again.") from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
-    if other:
-        raise CogVideoError(
-            f"{path} belongs to other settings; choose another run_dir, or delete {path.parent} to start again."
-        )
-    return state
-
-
-def _resume(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict) -> int:
-    state = read_checkpoint(path, settings)
-    model.load_state_dict(state["weights"], strict=False)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["step"]
-
-
-class _MetricsFile:
-    """One JSON line a row; rows of steps that a killed run made after its last checkpoint are dropped."""
-
-    def __init__(self, path: Path, start: int):
-        rows = path.read_text().splitlines() if path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
-        path.write_text("".join(row + "\n" for row in kept))
-        self.path = path
-
-    def write(self, row: dict) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 class _StopOnTerm:

@@ -88,9 +88,9 @@ class Recipe:
     def __init__(self, config: RecipeConfig):
         self.config, self.run_dir = config, Path(config.run_dir)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        _make_writable("run_dir", self.run_dir)
+        make_writable("run_dir", self.run_dir)
         if "assemble" in config.parts:
-            _make_writable("output", Path(config.output))  # now, not after hours of training
+            make_writable("output", Path(config.output))  # now, not after hours of training
 
     def text(self) -> None:
         from cogvideo.data.dataset import train_demo_text_model
@@ -273,7 +273,8 @@ def share_frame_vectors(model: CogVideoTransformer) -> None:
     table.register_hook(lambda g: repeat(reduce(g, "(t n) d -> t d", "mean", n=n), "t d -> (t n) d", n=n))
 
 
-def _make_writable(name: str, folder: Path) -> None:
+def make_writable(name: str, folder: Path) -> None:
+    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

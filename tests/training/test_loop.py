@@ -61,7 +61,7 @@ def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path, muon_lr)
     )
 
     def losses(name):
-        return [line.split('"seconds"')[0] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [line.split('"peak_gb"')[0] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
     assert losses("a") == losses("b") and len(losses("a")) == 8
 

@@ -1,0 +1,113 @@
+"""What a training tells of itself: rows in metrics.jsonl (the truth), the same as TensorBoard curves, one line on screen."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cogvideo.checkpoints.memory import GB
+from cogvideo.errors import CogVideoError
+from cogvideo.training import distributed
+from cogvideo.training.checkpoints import writing
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step is, over all processes, to tell its pace. peak: operations a second of all devices together."""
+
+    tokens: int
+    flops: float
+    peak: float
+
+
+class Metrics:
+    """One JSON line a row; rows of steps that a killed run made after its last checkpoint are dropped.
+
+    tensorboard: also write scalars and pictures for TensorBoard into run_dir/tensorboard. Raises CogVideoError if it is
+    asked for and not installed.
+    """
+
+    def __init__(self, run_dir: Path, start: int, *, tensorboard: bool = False):
+        self.path, self.board = run_dir / "metrics.jsonl", None
+        rows = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
+        with writing(self.path):
+            self.path.write_text("".join(row + "\n" for row in kept))
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise CogVideoError(
+                    'TensorBoard is not installed: pip install "cogvideo[train]", or set tensorboard to false.'
+                ) from None
+            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row with its "step"; lists become one curve for each place."""
+        with writing(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                    self.board.add_scalar(name if index is None else f"{name}/{index}", number, row["step"])
+            self.board.flush()
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """uint8 [H,W,3] to TensorBoard."""
+        if self.board is not None:
+            self.board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+class Pace:
+    """Steps since the last row -> tokens a second and MFU; nothing without `work`."""
+
+    def __init__(self, work: Work | None):
+        self.work, self.steps, self.began = work, 0, time.monotonic()
+
+    def row(self) -> dict[str, float]:
+        seconds, steps = time.monotonic() - self.began, self.steps
+        self.steps, self.began = 0, time.monotonic()
+        if self.work is None or not steps:
+            return {}
+        return {
+            "tokens_per_second": round(self.work.tokens * steps / seconds, 1),
+            "mfu": round(self.work.flops * steps / seconds / self.work.peak, 4),
+        }
+
+
+@torch.no_grad()
+def gate_values(model: nn.Module) -> list[float]:
+    """The temporal channel's gate, layer by layer: the mean share (0..1) of the spatial channel; [] without gates."""
+    gates = [p for name, p in model.named_parameters() if name.endswith(".gate")]
+    return [round(float(distributed.whole(gate).float().sigmoid().mean()), 5) for gate in gates]
+
+
+def memory_row(device: torch.device) -> dict[str, float]:
+    """The most that was taken so far: of a GPU's memory, or of the host's by this process."""
+    from cogvideo.benchmarks.machine import peak_bytes
+
+    return {"peak_gb": round(peak_bytes(device) / GB, 3)}
+
+
+def on_screen(row: dict[str, Any]) -> dict[str, str]:
+    """What of a row stands beside the bar."""
+    shown = {"loss": f"{row['loss']:.3f}"}
+    if frames := row.get("frame_losses"):
+        shown["frames"] = " ".join(f"{value:.2f}" for value in frames)
+    if gates := row.get("gates"):
+        shown["gate"] = f"{min(gates):.2f}-{max(gates):.2f}"
+    shown["norm"] = f"{row['gradient_norm']:.2f}"
+    if "mfu" in row:
+        shown |= {"tokens/s": f"{row['tokens_per_second']:.0f}", "mfu": f"{row['mfu']:.1%}"}
+    if "peak_gb" in row:
+        shown["GB"] = f"{row['peak_gb']:.1f}"
+    return shown

@@ -1,0 +1,81 @@
+"""Two gloo processes against one: the same losses, each kind of checkpoint read by the other, no states of frozen weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from training.tiny_tokens import losses, write_config, write_tokens, write_weights
+
+from cogvideo.checkpoints.native import load_model
+from cogvideo.errors import CogVideoError
+from cogvideo.training.run import train
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """one: by one process; two, parts: by two; from-two: by two up to step 3, then by one; from-one: the other way."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_tokens(folder / "tokens")
+    write_weights(folder / "weights")
+
+    def config(name: str, **changes) -> str:
+        return str(write_config(folder, run_dir=str(folder / name), **changes))
+
+    train(config("one"))
+    parts = {"optimizer": {"steps": 6, "batch_size": 4, "warmup": 1, "accumulate": 2}, "caption_dropout": 0.0}
+    config("parts", recompute=True, dtype="bf16", **parts)
+    train(config("parts-one", recompute=True, dtype="bf16", **parts))
+    for name in ("two", "from-two", "from-one"):
+        config(name)
+    _one_process(f"{folder}/from-one.yaml:3")
+    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    subprocess.run([*command, *(f"{folder}/{file}" for file in files)], check=True, timeout=600)
+    train(f"{folder}/from-two.yaml")
+    return folder
+
+
+def _one_process(argument: str) -> None:
+    subprocess.run([sys.executable, str(SCRIPT), argument], check=True, timeout=600)
+
+
+def test_two_processes_have_the_losses_of_one(runs):
+    assert losses(runs / "two") == pytest.approx(losses(runs / "one"), abs=1e-5)
+    one, two = (load_file(runs / name / "model/model.safetensors") for name in ("one", "two"))
+    trained = load_model(runs / "one/model").temporal_parameters()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-4 if name in trained else 0, rtol=0)
+
+
+def test_parts_and_recomputed_blocks_in_bf16_by_two_processes(runs):
+    assert losses(runs / "parts") == pytest.approx(losses(runs / "parts-one"), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["from-two", "from-one"])
+def test_another_number_of_processes_goes_on(runs, name):
+    assert losses(runs / name) == pytest.approx(losses(runs / "one"), abs=1e-5)
+    assert (runs / name / "checkpoint.pt").exists() == (name == "from-two")
+    assert len(list((runs / name).glob("checkpoint-*"))) == (name == "from-one")  # what came before is gone
+
+
+def test_frozen_weights_have_no_place_in_the_checkpoint(runs):
+    (folder,) = (runs / "two").glob("checkpoint-*")
+    assert folder.name == "checkpoint-000000006" and len(list(folder.glob("*.distcp"))) == 2
+    held = FileSystemReader(folder).read_metadata().state_dict_metadata
+    model = load_model(runs / "one/model")
+    weights = {name.removeprefix("weights.") for name in held if name.startswith("weights.")}
+    assert weights == set(model.temporal_parameters())
+    averages = {name.split("state.")[1].removesuffix(".exp_avg") for name in held if name.endswith(".exp_avg")}
+    assert averages == weights
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(runs, monkeypatch):
+    monkeypatch.setattr("cogvideo.training.distributed.world_size", lambda: 3)
+    with pytest.raises(CogVideoError, match="3 processes"):
+        train(write_config(runs, run_dir=str(runs / "three")))

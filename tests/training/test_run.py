@@ -1,0 +1,258 @@
+"""Training on tokenized folders: what each stage moves, that parts add up to a batch, what is told and drawn, what is refused."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from training.tiny_tokens import IMAGE, losses, write_config, write_tokens, write_weights
+
+from cogvideo.checkpoints.native import load_model
+from cogvideo.config import load_yaml
+from cogvideo.data.tokenized import TokenizedBatches
+from cogvideo.errors import CogVideoError
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.patches import PatchVQVAE
+from cogvideo.training.loop import OptimizerConfig
+from cogvideo.training.run import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """tokens/, weights/ and run/, a finished training of stage 1."""
+    folder = tmp_path_factory.mktemp("base")
+    write_tokens(folder / "tokens")
+    write_weights(folder / "weights")
+    train(write_config(folder))
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kind, video", [("sequential", {}), ("interpolation", {"order": "interpolation", "window": 2})]
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_stages_1_and_2_move_the_temporal_channel_alone(tmp_path, kind, video, dtype):
+    write_tokens(tmp_path / "tokens", kind=kind)
+    write_weights(tmp_path / "weights", **video)
+    stage = "stage2" if video else "stage1"
+    train(write_config(tmp_path, stage=stage, dtype=dtype, recompute=dtype == "bf16"))
+    before, after = weights_of(tmp_path / "weights"), weights_of(tmp_path / "run/model")
+    trained = load_model(tmp_path / "run/model").temporal_parameters().keys()
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert moved <= set(trained)
+    assert {name.split(".", 2)[-1] for name in moved} >= {"temporal.qkv.weight", "temporal.dense.weight", "gate"}
+    assert all(weight.dtype == torch.float32 for weight in after.values())
+
+
+def test_stage_1_learns_the_rule_of_the_tokens(tmp_path):
+    """Every frame is the last one, each token one higher: a temporal channel can see that, an image model cannot."""
+    write_tokens(tmp_path / "tokens", clips=200)
+    write_weights(tmp_path / "weights")
+    optimizer = {"steps": 150, "batch_size": 16, "lr": 0.02, "warmup": 10}
+    changes = {"log_every": 150, "evaluate_every": 150, "checkpoint_seconds": 1e9, "caption_dropout": 0.0}
+    train(write_config(tmp_path, optimizer=optimizer, **changes))
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
+    assert row["test_loss"] < 1.6 < 2.3  # of log 10 for guessing
+
+
+def test_an_inherited_image_model_becomes_a_stage(base, tmp_path):
+    from cogvideo.checkpoints.native import save_model
+    from cogvideo.model import CogVideoTransformer
+
+    image = CogVideoTransformer(IMAGE).initialize(0)
+    save_model(image, tmp_path / "image")
+    train(write_config(base, run_dir=str(tmp_path / "run"), start=str(tmp_path / "image")))
+    assert losses(tmp_path / "run") == losses(base / "run")  # weights/ was inherited from it in the same way
+
+
+def test_image_model_and_super_resolution(tmp_path):
+    write_tokens(tmp_path / "tokens", kind="image")
+    write_weights(tmp_path / "weights")
+    train(write_config(tmp_path, stage="image"))
+    after = load_model(tmp_path / "run/model")
+    before = weights_of(tmp_path / "weights")
+    assert after.config.num_frames == 1
+    assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])  # type: ignore[union-attr]
+    write_tokens(tmp_path / "large", kind="superres")
+    geometry = SuperResolutionConfig(
+        num_layers=1, hidden_size=16, num_heads=2, vocab_size=30, image_tokens=10, begin_of_image=29, low_height=2,
+        low_width=3, text_slots=7, low_position=7, base_positions=13,
+    )  # fmt: skip
+    DirectSuperResolution.from_config(geometry).save_pretrained(tmp_path / "superres")
+    changes = {"data": str(tmp_path / "large"), "start": str(tmp_path / "superres"), "run_dir": str(tmp_path / "sr")}
+    train(write_config(tmp_path, stage="superres", **changes))
+    assert losses(tmp_path / "sr")[-1] < losses(tmp_path / "sr")[0]
+    DirectSuperResolution.from_pretrained(tmp_path / "sr/model")
+
+
+def test_parts_of_a_batch_add_up_to_it(base, tmp_path):
+    optimizer = {"steps": 6, "batch_size": 4, "warmup": 1, "accumulate": 2}
+    changes = {"caption_dropout": 0.0, "evaluate_every": 10}
+    train(write_config(base, run_dir=str(tmp_path / "parts"), optimizer=optimizer, **changes))
+    train(write_config(base, run_dir=str(tmp_path / "whole"), **changes))
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_recomputed_blocks_and_bf16_give_the_same_losses(base, tmp_path):
+    train(write_config(base, run_dir=str(tmp_path / "again"), recompute=True))
+    assert losses(tmp_path / "again") == pytest.approx(losses(base / "run"), abs=1e-6)
+    train(write_config(base, run_dir=str(tmp_path / "bf16"), dtype="bf16"))
+    assert losses(tmp_path / "bf16") == pytest.approx(losses(base / "run"), abs=0.02)
+    assert losses(tmp_path / "bf16") != losses(base / "run")
+
+
+def test_what_is_told(base, tmp_path):
+    """metrics.jsonl, TensorBoard's curves, and pictures of samples: above real clips, below what the model made."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    torch.manual_seed(0)
+    tokenizer = FrameTokenizer(PatchVQVAE(10, (8, 8, 4, 4)))
+    tokenizer.save(tmp_path / "frames.safetensors")
+    changes = {"samples": 2, "sample_every": 3, "frame_tokenizer": str(tmp_path / "frames.safetensors")}
+    train(write_config(base, run_dir=str(tmp_path / "run"), tensorboard=True, dtype="bf16", **changes))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert row["loss"] == pytest.approx(sum(row["frame_losses"]) / 4) and len(row["gates"]) == 2
+        assert row["gradient_norm"] > 0 and row["tokens_per_second"] > 0 and 0 < row["mfu"] < 1 and row["peak_gb"] > 0
+    assert [row["step"] for row in rows if "test_loss" in row] == [3, 6]
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    board.Reload()
+    assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(board.Tags()["scalars"])
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert [event.step for event in board.Images("samples")] == [0, 3, 6]
+    picture = Image.open(tmp_path / "run/samples/step-000000006.png")
+    assert picture.size == (5 * 26, 2 * 2 * 18)  # five frames of 24 x 16 pixels and margins, two clips, real and made
+    real = TokenizedBatches(base / "tokens", 4, seed=0)(0, split="test").frames[0, 0]
+    shown = torch.tensor(list(picture.crop((0, 0, 24, 16)).getdata())).view(16, 24, 3)
+    decoded = FrameTokenizer.load(tmp_path / "frames.safetensors").decode(real.view(1, 2, 3))[0]
+    assert (shown.permute(2, 0, 1) - 255 * decoded.clamp(0, 1)).abs().max() <= 1
+    assert picture.crop((0, 0, 24, 16)).tobytes() == picture.crop((0, 18, 24, 34)).tobytes()  # the given frame
+
+
+def test_a_finished_run_is_not_run_again(base):
+    before = {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
+    train(base / "run.yaml")
+    assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
+
+
+def test_three_kills_change_nothing(base, tmp_path):
+    """kill -9 wherever it meets the run, and the same command again: bitwise the losses of the undisturbed run."""
+    optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
+    train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
+    path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)
+    command = [sys.executable, "-m", "cogvideo", "train", str(path)]
+    checkpoint, reached, kills = tmp_path / "killed/checkpoint.pt", -1, 0
+    while kills < 3:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while process.poll() is None and step_of(checkpoint) <= reached:
+            time.sleep(0.01)
+        time.sleep(0.05 * kills)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills, reached = kills + 1, step_of(checkpoint)
+    assert reached < 60
+    train(path)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    one, other = (weights_of(tmp_path / name / "model") for name in ("straight", "killed"))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else -1
+
+
+def stopped(base: Path, run_dir: Path, monkeypatch, **changes) -> Path:
+    """A run that met a missing batch at step 3."""
+    path = write_config(base, run_dir=str(run_dir), **changes)
+    read = TokenizedBatches.__call__
+
+    def cut_off(self, step, device="cpu", split="train"):
+        if step == 3 and split == "train":
+            raise CogVideoError("shard-00001.safetensors is missing")
+        return read(self, step, device, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizedBatches, "__call__", cut_off)
+        with pytest.raises(CogVideoError, match="shard-00001"):
+            train(path)
+    assert step_of(run_dir / "checkpoint.pt") == 3
+    return path
+
+
+def test_after_a_stop_the_run_ends_as_if_undisturbed(base, tmp_path, monkeypatch):
+    train(stopped(base, tmp_path / "run", monkeypatch))
+    assert losses(tmp_path / "run") == losses(base / "run")
+
+
+def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint(base, tmp_path, monkeypatch):
+    path = stopped(base, tmp_path / "run", monkeypatch)
+    kept = (tmp_path / "run/checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, hard))  # no file may be longer: the disk is full
+    try:
+        with pytest.raises(CogVideoError, match=r"Cannot write .*checkpoint\.pt \(.*\): make room"):
+            train(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == kept and not list((tmp_path / "run").glob("*.part"))
+    train(path)
+    assert losses(tmp_path / "run") == losses(base / "run")
+
+
+def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path):
+    tokens, _ = write_tokens(tmp_path / "tokens"), write_weights(tmp_path / "weights")
+    shard = tokens / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    shard.unlink()
+    with pytest.raises(CogVideoError, match="shard-00001"):
+        train(write_config(tmp_path))
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CogVideoError, match="shard-00001"):
+        train(write_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stage": "stage3"}, "stage3"),
+        ({"stage": "stage2"}, "interpolation|stage2"),
+        ({"stage": "image"}, "image"),
+        ({"start": "/nowhere"}, "/nowhere"),
+        ({"data": "/nowhere"}, "/nowhere"),
+        ({"dtype": "fp8"}, "fp8"),
+        ({"log_every": 0}, "log_every"),
+        ({"run_dir": "/proc/nowhere"}, "run_dir"),
+        ({"optimizer": {"steps": 6, "batch_size": 4, "accumulate": 3}}, "parts"),
+        ({"seed": 1, "run_dir": "finished"}, "other settings"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message):
+    run_dir = base / "run" if change.pop("run_dir", None) == "finished" else change.pop("run_dir", tmp_path / "new")
+    path = write_config(base, **{"run_dir": str(run_dir)} | change)
+    with pytest.raises(CogVideoError, match=message) as error:
+        train(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+def test_the_presets_are_the_release_s_optimiser(name):
+    optimizer = OptimizerConfig(**load_yaml(ROOT / "configs" / f"{name}.yaml")["optimizer"])
+    assert (optimizer.lr, list(optimizer.betas), optimizer.clip) == (2e-4, [0.9, 0.95], 0.1)
+    assert optimizer.weight_decay == 0 and optimizer.muon_lr == 0  # Adam

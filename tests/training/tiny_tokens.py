@@ -1,0 +1,65 @@
+"""A tiny tokenized folder and tiny weights to train from, for tests."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cogvideo.checkpoints.native import inherit_image_model, save_model
+from cogvideo.config import ModelConfig
+from cogvideo.data.tokenized import Sample, TokenFormat, finish, shard_name, write_shard
+from cogvideo.model import CogVideoTransformer
+
+IMAGE = ModelConfig(
+    num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=6,
+    first_frame_position=6, image_tokens=10, vocab_size=30, begin_of_image=29, base_positions=12, temporal=False,
+)  # fmt: skip
+FORMAT = TokenFormat(
+    kind="sequential", num_frames=5, frame_height=2, frame_width=3, image_tokens=10, begin_of_image=29, pad_id=10,
+    text_length=6, frame_tokenizer="f", text_tokenizer="t",
+)  # fmt: skip
+
+
+def write_tokens(folder: Path, *, kind: str = "sequential", shards: int = 2, clips: int = 10) -> Path:
+    """Clips in which every frame is the one before, each token one higher: a rule that can be learned."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    frames = 1 if kind in ("image", "superres") else 5
+    made = replace(FORMAT, kind=kind, num_frames=frames)
+    names = [shard_name(number) for number in range(shards)]
+    for number, name in enumerate(names):
+        samples = []
+        for clip in range(number * clips, (number + 1) * clips):
+            first = torch.from_numpy(rng.integers(10, size=6))
+            tokens = (first + torch.arange(frames)[:, None]) % 10
+            text = rng.integers(11, 28, size=rng.integers(2, 6)).tolist()
+            large = tokens[0].repeat(9) if kind == "superres" else None
+            samples.append(Sample(tokens, text, 4.0, clip, clip, large))
+        write_shard(folder / name, samples, made, {})
+    finish(folder, names, made, unguided={"4.0": [11, 12], "0.0": [12]}, notes={})
+    return folder
+
+
+def write_weights(folder: Path, **video) -> Path:
+    """A native folder of a stage 1 (or what `video` says) that inherits a random image model."""
+    image = CogVideoTransformer(IMAGE).initialize(0)
+    save_model(inherit_image_model(image, config=IMAGE.video(**video), seed=0), folder)
+    return folder
+
+
+def write_config(folder: Path, **changes) -> Path:
+    """A YAML file of a training of a few steps in `folder`, which holds tokens/ and weights/."""
+    values = {
+        "stage": "stage1", "data": str(folder / "tokens"), "start": str(folder / "weights"), "run_dir": str(folder / "run"),
+        "optimizer": {"steps": 6, "batch_size": 4, "warmup": 1}, "log_every": 1, "evaluate_every": 3, "samples": 0,
+        "tensorboard": False, "checkpoint_seconds": 0.0, "threads": 1,
+    } | changes  # fmt: skip
+    path = folder / f"{Path(values['run_dir']).name}.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
