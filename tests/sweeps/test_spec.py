@@ -32,7 +32,7 @@ def test_points_are_lists_times_grid_times_seeds(tmp_path):
     first = sweep.points[0]
     assert first.given == {"rate": 1.0, "variant": "full", "size": 4, "steps": None, "seed": 0}
     assert isinstance(first.given["rate"], float) and first.parameters["names"] == ["a", "b"]
-    assert first.name.startswith("variant=full,size=4,steps=None,seed=0_") and len({p.name for p in sweep.points}) == 8
+    assert first.name.startswith("size=4,variant=full,steps=None,seed=0_") and len({p.name for p in sweep.points}) == 8
     assert sweep.folder_of(first) == tmp_path / "runs" / "study" / first.name
     assert sweep.resources.memory_bytes == 1_500_000_000 and sweep.takes_folder
     assert (sweep.variant, sweep.baseline, sweep.collect) == ("variant", "half", ["score"])
