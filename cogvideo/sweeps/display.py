@@ -49,15 +49,15 @@ class Board:
     def detail(self, name: str) -> str:
         note, state = self.found.get(name, {}), self.states[name]
         if state == "running":
-            ended, cells = notes.cells(self.sweep.folder / name)
+            cell, cells = notes.cells(self.sweep.folder / name)
             gone, left = self._times(note)
-            parts = [f"cell {min(ended + 1, cells)}/{cells}" if cells else "starting", span(gone)]
+            parts = [f"cell {cell}/{cells}" if cell else "starting", span(gone)]
             return ", ".join(parts + ([f"about {span(left)} left"] if left is not None else []))
         if state == "done":
             return span(note["seconds"])
         if state == "failed":
-            where = f"cell {note['cell']}: " if note.get("cell") else ""
-            return f"{note['reason']}: {where}{note['error']}"
+            where = f" in cell {note['cell']}" if note.get("cell") else ""
+            return f"{note['reason']}{where}: {note['error']}"
         return ""
 
     def _times(self, note: dict[str, Any]) -> tuple[float, float | None]:

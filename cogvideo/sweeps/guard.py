@@ -137,25 +137,24 @@ class Guard:
         while process.poll() is None:
             cut = self._limit(process.pid, time.monotonic() - clock)
             if cut:
-                cut["cell"] = notes.cells(self.folder)[0] + 1
                 kill_kernel(process, GRACE)
-                return cut
+                return cut | {"cell": notes.cells(self.folder)[0]}
             time.sleep(INTERVAL)
         return self._judge(notes.read_json(self.folder / "outcome.json"))
 
     def _limit(self, pid: int, seconds: float) -> dict[str, Any] | None:
         if self.asked_to_stop():
-            return {"status": "stopped", "reason": "stopped", "error": "Stopped by the user."}
+            return {"status": "stopped", "reason": "stopped", "error": "by the user"}
         used, most = memory_of(pid), self.job["memory"]
         self.peak = max(self.peak, used)
         if most and used > most and (used := memory_of(pid, shared_once=True)) > most:
             sizes = f"{used / 1e9:.2f} GB of {most / 1e9:.2f} GB"
-            return {"status": "failed", "reason": "out of memory", "error": f"Out of memory ({sizes})."}
+            return {"status": "failed", "reason": "out of memory", "error": sizes}
         if self.job["seconds"] and seconds > self.job["seconds"]:
             return {
                 "status": "failed",
                 "reason": "time limit",
-                "error": f"Time limit ({self.job['seconds'] / 60:g} min).",
+                "error": f"{self.job['seconds'] / 60:g} min",
             }
         return None
 
@@ -175,7 +174,7 @@ class Guard:
         if outcome["status"] == "failed":
             return outcome | {"cell": ended}
         if absent := notes.missing_metrics(self.folder, self.job["collect"]):
-            said = f"The notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it."
+            said = f"the notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it"
             return {"status": "failed", "reason": "no result", "error": said}
         return outcome
 
