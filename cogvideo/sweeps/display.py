@@ -53,7 +53,7 @@ class Board:
             gone, left = self._times(note)
             parts = [f"cell {cell}/{cells}" if cell else "starting", span(gone)]
             return ", ".join(parts + ([f"about {span(left)} left"] if left is not None else []))
-        if state == "done":
+        if state in ("done", "changed"):
             return span(note["seconds"])
         if state == "failed":
             where = f" in cell {note['cell']}" if note.get("cell") else ""
@@ -112,7 +112,7 @@ class Display:
             self.live.update(self.board.table(max(self.console.height - 7, 5), workers), refresh=True)
             return
         for name in changed:
-            if self.board.states[name] in ("running", "done", "failed", "stopped"):
+            if self.board.states[name] in ("running", "done", "failed", "changed"):
                 detail = self.board.detail(name) if self.board.states[name] != "running" else ""
                 self.say(" ".join([time.strftime("%H:%M:%S"), name, self.board.states[name], detail]).rstrip())
 
