@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogvideo.config import load_yaml
 from cogvideo.errors import CogVideoError
@@ -54,15 +54,15 @@ def connect(
                 cluster.scale(workers or points)
                 yield client, lambda: None
             return
-        quiet = {"silence_logs": "CRITICAL", "dashboard_address": "127.0.0.1:0"}
-        with LocalCluster(n_workers=0, host="127.0.0.1", **quiet) as cluster:
-            team = _Workers(cluster.scheduler_address, min(workers or room(resources), points))
-            try:
-                with Client(cluster, set_as_default=False) as client:
-                    team.tend()
-                    yield client, team.tend
-            finally:
-                team.close()
+        count = min(workers or room(resources), points)
+        quiet: dict[str, Any] = {"silence_logs": "CRITICAL", "dashboard_address": "127.0.0.1:0"}
+        with (
+            LocalCluster(n_workers=0, host="127.0.0.1", **quiet) as cluster,
+            Client(cluster, set_as_default=False) as client,
+            _Workers(client, count) as team,
+        ):
+            team.tend()
+            yield client, team.tend
 
 
 class _Workers:
@@ -71,7 +71,8 @@ class _Workers:
     They are in sessions of their own, so that Ctrl-C reaches the driver alone. A worker whose scheduler is gone ends itself.
     """
 
-    def __init__(self, address: str, count: int):
+    def __init__(self, client: "Client", count: int):
+        address = client.scheduler_info()["address"]
         self.command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1"]
         # Guards watch the memory of points, which are processes of their own.
         self.command += ["--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
@@ -85,14 +86,17 @@ class _Workers:
                     self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
                 )
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in filter(None, self.processes):
             process.kill()
             process.wait()
 
 
-def _slurm(file: str | Path):
-    from dask_jobqueue import SLURMCluster
+def _slurm(file: str | Path) -> Any:
+    from dask_jobqueue.slurm import SLURMCluster
 
     try:
         return SLURMCluster(**load_yaml(file))

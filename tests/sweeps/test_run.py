@@ -67,23 +67,18 @@ def alive(attempt: str) -> list[psutil.Process]:
 @pytest.fixture
 def cluster(tmp_path):
     """A scheduler and a worker, started by hand. Gives the address."""
-    address = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "distributed.cli"]
-    quiet = {
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-        "env": os.environ | {"PYTHONPATH": str(faults.ROOT)},
-    }
-    scheduler = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-         "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(address)], **quiet
-    )  # fmt: skip
-    wait_for(lambda: notes.read_json(address))
-    tcp = json.loads(address.read_text())["address"]
-    worker = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_worker", tcp, "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"],
-        **quiet,
-    )
+    place = tmp_path / "scheduler.json"
+
+    def start(program: str, *arguments: object) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(faults.ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    local = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0"]
+    scheduler = start("scheduler", *local, "--scheduler-file", place)
+    tcp = wait_for(lambda: notes.read_json(place).get("address"))
+    worker = start("worker", tcp, "--nthreads", 2, "--memory-limit", 0)
     yield tcp
     for process in (worker, scheduler):
         process.terminate()
@@ -142,7 +137,7 @@ def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path):
     assert "4 done" in command("status", file).stdout
 
 
-def test_ctrl_c_stops_points_and_the_next_run_begins_them_again(tmp_path):
+def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     file = write_sweep(tmp_path, ["import time\nwhile True:\n    time.sleep(1)"])
     sweep = load(file)
     folder = sweep.folder_of(sweep.points[0])
@@ -217,6 +212,26 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
         (sweep.folder / "stop").touch()
         assert run_point(job_of(sweep, sweep.points[0], "", None))["status"] == "running"  # somebody else's
     assert not notes.is_locked(folder / "lock")
+
+
+def test_jobs_of_slurm(tmp_path, monkeypatch):
+    """With a stand-in for the queue alone: an sbatch that runs the script at once, an scancel that ends it."""
+    programs = {
+        "sbatch": 'setsid bash "$1" > /dev/null 2>&1 &\necho "Submitted batch job $!"',
+        "scancel": 'kill -- "-$1"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\necho {name} >> {tmp_path}/asked\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    slurm = tmp_path / "slurm.yaml"
+    slurm.write_text("cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\n")
+    file = write_sweep(tmp_path, points=[{"size": 3, "seed": 1}])
+    done = command("run", file, "--slurm", slurm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pd.read_csv(tmp_path / "runs" / "study" / "table.csv")["score"].tolist() == [2.5]
+    assert (tmp_path / "asked").read_text().split() == ["sbatch", "scancel"]
 
 
 def test_a_typo_is_told_before_anything_runs(tmp_path):
