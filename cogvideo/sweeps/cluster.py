@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from cogvideo.config import load_yaml
 from cogvideo.errors import CogVideoError
-from cogvideo.sweeps.spec import Resources
+from cogvideo.sweeps.spec import Resources, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client
 
 FAILURES = 20  # workers that may die under a point before it is given up
 CONNECT = 20  # seconds
+VAIN = 5  # starts of each worker
 
 
 @contextmanager
 def connect(
-    workers: int | None, scheduler: str | None, slurm: str | Path | None, resources: Resources, points: int
+    workers: int | None, scheduler: str | None, slurm: str | Path | None, sweep: Sweep, points: int
 ) -> "Iterator[tuple[Client, Callable[[], None]]]":
     """A client of the cluster, and what to call now and then to replace workers that died; all ends with it.
 
@@ -54,12 +55,12 @@ def connect(
                 cluster.scale(workers or points)
                 yield client, lambda: None
             return
-        count = min(workers or room(resources), points)
+        count = min(workers or room(sweep.resources), points)
         quiet: dict[str, Any] = {"silence_logs": "CRITICAL", "dashboard_address": "127.0.0.1:0"}
         with (
             LocalCluster(n_workers=0, host="127.0.0.1", **quiet) as cluster,
             Client(cluster, set_as_default=False) as client,
-            _Workers(client, count) as team,
+            _Workers(client, count, sweep.folder / "workers.txt") as team,
         ):
             team.tend()
             yield client, team.tend
@@ -71,20 +72,26 @@ class _Workers:
     They are in sessions of their own, so that Ctrl-C reaches the driver alone. A worker whose scheduler is gone ends itself.
     """
 
-    def __init__(self, client: "Client", count: int):
+    def __init__(self, client: "Client", count: int, log: Path):
+        self.client, self.log = client, log
         address = client.scheduler_info()["address"]
         self.command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1"]
         # Guards watch the memory of points, which are processes of their own.
         self.command += ["--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.vain = 0  # starts before the first one was heard of
 
     def tend(self) -> None:
-        """Start a new worker for each that has died."""
+        """Start a new worker for each that has died. Raises CogVideoError when none of many starts is heard of."""
         for i, process in enumerate(self.processes):
             if process is None or process.poll() is not None:
-                self.processes[i] = subprocess.Popen(
-                    self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-                )
+                with open(self.log, "a" if process else "w") as log:
+                    self.processes[i] = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+                self.vain += 1
+        if self.client.scheduler_info()["workers"]:
+            self.vain = -sys.maxsize
+        if self.vain > VAIN * len(self.processes):
+            raise CogVideoError(f"Dask's workers end as soon as they begin: {self.log} tells why.")
 
     def __enter__(self) -> "_Workers":
         return self

@@ -147,7 +147,7 @@ def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     driver.send_signal(signal.SIGINT)
     assert driver.wait(60) == 130
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
-    assert "1 stopped" in file.with_suffix(".out").read_text() and not (sweep.folder / "stop").exists()
+    assert "1 stopped" in file.with_suffix(".out").read_text()
     assert not psutil.pid_exists(note["guard"])
 
 
@@ -186,7 +186,7 @@ def test_a_notebook_that_ended_counts_though_its_guard_died(point):
     file, folder, note = point
     sweep = load(file)
     assert notes.status(folder, note["fingerprint"], []) == "interrupted"
-    found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None))
+    found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))
     assert (found["status"], found["attempt"]) == ("done", "first") and found == notes.read_note(folder)
     assert run.run(file) == 0  # nothing left to do
     rows = pd.read_csv(sweep.folder / "table.csv")
@@ -209,8 +209,8 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
     sweep = load(file)
     with notes.try_lock(folder / "lock"):
         assert notes.is_locked(folder / "lock") and notes.try_lock(folder / "lock") is None
-        (sweep.folder / "stop").touch()
-        assert run_point(job_of(sweep, sweep.points[0], "", None))["status"] == "running"  # somebody else's
+        notes.set_run(sweep.folder, notes.STOPPED)
+        assert run_point(job_of(sweep, sweep.points[0], "", None, "now"))["status"] == "running"  # somebody else's
     assert not notes.is_locked(folder / "lock")
 
 
@@ -232,6 +232,14 @@ def test_jobs_of_slurm(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     assert pd.read_csv(tmp_path / "runs" / "study" / "table.csv")["score"].tolist() == [2.5]
     assert (tmp_path / "asked").read_text().split() == ["sbatch", "scancel"]
+
+
+def test_a_guard_whose_driver_has_a_successor_begins_nothing(point):
+    file, folder, note = point
+    notes.write_note(folder, note | {"status": "stopped"})
+    sweep = load(file)
+    notes.set_run(sweep.folder, "later")
+    assert run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))["status"] == "stopped"
 
 
 def test_a_typo_is_told_before_anything_runs(tmp_path):
