@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INTERVAL = 0.5  # seconds between looks
 STOPPING = 60.0  # seconds that points have to stop; a network file system may tell them late
+ARRIVAL = 60.0  # seconds that a note may take from another machine
 STOPPED = 130  # the exit code of what was stopped
 GONE = "The Dask scheduler is gone; points that run go on: start it and run the sweep again."
 
@@ -109,10 +110,11 @@ def _drive(client: "Client", tend: Callable[[], None], board: Board, display: Di
         with display:
             while futures and notes.current_run(sweep.folder) == run:
                 over = [future for future in futures if future.done()]
-                found = {futures[future].name: _note_of(future, client, futures.pop(future)) for future in over}
+                folders = {future: sweep.folder_of(futures.pop(future)) for future in over}
+                found = {folder.name: _note_of(future, client, folder) for future, folder in folders.items()}
                 changed = board.look(ended)
                 for name, note in found.items():
-                    if note["status"] == "failed" and note["reason"] == "lost":
+                    if note.get("reason") == "lost":
                         board.put(name, note)
                         changed.append(name)
                 ended |= found.keys()
@@ -131,15 +133,29 @@ def _drive(client: "Client", tend: Callable[[], None], board: Board, display: Di
     return True
 
 
-def _note_of(future: "Future", client: "Client", point: Point) -> dict[str, Any]:
-    """What a task returned, or a note that says why there is none."""
+def _note_of(future: "Future", client: "Client", folder: Path) -> dict[str, Any]:
+    """What a task returned, or a note that says why there is none in the point's folder."""
     if client.status != "running" or future.status not in ("finished", "error"):
         raise CogVideoError(GONE)
     if future.status == "finished":
-        return future.result()
+        note = future.result()
+        if note["status"] not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
+            return note
+        said = f"it ran on {note['host']}, whose files are not here: put the sweep on a disk that all of them share"
+        return note | {"status": "failed", "reason": "lost", "error": said}
     error = " ".join(str(future.exception()).split()) or type(future.exception()).__name__
     said = f"no worker could run it, {error[:300]}"
-    return {"point": point.name, "status": "failed", "reason": "lost", "error": said}
+    return {"point": folder.name, "status": "failed", "reason": "lost", "error": said}
+
+
+def _arrived(folder: Path, note: dict[str, Any]) -> bool:
+    """Whether the folder has the same note here; a network file system may take a while."""
+    deadline = time.monotonic() + ARRIVAL
+    while notes.read_note(folder).get("attempt") != note["attempt"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(INTERVAL)
+    return True
 
 
 def _workers(client: "Client") -> int:

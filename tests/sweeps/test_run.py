@@ -242,6 +242,19 @@ def test_a_guard_whose_driver_has_a_successor_begins_nothing(point):
     assert run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))["status"] == "stopped"
 
 
+def test_points_that_ran_where_their_files_are_not_shared(point, monkeypatch):
+    from distributed import Client
+
+    monkeypatch.setattr(run, "ARRIVAL", 0.0)
+    _, folder, note = point
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+        for attempt, status in {"first": "done", "other": "failed"}.items():
+            future = client.submit(dict, note | {"status": "done", "attempt": attempt})
+            future.result()
+            found = run._note_of(future, client, folder)
+            assert found["status"] == status and ("ran on elsewhere" in found.get("error", "")) == (status == "failed")
+
+
 def test_a_typo_is_told_before_anything_runs(tmp_path):
     done = command("run", write_sweep(tmp_path, grid={"sead": [1, 2]}))
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "runs").exists()
