@@ -31,8 +31,9 @@ def connect(
     Raises CogVideoError when there is no scheduler at the address and for arguments that SLURMCluster does not take.
     """
     try:
-        import dask
+        from dask.config import set as set_config
         from distributed import Client, LocalCluster
+        from distributed.utils import silence_logging_cmgr
     except ImportError:
         raise CogVideoError('Sweeps need Dask: pip install "cogvideo[sweeps]".') from None
     if scheduler and (slurm or workers):
@@ -46,10 +47,10 @@ def connect(
             raise CogVideoError(
                 f"There is no Dask scheduler at {scheduler} ({type(error).__name__}): start one with `dask scheduler`."
             ) from None
-        with client:
+        with silence_logging_cmgr("CRITICAL"), client:
             yield client, lambda: None
         return
-    with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES}):  # type: ignore[no-untyped-call]
+    with set_config({"distributed.scheduler.allowed-failures": FAILURES}), silence_logging_cmgr("CRITICAL"):
         if slurm:
             with _slurm(slurm) as cluster, Client(cluster, set_as_default=False) as client:
                 cluster.scale(workers or points)
