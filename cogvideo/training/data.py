@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo.data.digits import ACTION_NAMES, FPS, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -81,10 +82,22 @@ class DigitsBatches:
     """Batches for one stage ("image", "sequential", "interpolation" or "superres") of the demo world."""
 
     def __init__(
-        self, stage: str, batch_size: int, *, text: TextTokenizer, frames: FrameTokenizer, world: World, seed: int
+        self,
+        stage: str,
+        batch_size: int,
+        *,
+        text: TextTokenizer,
+        frames: FrameTokenizer,
+        world: World,
+        seed: int,
+        clips: int | None = None,
     ):
+        """clips: the train split is so many clips, drawn again and again; None: it is endless."""
+        if clips is not None and clips < 1:
+            raise CogVideoError(f"A model cannot learn from {clips} clips: give 1 or more, or None for endless ones.")
         self.stage, self.batch_size, self.world, self.seed = stage, batch_size, world, seed
         self.text, self.frames = text, frames
+        self.finite = None if clips is None else sample_clips(clips, np.random.default_rng([seed, clips]), world=world)
 
     @torch.no_grad()
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -107,15 +120,22 @@ class DigitsBatches:
         return Batch(text_ids, text_mask, self._tokens(render(clips, times), device))
 
     def _clips(self, rng: np.random.Generator, split: str) -> Clips:
-        if self.stage not in SHARES:
-            return sample_clips(self.batch_size, rng, split=split, world=self.world)
-        pool = sample_clips(4 * self.batch_size, rng, split=split, world=self.world)
+        weighted = self.stage in SHARES
+        count = self.batch_size * (4 if weighted else 1)
+        if self.finite is not None and split == "train":
+            pool = _take(self.finite, rng.integers(len(self.finite), size=count))
+        else:
+            pool = sample_clips(count, rng, split=split, world=self.world)
+        if not weighted:
+            return pool
         shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
-        chosen = rng.choice(len(pool), self.batch_size, p=shares / shares.sum())
-        return replace(
-            pool, **{f.name: getattr(pool, f.name)[chosen] for f in fields(pool) if f.name not in ("world", "split")}
-        )
+        return _take(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))
 
     def _tokens(self, clips: Tensor, device: str | torch.device) -> Tensor:
         ids = self.frames.encode(rearrange(clips, "b t c h w -> (b t) c h w").to(device))
         return rearrange(ids, "(b t) h w -> b t (h w)", b=len(clips))
+
+
+def _take(clips: Clips, chosen: np.ndarray) -> Clips:
+    arrays = {f.name: getattr(clips, f.name)[chosen] for f in fields(clips) if f.name not in ("world", "split")}
+    return replace(clips, **arrays)
