@@ -49,15 +49,15 @@ class Board:
     def detail(self, name: str) -> str:
         note, state = self.found.get(name, {}), self.states[name]
         if state == "running":
-            ended, cells = notes.cells(self.sweep.folder / name)
+            cell, cells = notes.cells(self.sweep.folder / name)
             gone, left = self._times(note)
-            parts = [f"cell {min(ended + 1, cells)}/{cells}" if cells else "starting", span(gone)]
+            parts = [f"cell {cell}/{cells}" if cell else "starting", span(gone)]
             return ", ".join(parts + ([f"about {span(left)} left"] if left is not None else []))
-        if state == "done":
+        if state in ("done", "changed"):
             return span(note["seconds"])
         if state == "failed":
-            where = f"cell {note['cell']}: " if note.get("cell") else ""
-            return f"{note['reason']}: {where}{note['error']}"
+            where = f" in cell {note['cell']}" if note.get("cell") else ""
+            return f"{note['reason']}{where}: {note['error']}"
         return ""
 
     def _times(self, note: dict[str, Any]) -> tuple[float, float | None]:
@@ -112,7 +112,7 @@ class Display:
             self.live.update(self.board.table(max(self.console.height - 7, 5), workers), refresh=True)
             return
         for name in changed:
-            if self.board.states[name] in ("running", "done", "failed", "stopped"):
+            if self.board.states[name] in ("running", "done", "failed", "changed"):
                 detail = self.board.detail(name) if self.board.states[name] != "running" else ""
                 self.say(" ".join([time.strftime("%H:%M:%S"), name, self.board.states[name], detail]).rstrip())
 

@@ -50,7 +50,7 @@ def _run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         memory = re.search(r"MemoryError|OutOfMemoryError", error.ename) or "can't allocate memory" in error.evalue
         return {"status": "failed", "reason": "out of memory" if memory else "error", "error": said[:500]}
     except DeadKernelError:
-        return {"status": "failed", "reason": "kernel died", "error": "The notebook's kernel was killed or crashed."}
+        return {"status": "failed", "reason": "kernel died", "error": "killed from outside, or crashed"}
     return {"status": "done"}
 
 

@@ -28,6 +28,7 @@ from cogvideo.sweeps.spec import fingerprint
 ATTEMPT = "COGVIDEO_SWEEP_ATTEMPT"  # in the environment of all processes of one run of a point
 INTERVAL = 0.25  # seconds between looks
 GRACE = 10.0  # seconds that papermill has to save the notebook after its kernel was killed
+OURS = ("point.json", "outcome.json", "executed.ipynb", "result.json", "log.txt")
 PACKAGES = ("torch", "numpy", "papermill")  # whose versions are noted, beside Python's and our own
 
 
@@ -70,6 +71,7 @@ class Guard:
             if note.get("status") in notes.VERDICTS and fresh:
                 return  # somebody else has run it since it was asked for
             if not self.asked_to_stop():
+                self._clear(keep=note.get("fingerprint") == code)
                 self._attempt(code)
 
     def _settle(self, note: dict[str, Any]) -> dict[str, Any]:
@@ -84,10 +86,13 @@ class Guard:
         notes.write_note(self.folder, note)
         return note
 
-    def _attempt(self, code: str) -> None:
+    def _clear(self, keep: bool) -> None:
+        """Take away an earlier run. keep: it was of the same code, so what its notebook wrote stays: training goes on."""
         for path in self.folder.iterdir():
-            if path.name != "lock":
+            if path.name != "lock" and not (keep and path.name not in OURS):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _attempt(self, code: str) -> None:
         job, attempt = self.job, uuid.uuid4().hex
         passed = job["given"] | ({"output_dir": str(self.folder)} if job["takes_folder"] else {})
         note = {
@@ -137,25 +142,24 @@ class Guard:
         while process.poll() is None:
             cut = self._limit(process.pid, time.monotonic() - clock)
             if cut:
-                cut["cell"] = notes.cells(self.folder)[0] + 1
                 kill_kernel(process, GRACE)
-                return cut
+                return cut | {"cell": notes.cells(self.folder)[0]}
             time.sleep(INTERVAL)
         return self._judge(notes.read_json(self.folder / "outcome.json"))
 
     def _limit(self, pid: int, seconds: float) -> dict[str, Any] | None:
         if self.asked_to_stop():
-            return {"status": "stopped", "reason": "stopped", "error": "Stopped by the user."}
+            return {"status": "stopped", "reason": "stopped", "error": "by the user"}
         used, most = memory_of(pid), self.job["memory"]
         self.peak = max(self.peak, used)
         if most and used > most and (used := memory_of(pid, shared_once=True)) > most:
             sizes = f"{used / 1e9:.2f} GB of {most / 1e9:.2f} GB"
-            return {"status": "failed", "reason": "out of memory", "error": f"Out of memory ({sizes})."}
+            return {"status": "failed", "reason": "out of memory", "error": sizes}
         if self.job["seconds"] and seconds > self.job["seconds"]:
             return {
                 "status": "failed",
                 "reason": "time limit",
-                "error": f"Time limit ({self.job['seconds'] / 60:g} min).",
+                "error": f"{self.job['seconds'] / 60:g} min",
             }
         return None
 
@@ -175,7 +179,7 @@ class Guard:
         if outcome["status"] == "failed":
             return outcome | {"cell": ended}
         if absent := notes.missing_metrics(self.folder, self.job["collect"]):
-            said = f"The notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it."
+            said = f"the notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it"
             return {"status": "failed", "reason": "no result", "error": said}
         return outcome
 

@@ -92,14 +92,10 @@ def missing_metrics(folder: Path, collect: list[str]) -> list[str]:
 
 
 def cells(folder: Path) -> tuple[int, int]:
-    """Code cells that have ended, and all, by the executed notebook that papermill writes as it goes; (0, 0) before."""
+    """Code cells that have begun, and all, by the executed notebook that papermill writes as it goes; (0, 0) before."""
     book = read_json(folder / "executed.ipynb")
-    states = [
-        cell["metadata"].get("papermill", {}).get("status")
-        for cell in book.get("cells", [])
-        if cell["cell_type"] == "code"
-    ]
-    return sum(state in ("completed", "failed") for state in states), len(states)
+    code = [cell["metadata"].get("papermill", {}) for cell in book.get("cells", []) if cell["cell_type"] == "code"]
+    return sum(cell.get("start_time") is not None for cell in code), len(code)
 
 
 def usual_seconds(notes: list[dict[str, Any]]) -> float | None:

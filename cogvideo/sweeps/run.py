@@ -3,6 +3,7 @@
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,8 @@ def run(
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                     signal.signal(number, signal.default_int_handler)
-            with connect(workers, scheduler, slurm, sweep.resources, len(todo)) as client:
-                stopped = _drive(client, sweep, board, display, todo)
+            with connect(workers, scheduler, slurm, sweep.resources, len(todo)) as (client, tend):
+                stopped = _drive(client, tend, board, display, todo)
         written = table.write(sweep)
         failed = [point.name for point in sweep.points if board.states[point.name] == "failed"]
         for name in failed:
@@ -78,8 +79,9 @@ def _plan(board: Board, todo: list[Point]) -> str:
     )
 
 
-def _drive(client: "Client", sweep: Sweep, board: Board, display: Display, todo: list[Point]) -> bool:
+def _drive(client: "Client", tend: Callable[[], None], board: Board, display: Display, todo: list[Point]) -> bool:
     """Hand the points to the cluster and wait for them. Returns whether the sweep was stopped."""
+    sweep = board.sweep
     futures: dict[Future, Point] = {}
     for rank, point in enumerate(todo):
         note = board.found[point.name]
@@ -99,6 +101,7 @@ def _drive(client: "Client", sweep: Sweep, board: Board, display: Display, todo:
                     display.show(changed, _workers(client))
                     ended.add(name)
                 display.show(board.look(ended), _workers(client))
+                tend()
                 time.sleep(INTERVAL)
             if not futures:
                 return False
