@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores, cli_sweep
+from cogvideo import cli_report, cli_scores, cli_sweep
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
 cli_scores.add_to(evaluate)
 cli_sweep.add_to(app)
+cli_report.add_to(app)
 weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
