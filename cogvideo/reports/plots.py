@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from cogvideo.evaluation.fvd_plots import BLUE, GREEN, GREY, ORANGE
 from cogvideo.sweeps.statistics import Difference, values
 
@@ -19,6 +21,33 @@ def plot_values(rows: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[st
                 axis.plot([sum(numbers) / len(numbers)] * 2, [y - 0.3, y + 0.3], color=ORANGE, lw=2, zorder=4)
         _dress(axis, [str(variant) for variant in variants], shown[metric])
     figure.set_label(f"{', '.join(metrics)} of every seed and variant")
+    return figure
+
+
+def plot_curves(
+    rows: Sequence[Mapping[str, Any]], by: str, over: str, metrics: Sequence[str], shown: Mapping[str, str]
+) -> Any:
+    """A panel for each metric: its mean over seeds, with the standard deviation, against the parameter `over` (log scale
+    where that is positive), a line for each variant."""
+    figure, axes = _panels(len(metrics), 5, sharey=False)
+    places = sorted({row[over] for row in rows})
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        for variant in dict.fromkeys(row[by] for row in rows):
+            found = {x: values([row for row in rows if row[over] == x], by, variant, metric) for x in places}
+            known = {x: np.array(list(numbers.values())) for x, numbers in found.items() if numbers}
+            spread = [numbers.std(ddof=1) if len(numbers) > 1 else 0.0 for numbers in known.values()]
+            means = [numbers.mean() for numbers in known.values()]
+            axis.errorbar(list(known), means, spread, marker="o", ms=4, capsize=2, label=str(variant))
+        if places[0] > 0:
+            axis.set_xscale("log")
+        axis.set_xticks(places, [f"{x:g}" for x in places], minor=False)
+        axis.minorticks_off()
+        axis.set_title(shown[metric], fontsize=9, loc="left")
+        axis.set_xlabel(over, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.set_label(f"{', '.join(metrics)} over {over}")
     return figure
 
 
@@ -57,13 +86,13 @@ def plot_strengths(
     return figure
 
 
-def _panels(count: int, lines: int, *, width: float = 3.4) -> Any:
+def _panels(count: int, lines: int, *, width: float = 3.4, sharey: bool = True) -> Any:
     import matplotlib.pyplot as plt
 
     columns = min(3, max(1, count))
     rows = -(-count // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, rows * (0.9 + 0.3 * lines)), squeeze=False, sharey=True,
+        rows, columns, figsize=(width * columns, rows * (0.9 + 0.3 * lines)), squeeze=False, sharey=sharey,
         layout="constrained", facecolor="white",
     )  # fmt: skip
     for axis in axes.flat[count:]:

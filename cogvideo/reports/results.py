@@ -37,6 +37,18 @@ class Results:
     def variants(self) -> list[Any]:
         return list(dict.fromkeys(row[self.variant] for row in self.rows)) if self.variant else []
 
+    @property
+    def others(self) -> list[str]:
+        """Parameters that vary beside the variant and the seed: variants are compared where these are the same."""
+        return [n for n in self.parameters if n not in self.fixed() and n not in (self.variant, "seed")]
+
+    def groups(self) -> dict[str, list[dict[str, Any]]]:
+        """Usable rows by what their other varied parameters are; "" where there are no such parameters."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.usable:
+            found.setdefault(", ".join(f"{name} {row[name]}" for name in self.others), []).append(row)
+        return found
+
     def fixed(self) -> dict[str, Any]:
         """Parameters that are the same in all points."""
         return {

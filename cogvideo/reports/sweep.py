@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cogvideo.reports.results import Results, fvd_card, read_results, sample_cli
 from cogvideo.sweeps.statistics import CONFIDENCE, Difference, differences, summarize
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
+LABEL = " label"  # a column that no table has
 TITLES = {
     "fvd": "FVD", "kvd": "kernel distance (KVD)", "action": "action right", "part": "part of the action right",
     "same": "one object all the time", "digit": "digit right", "color": "colour right", "loss": "test loss, nats a token",
@@ -49,13 +51,35 @@ def report(
 
 
 def differences_of(results: Results) -> list[Difference]:
-    """Every variant less the baseline in every metric, in pairs of the same seed; none without a baseline."""
-    done = results.usable
-    if results.variant is None or results.baseline is None or "seed" not in done[0]:
-        return []
-    if not any(row[results.variant] == results.baseline for row in done):
-        return []
-    return differences(done, results.variant, results.baseline, results.metrics)
+    """Every variant less the baseline in every metric, in pairs of the same seed; none without a baseline.
+
+    Where other parameters vary, too, pairs have the same ones, and the variant's name tells which.
+    """
+    found: list[Difference] = []
+    for label, rows in results.groups().items():
+        names = {row[results.variant] for row in rows} if results.variant else set()
+        if results.variant and results.baseline in names and "seed" in rows[0]:
+            some = differences(rows, results.variant, results.baseline, results.metrics)
+            found += [replace(d, variant=_label(d.variant, label)) for d in some]
+    return found
+
+
+def labelled(results: Results) -> list[dict[str, Any]]:
+    """Usable rows with a column LABEL: the variant, and where other parameters vary what they are."""
+    name = results.variant
+    rows = [
+        row | {LABEL: _label(row[name] if name else "", label)}
+        for label, some in results.groups().items()
+        for row in some
+    ]
+    if not results.others:
+        return rows
+    order = {variant: i for i, variant in enumerate(results.variants)}
+    return sorted(rows, key=lambda row: order[row[name]] if name else 0)
+
+
+def _label(variant: Any, label: str) -> str:
+    return ", ".join(filter(None, [str(variant), label])) or "all points"
 
 
 def better(metric: str) -> int:
@@ -140,10 +164,10 @@ def _signed(value: float) -> str:
 def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
     shown = {metric: TITLES.get(metric, metric) for metric in results.metrics}
     header = [f"{title} ({'low' if better(metric) < 0 else 'high'} is better)" for metric, title in shown.items()]
-    by = results.variant or "status"
-    sums = {(s.variant, s.metric): s for s in summarize(results.usable, by, results.metrics)}
+    points = labelled(results)
+    sums = {(s.variant, s.metric): s for s in summarize(points, LABEL, results.metrics)}
     rows = []
-    for variant in dict.fromkeys(row[by] for row in results.usable):
+    for variant in dict.fromkeys(row[LABEL] for row in points):
         cells = [sums.get((variant, metric)) for metric in results.metrics]
         seeds = max((s.n for s in cells if s), default=0)
         rows.append([str(variant), seeds, *(_mean(s) for s in cells)])
@@ -151,9 +175,8 @@ def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
         html.heading("The table"),
         html.paragraph("Mean ± standard deviation over seeds."),
         html.table("summary", [results.variant or "", "seeds", *header], rows),
-        html.figure(
-            plots.plot_values(results.usable, by, results.metrics, shown), "A dot a seed; the line is the mean."
-        ),
+        html.figure(plots.plot_values(points, LABEL, results.metrics, shown), "A dot a seed; the line is the mean."),
+        *_curves(results, shown),
     ]
     if found:
         rows = [
@@ -172,6 +195,17 @@ def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
             ),
         ]  # fmt: skip
     return parts
+
+
+def _curves(results: Results, shown: dict[str, str]) -> list[str]:
+    """Metrics over the one other parameter that varies, if it is a number."""
+    if len(results.others) != 1 or results.variant is None:
+        return []
+    (over,) = results.others
+    if not all(isinstance(row[over], (int, float)) for row in results.usable):
+        return []
+    drawn = plots.plot_curves(results.usable, results.variant, over, results.metrics, shown)
+    return [html.figure(drawn, f"Over {over}: means and standard deviations over seeds.")]
 
 
 def _mean(summary: Any) -> str | None:
@@ -213,10 +247,9 @@ def _protocol(results: Results) -> list[str]:
 
 
 def _costs(results: Results) -> list[str]:
-    by = results.variant or "status"
-    rows = []
-    for variant in dict.fromkeys(row[by] for row in results.usable):
-        some = [row for row in results.usable if row[by] == variant]
+    rows, points = [], labelled(results)
+    for variant in dict.fromkeys(row[LABEL] for row in points):
+        some = [row for row in points if row[LABEL] == variant]
         seconds = [row["seconds"] for row in some if row.get("seconds") is not None]
         memory = [row["peak_memory"] / 1e9 for row in some if row.get("peak_memory") is not None]
         mean = sum(seconds) / len(seconds) if seconds else None

@@ -190,6 +190,38 @@ def test_every_number_is_in_the_table(sweep, tmp_path):
     assert "git checkout 0123456789ab" in page_of["table"].text
 
 
+def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
+    """Two numbers of steps: rows of both in the summary, differences within each."""
+    values = yaml.safe_load(sweep.file.read_text())
+    del values["parameters"]
+    sweep.file.write_text(yaml.safe_dump(values | {"grid": {"variant": VARIANTS[:2], "steps": [4, 8]}, "seeds": 2}))
+    found = load(sweep.file)
+    rows = [
+        {
+            "point": p.name,
+            "status": "done",
+            **p.parameters,
+            "fvd": float(i),
+            "action": i / 8,
+            "loss": 1.0,
+            "seconds": 1.0,
+        }
+        for i, p in enumerate(found.points)
+    ]
+    csv = tmp_path / "reports" / "mini.csv"
+    pd.DataFrame(rows).to_csv(csv, index=False)
+    page = Page(report(csv, tmp_path / "x.html").read_text("utf-8"))
+    assert [(row[0], row[2]) for row in page.tables["summary"][1:]] == [
+        ("cogvideo, steps 4", "0.5 ± 0.7071"), ("cogvideo, steps 8", "4.5 ± 0.7071"),
+        ("overlap-2, steps 4", "2.5 ± 0.7071"), ("overlap-2, steps 8", "6.5 ± 0.7071"),
+    ]  # fmt: skip
+    fvd = [row for row in page.tables["differences"][1:] if row[1] == "FVD"]
+    assert [(row[0], row[2], row[7]) for row in fvd] == [
+        ("overlap-2, steps 4", "2", "worse"), ("overlap-2, steps 8", "2", "worse"),
+    ]  # fmt: skip
+    assert len(page.loaded) == 3 and "Over steps" in page.text
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_reports_say_what_their_tables_say(path):
     results, found = read_results(path), pd.read_csv(path)
