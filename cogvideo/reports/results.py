@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogvideo.data.video import Video, read_video
+import numpy as np
+
+from cogvideo.data.video import Video, read_video, write_video
 from cogvideo.errors import CogVideoError
 from cogvideo.sweeps import notes, table
 from cogvideo.sweeps.spec import Sweep, load
@@ -147,31 +149,63 @@ def _metrics(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     """Clips that points kept, of the first seed that has them of the most variants -> the seed, and by prompt one clip of
-    each variant. Without clips: no prompts."""
-    kept: dict[int, dict[Any, dict[str, Video]]] = {}
-    for row in results.usable if results.folder and results.variant else []:
-        found = _clips_of(results.folder / row["point"]) if results.folder else {}
-        if found:
-            kept.setdefault(int(row.get("seed") or 0), {}).setdefault(row[results.variant], found)
-    if not kept:
+    each variant. Without clips, and where more than variant and seed vary: no prompts."""
+    by_seed: dict[int, dict[Any, dict[str, Path]]] = {}
+    for row in results.usable if results.folder and results.variant and not results.others else []:
+        if found := _clips_of(results.folder / row["point"]):  # type: ignore[operator]
+            by_seed.setdefault(int(row.get("seed") or 0), {})[row[results.variant]] = found
+    if not by_seed:
         return 0, {}
-    seed = max(kept, key=lambda seed: (len(kept[seed]), -seed))
-    prompts = dict.fromkeys(prompt for found in kept[seed].values() for prompt in found)
-    return seed, {p: [kept[seed].get(variant, {}).get(p) for variant in results.variants] for p in prompts}
+    seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
+    kept = by_seed[seed]
+    prompts = dict.fromkeys(prompt for found in kept.values() for prompt in found)
+    return seed, {
+        prompt: [_read_clip(kept.get(variant, {}).get(prompt), prompt) for variant in results.variants]
+        for prompt in prompts
+    }
 
 
-def _clips_of(folder: Path) -> dict[str, Video]:
-    files = notes.read_json(folder / "result.json").get("files", {})
-    prompts = {}
+def _read_clip(path: Path | None, prompt: str) -> Video | None:
+    return None if path is None else Video(*read_video(path), {"prompt": prompt})
+
+
+def clip_files(results: Results) -> dict[str, dict[str, tuple[str, Path]]]:
+    """By variant, by prompt and seed: the prompt and the file of every clip that points kept, as a human study takes them.
+
+    Raises CogVideoError where no clips are here.
+    """
+    found: dict[str, dict[str, tuple[str, Path]]] = {}
+    for row in results.usable if results.folder and results.variant else []:
+        for prompt, path in _clips_of(results.folder / row["point"]).items():  # type: ignore[operator]
+            given = ", ".join(f"{name} {row[name]}" for name in ["seed", *results.others] if name in row)
+            found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
+    if not found:
+        raise CogVideoError(f"No point of {results.name} kept clips here: run the sweep on this machine first.")
+    return found
+
+
+def save_clips(
+    folder: Path, clips: Mapping[str, np.ndarray], prompts: Sequence[str], fps: float = 8.0
+) -> dict[str, dict[str, tuple[str, Path]]]:
+    """Write clips uint8 [n,T,H,W,3] of every variant as files -> the same as clip_files."""
+    found: dict[str, dict[str, tuple[str, Path]]] = {}
+    for variant, frames in clips.items():
+        (folder / variant).mkdir(parents=True, exist_ok=True)
+        for i, (clip, prompt) in enumerate(zip(frames, prompts, strict=True)):
+            path = write_video(folder / variant / f"{i}.mp4", clip, fps)
+            found.setdefault(variant, {})[f"{prompt} ({i})"] = (prompt, path)
+    return found
+
+
+def _clips_of(folder: Path) -> dict[str, Path]:
+    """Files of the clips that a point kept, by prompt."""
+    files, prompts = notes.read_json(folder / "result.json").get("files", {}), {}
     if "sample_prompts" in files:
         prompts = dict(enumerate(json.loads((folder / files["sample_prompts"]).read_text("utf-8"))))
-    found = {}
-    for i, name in enumerate(files.get("samples", [])):
-        if (folder / name).is_file():
-            frames, fps = read_video(folder / name)
-            prompt = prompts.get(i, {}).get("prompt", f"clip {i + 1}")
-            found[prompt] = Video(frames, fps, {"prompt": prompt})
-    return found
+    named = {
+        prompts.get(i, {}).get("prompt", f"clip {i + 1}"): folder / n for i, n in enumerate(files.get("samples", []))
+    }
+    return {prompt: path for prompt, path in named.items() if path.is_file()}
 
 
 def fvd_card(results: Results) -> str | None:

@@ -31,7 +31,7 @@ def report(
     """
     results = read_results(path)
     said = _read(notes) if notes else None
-    preferred = _human_study(Path(ratings)) if ratings else []
+    preferred = [html.heading("Human study"), *human_study(ratings)] if ratings else []
     found = differences_of(results)
     parts = [
         f'<p class="quiet">{_facts(results)}</p>',
@@ -291,7 +291,8 @@ def _repeat(results: Results) -> list[str]:
     return parts
 
 
-def _human_study(ratings: Path) -> list[str]:
+def human_study(ratings: str | Path) -> list[str]:
+    """Strengths and agreement of a file of ratings as parts of a page; says so where raters are simulated."""
     from cogvideo.evaluation.human_study import agreement, read_ratings, strengths
 
     rated = read_ratings(ratings)
@@ -314,7 +315,6 @@ def _human_study(ratings: Path) -> list[str]:
     )
     header = ["variant", "strength", "low", "high", "preferred", "answers"]
     return [
-        html.heading("Human study"),
         html.paragraph(f"{said} Agreement between raters (Krippendorff's alpha): {agreed}."),
         html.table("study", header, rows),
         html.figure(drawn, f"Bradley-Terry strengths, their mean 0, {CONFIDENCE:.0%} intervals over pairs."),
