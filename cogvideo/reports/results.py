@@ -151,9 +151,10 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     """Clips that points kept, of the first seed that has them of the most variants -> the seed, and by prompt one clip of
     each variant. Without clips, and where more than variant and seed vary: no prompts."""
     by_seed: dict[int, dict[Any, dict[str, Path]]] = {}
-    for row in results.usable if results.folder and results.variant and not results.others else []:
-        if found := _clips_of(results.folder / row["point"]):  # type: ignore[operator]
-            by_seed.setdefault(int(row.get("seed") or 0), {})[row[results.variant]] = found
+    if results.folder and results.variant and not results.others:
+        for row in results.usable:
+            if found := _clips_of(results.folder / row["point"]):
+                by_seed.setdefault(int(row.get("seed") or 0), {})[row[results.variant]] = found
     if not by_seed:
         return 0, {}
     seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
@@ -175,10 +176,11 @@ def clip_files(results: Results) -> dict[str, dict[str, tuple[str, Path]]]:
     Raises CogVideoError where no clips are here.
     """
     found: dict[str, dict[str, tuple[str, Path]]] = {}
-    for row in results.usable if results.folder and results.variant else []:
-        for prompt, path in _clips_of(results.folder / row["point"]).items():  # type: ignore[operator]
+    if results.folder and results.variant:
+        for row in results.usable:
             given = ", ".join(f"{name} {row[name]}" for name in ["seed", *results.others] if name in row)
-            found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
+            for prompt, path in _clips_of(results.folder / row["point"]).items():
+                found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
     if not found:
         raise CogVideoError(f"No point of {results.name} kept clips here: run the sweep on this machine first.")
     return found
@@ -212,8 +214,10 @@ def fvd_card(results: Results) -> str | None:
     """The protocol card of the first point that has an FVD."""
     from cogvideo.evaluation.fvd import FVDResult, card
 
-    for row in results.usable if results.folder else []:
-        folder = results.folder / row["point"]  # type: ignore[operator]
+    if results.folder is None:
+        return None
+    for row in results.usable:
+        folder = results.folder / row["point"]
         name = notes.read_json(folder / "result.json").get("files", {}).get("fvd")
         if name and (stored := notes.read_json(folder / name)):
             return f"{row['point']}\n{card(FVDResult(**stored))}"

@@ -7,6 +7,7 @@ import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,17 +35,18 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.tables: dict[str, list[list[str]]] = {}
-        self.text, self.loaded, self._table, self._cell = "", [], None, False
+        self.text, self.loaded, self._cell = "", [], False
+        self._table: list[list[str]] | None = None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
+        attributes = {name: value or "" for name, value in attributes}
         self.loaded += [attributes[name] for name in ("src", "href", "poster") if name in attributes]
         if tag == "table":
             self._table = self.tables.setdefault(attributes.get("id", "clips"), [])
-        elif tag == "tr":
+        elif tag == "tr" and self._table is not None:
             self._table.append([])
-        elif tag in ("td", "th"):
+        elif tag in ("td", "th") and self._table is not None:
             self._table[-1].append("")
             self._cell = True
 
@@ -53,13 +55,13 @@ class Page(HTMLParser):
         self._table = None if tag == "table" else self._table
 
     def handle_data(self, data):
-        if self._cell:
+        if self._cell and self._table is not None:
             self._table[-1][-1] += data
         elif self._table is None:
             self.text += data
 
 
-def shown(value: float | None) -> str:
+def shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
@@ -90,7 +92,11 @@ def sweep(tmp_path):
             "seconds": float(rng.uniform(50, 90)), "peak_memory": int(rng.integers(10**9)),
         }  # fmt: skip
         worse = 100.0 * VARIANTS.index(point.parameters["variant"])
-        metrics = {"fvd": 300 + worse + rng.normal(), "action": float(rng.integers(9)) / 8, "loss": rng.uniform()}
+        metrics: dict[str, float | None] = {
+            "fvd": 300 + worse + rng.normal(),
+            "action": float(rng.integers(9)) / 8,
+            "loss": rng.uniform(),
+        }
         if number == 1:
             metrics["loss"] = None
         files = {}
@@ -107,7 +113,7 @@ def sweep(tmp_path):
     return found
 
 
-def check(page: Page, found: pd.DataFrame, variant: str, baseline: str, metrics: list[str]) -> None:
+def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str]) -> None:
     """The page's tables against the sweep's table."""
     done = found[found.status.isin(["done", "changed"])]
     header, *rows = page.tables["summary"]
@@ -122,7 +128,7 @@ def check(page: Page, found: pd.DataFrame, variant: str, baseline: str, metrics:
     by_seed = done.pivot(index="seed", columns=variant)
     _, *rows = page.tables["differences"]
     titles = list(dict.fromkeys(row[1] for row in rows))
-    raw: dict[str, list[float]] = {}
+    raw: dict[str, list[float]] = {}  # p values by metric
     expected = []
     for metric in metrics:
         for name in dict.fromkeys(done[variant]):
