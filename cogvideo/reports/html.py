@@ -38,7 +38,8 @@ table {{ border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabul
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }}
 th {{ border-bottom: 2px solid #888; vertical-align: bottom }}
 th:first-child, td:first-child, .text {{ text-align: left }}
-td.text {{ overflow-wrap: anywhere }}
+td.text {{ white-space: nowrap }}
+#failed td.text {{ white-space: normal; overflow-wrap: anywhere }}
 .wide {{ overflow-x: auto }}
 .better {{ color: #00684a; font-weight: 600 }}
 .worse {{ color: #a63c00; font-weight: 600 }}
@@ -55,6 +56,7 @@ figure img {{ max-width: 100% }}
   body {{ padding: 0; max-width: none; font-size: 9.5pt }}
   h1 {{ font-size: 16pt }}
   h2 {{ font-size: 12pt; break-after: avoid }}
+  h2 + p {{ break-after: avoid }}
   table {{ font-size: 7.5pt; max-width: 100% }}
   th, td {{ padding: 1.5pt 3.5pt }}
   thead {{ display: table-header-group }}

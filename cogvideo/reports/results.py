@@ -15,6 +15,7 @@ from cogvideo.sweeps import notes, table
 from cogvideo.sweeps.spec import Sweep, load
 
 USABLE = ("done", "changed")  # states of points whose metrics are in the table
+NOT_RUN = ("waiting", "running", "stopped", "interrupted")  # and of those that have come to no end
 
 
 @dataclass(frozen=True)

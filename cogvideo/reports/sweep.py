@@ -9,7 +9,7 @@ from typing import Any
 
 from cogvideo.errors import CogVideoError
 from cogvideo.reports import html, plots
-from cogvideo.reports.results import Results, fvd_card, read_results, sample_clips
+from cogvideo.reports.results import NOT_RUN, USABLE, Results, fvd_card, read_results, sample_clips
 from cogvideo.sweeps.statistics import CONFIDENCE, Difference, differences, summarize
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
@@ -259,10 +259,14 @@ def _costs(results: Results) -> list[str]:
 
 
 def _failed(results: Results) -> list[str]:
-    bad = [row for row in results.rows if row not in results.usable]
     parts = [html.heading("What failed")]
+    bad = [row for row in results.rows if row["status"] not in (*USABLE, *NOT_RUN)]
+    absent = Counter(row["status"] for row in results.rows if row["status"] in NOT_RUN)
+    if absent:
+        told = " and ".join(f"{count} {state}" for state, count in absent.items())
+        parts.append(html.paragraph(f"The sweep is not through: of {len(results.rows)} points {told}."))
     if not bad:
-        return [*parts, html.paragraph("Nothing.")]
+        return [*parts, html.paragraph("No point failed.")]
     rows = [[row["point"], row["status"], row.get("reason"), row.get("error")] for row in bad]
     return [*parts, html.table("failed", ["point", "status", "reason", "error"], rows, text=(0, 1, 2, 3))]
 

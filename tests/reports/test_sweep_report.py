@@ -168,7 +168,7 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
         assert row == [
             *(str(line[name]) for name in varied), *(shown(line[name]) for name in metrics), shown(line.seconds),
         ]  # fmt: skip
-    failed = found[~found.status.isin(["done", "changed"])]
+    failed = found[found.status.isin(["failed", "incomplete"])]
     assert [row[0] for row in page.tables.get("failed", [[]])[1:]] == list(failed.point)
 
 
