@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from reports.page import Page
 from scipy import stats
 
 from cogvideo import CogVideoError, cli
@@ -27,38 +27,6 @@ NOTEBOOK = ROOT / "notebooks" / "multi_frame_rate_ablation.ipynb"
 COMMITTED = sorted((ROOT / "reports" / "ablations").glob("*.csv"))
 VARIANTS = ["cogvideo", "overlap-2", "from-nothing"]
 METRICS = ["fvd", "action", "loss"]
-
-
-class Page(HTMLParser):
-    """Tables of a page by id, as rows of cells; its other text; the attributes that would load something."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.text, self.loaded, self._cell = "", [], False
-        self._table: list[list[str]] | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = {name: value or "" for name, value in attributes}
-        self.loaded += [attributes[name] for name in ("src", "href", "poster") if name in attributes]
-        if tag == "table":
-            self._table = self.tables.setdefault(attributes.get("id", "clips"), [])
-        elif tag == "tr" and self._table is not None:
-            self._table.append([])
-        elif tag in ("td", "th") and self._table is not None:
-            self._table[-1].append("")
-            self._cell = True
-
-    def handle_endtag(self, tag):
-        self._cell = self._cell and tag not in ("td", "th")
-        self._table = None if tag == "table" else self._table
-
-    def handle_data(self, data):
-        if self._cell and self._table is not None:
-            self._table[-1][-1] += data
-        elif self._table is None:
-            self.text += data
 
 
 def shown(value: Any) -> str:
