@@ -6,22 +6,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogvideo.config import load_yaml
 from cogvideo.errors import CogVideoError
-from cogvideo.sweeps.spec import Resources
+from cogvideo.sweeps.spec import Resources, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client
 
 FAILURES = 20  # workers that may die under a point before it is given up
 CONNECT = 20  # seconds
+VAIN = 5  # starts of each worker
 
 
 @contextmanager
 def connect(
-    workers: int | None, scheduler: str | None, slurm: str | Path | None, resources: Resources, points: int
+    workers: int | None, scheduler: str | None, slurm: str | Path | None, sweep: Sweep, points: int
 ) -> "Iterator[tuple[Client, Callable[[], None]]]":
     """A client of the cluster, and what to call now and then to replace workers that died; all ends with it.
 
@@ -30,8 +31,9 @@ def connect(
     Raises CogVideoError when there is no scheduler at the address and for arguments that SLURMCluster does not take.
     """
     try:
-        import dask
+        from dask.config import set as set_config
         from distributed import Client, LocalCluster
+        from distributed.utils import silence_logging_cmgr
     except ImportError:
         raise CogVideoError('Sweeps need Dask: pip install "cogvideo[sweeps]".') from None
     if scheduler and (slurm or workers):
@@ -45,24 +47,24 @@ def connect(
             raise CogVideoError(
                 f"There is no Dask scheduler at {scheduler} ({type(error).__name__}): start one with `dask scheduler`."
             ) from None
-        with client:
+        with silence_logging_cmgr("CRITICAL"), client:
             yield client, lambda: None
         return
-    with dask.config.set({"distributed.scheduler.allowed-failures": FAILURES}):  # type: ignore[no-untyped-call]
+    with set_config({"distributed.scheduler.allowed-failures": FAILURES}), silence_logging_cmgr("CRITICAL"):
         if slurm:
             with _slurm(slurm) as cluster, Client(cluster, set_as_default=False) as client:
                 cluster.scale(workers or points)
                 yield client, lambda: None
             return
-        quiet = {"silence_logs": "CRITICAL", "dashboard_address": "127.0.0.1:0"}
-        with LocalCluster(n_workers=0, host="127.0.0.1", **quiet) as cluster:
-            team = _Workers(cluster.scheduler_address, min(workers or room(resources), points))
-            try:
-                with Client(cluster, set_as_default=False) as client:
-                    team.tend()
-                    yield client, team.tend
-            finally:
-                team.close()
+        count = min(workers or room(sweep.resources), points)
+        quiet: dict[str, Any] = {"silence_logs": "CRITICAL", "dashboard_address": "127.0.0.1:0"}
+        with (
+            LocalCluster(n_workers=0, host="127.0.0.1", **quiet) as cluster,
+            Client(cluster, set_as_default=False) as client,
+            _Workers(client, count, sweep.folder / "workers.txt") as team,
+        ):
+            team.tend()
+            yield client, team.tend
 
 
 class _Workers:
@@ -71,28 +73,38 @@ class _Workers:
     They are in sessions of their own, so that Ctrl-C reaches the driver alone. A worker whose scheduler is gone ends itself.
     """
 
-    def __init__(self, address: str, count: int):
+    def __init__(self, client: "Client", count: int, log: Path):
+        self.client, self.log = client, log
+        address = client.scheduler_info()["address"]
         self.command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1"]
         # Guards watch the memory of points, which are processes of their own.
         self.command += ["--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.vain = 0  # starts before the first one was heard of
 
     def tend(self) -> None:
-        """Start a new worker for each that has died."""
+        """Start a new worker for each that has died. Raises CogVideoError when none of many starts is heard of."""
         for i, process in enumerate(self.processes):
             if process is None or process.poll() is not None:
-                self.processes[i] = subprocess.Popen(
-                    self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-                )
+                with open(self.log, "a" if process else "w") as log:
+                    self.processes[i] = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+                self.vain += 1
+        if self.client.scheduler_info()["workers"]:
+            self.vain = -sys.maxsize
+        if self.vain > VAIN * len(self.processes):
+            raise CogVideoError(f"Dask's workers end as soon as they begin: {self.log} tells why.")
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for process in filter(None, self.processes):
             process.kill()
             process.wait()
 
 
-def _slurm(file: str | Path):
-    from dask_jobqueue import SLURMCluster
+def _slurm(file: str | Path) -> Any:
+    from dask_jobqueue.slurm import SLURMCluster
 
     try:
         return SLURMCluster(**load_yaml(file))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,11 +51,15 @@ class Guard:
         self.terminated = True
 
     def asked_to_stop(self) -> bool:
-        return self.terminated or Path(self.job["stop"]).exists()
+        return self.terminated or notes.current_run(self.folder.parent) == notes.STOPPED
+
+    def may_begin(self) -> bool:
+        """Not for a driver that was stopped or has a successor: then that one's guards do it."""
+        return not self.terminated and notes.current_run(self.folder.parent) == self.job["run"]
 
     def run(self) -> None:
         while (lock := notes.try_lock(self.folder / "lock")) is None:
-            if self.asked_to_stop():
+            if not self.may_begin():
                 return
             time.sleep(INTERVAL)
         with lock:
@@ -64,13 +69,11 @@ class Guard:
                 if note["host"] == platform.node():
                     kill(note["attempt"])
                 note = self._settle(note)
-            fresh = note.get("attempt") != self.job["seen"] and note.get("fingerprint") in (
-                code,
-                self.job["fingerprint"],
-            )
+            codes = (code, self.job["fingerprint"])
+            fresh = note.get("attempt") != self.job["seen"] and note.get("fingerprint") in codes
             if note.get("status") in notes.VERDICTS and fresh:
                 return  # somebody else has run it since it was asked for
-            if not self.asked_to_stop():
+            if self.may_begin():
                 self._clear(keep=note.get("fingerprint") == code)
                 self._attempt(code)
 
@@ -80,9 +83,8 @@ class Guard:
         if outcome.pop("attempt", None) != note["attempt"]:
             return note
         ended = (self.folder / "outcome.json").stat().st_mtime
-        note |= self._judge(outcome) | {
-            "seconds": round(ended - datetime.fromisoformat(note["started"]).timestamp(), 2)
-        }
+        seconds = ended - datetime.fromisoformat(note["started"]).timestamp()
+        note |= self._judge(outcome) | {"seconds": round(seconds, 2)}
         notes.write_note(self.folder, note)
         return note
 
@@ -156,28 +158,20 @@ class Guard:
             sizes = f"{used / 1e9:.2f} GB of {most / 1e9:.2f} GB"
             return {"status": "failed", "reason": "out of memory", "error": sizes}
         if self.job["seconds"] and seconds > self.job["seconds"]:
-            return {
-                "status": "failed",
-                "reason": "time limit",
-                "error": f"{self.job['seconds'] / 60:g} min",
-            }
+            limit = f"{self.job['seconds'] / 60:g} min"
+            return {"status": "failed", "reason": "time limit", "error": limit}
         return None
 
     def _judge(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """The verdict on a notebook that has ended, whose process wrote `outcome`."""
-        ended, _ = notes.cells(self.folder)
+        """The verdict on a notebook that has ended, whose process wrote `outcome`; nothing if it died before."""
+        begun, _ = notes.cells(self.folder)
         if not outcome:
-            said = "Its process died"
             lines = (self.folder / "log.txt").read_text("utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-            return {
-                "status": "failed",
-                "reason": "process died",
-                "error": f"{said}: {last[:300]}" if last else f"{said}.",
-            }
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "log.txt is empty")
+            return {"status": "failed", "reason": "papermill died", "error": last[:300], "cell": begun}
         outcome.pop("attempt", None)
         if outcome["status"] == "failed":
-            return outcome | {"cell": ended}
+            return outcome | {"cell": begun}
         if absent := notes.missing_metrics(self.folder, self.job["collect"]):
             said = f"the notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it"
             return {"status": "failed", "reason": "no result", "error": said}
@@ -197,22 +191,19 @@ def memory_of(pid: int, *, shared_once: bool = False) -> int:
         return 0
     total = 0
     for process in tree:
-        try:
+        with suppress(psutil.Error):  # gone meanwhile
             total += process.memory_full_info().pss if shared_once and psutil.LINUX else process.memory_info().rss
-        except psutil.Error:  # gone meanwhile
-            continue
     return total
 
 
 def kill_kernel(process: subprocess.Popen[str], grace: float) -> None:
-    """Kill what runs below papermill, give papermill time to save the notebook, then end it as well."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
+    """Kill what runs below papermill and give papermill time to save the notebook; then, or without a kernel, end it."""
+    kernel = psutil.Process(process.pid).children(recursive=True)
+    for child in kernel:
+        with suppress(psutil.NoSuchProcess):
             child.kill()
-        except psutil.NoSuchProcess:
-            continue
     try:
-        process.wait(grace)
+        process.wait(grace if kernel else 0)
     except subprocess.TimeoutExpired:
         process.kill()
 
@@ -221,10 +212,8 @@ def kill(attempt: str) -> None:
     """Kill all processes of one run of a point, whatever session or parent they have by now."""
     while found := [process for process in psutil.process_iter() if _attempt_of(process) == attempt]:
         for process in found:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         psutil.wait_procs(found, timeout=1)
 
 

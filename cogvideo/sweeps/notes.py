@@ -4,10 +4,13 @@ lock           held (flock) by the one process that may run the point; the syste
 point.json     the note: what was run, where, how it went; written when a run begins and when it ends
 outcome.json   how the notebook ended, by the process that ran it: survives the death of the one that watches
 executed.ipynb, result.json, log.txt, and what the notebook writes
+
+The sweep's own folder has a lock, too, for the driver, and `run`: the name of the driver that was started last.
 """
 
 import fcntl
 import json
+import os
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
@@ -15,6 +18,7 @@ from typing import IO, Any
 from cogvideo.errors import CogVideoError
 from cogvideo.sweeps import write_json
 
+STOPPED = "stopped"
 VERDICTS = ("done", "failed")  # a point with one of these has run to an end
 
 
@@ -33,6 +37,20 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 def write_note(folder: Path, note: dict[str, Any]) -> None:
     write_json(folder / "point.json", note)
+
+
+def current_run(sweep_folder: Path) -> str:
+    """The driver that was started last, by its random name; STOPPED after a stop. Only guards of that one begin a point."""
+    try:
+        return (sweep_folder / "run").read_text()
+    except OSError:
+        return ""
+
+
+def set_run(sweep_folder: Path, name: str) -> None:
+    part = sweep_folder / "run.part"
+    part.write_text(name)
+    os.replace(part, sweep_folder / "run")
 
 
 def try_lock(path: Path) -> IO[str] | None:

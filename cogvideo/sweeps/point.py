@@ -12,8 +12,11 @@ from cogvideo.sweeps.spec import Point, Sweep
 LOST = 3  # how often a point whose guard was killed is begun again on the same worker
 
 
-def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None) -> dict[str, Any]:
-    """What a guard needs to know, as plain values. seen: the run whose verdict the driver knows and wants renewed."""
+def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None, run: str) -> dict[str, Any]:
+    """What a guard needs to know, as plain values.
+
+    seen: the attempt whose verdict the driver knows and wants renewed. run: the driver's name, as in notes.set_run.
+    """
     return {
         "point": point.name,
         "folder": str(sweep.folder_of(point)),
@@ -27,7 +30,7 @@ def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None) -> di
         "threads": sweep.resources.threads,
         "fingerprint": fingerprint,
         "seen": seen,
-        "stop": str(sweep.folder / "stop"),
+        "run": run,
     }
 
 

@@ -2,9 +2,10 @@
 
 import signal
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 INTERVAL = 0.5  # seconds between looks
 STOPPING = 60.0  # seconds that points have to stop; a network file system may tell them late
+ARRIVAL = 60.0  # seconds that a note may take from another machine
 STOPPED = 130  # the exit code of what was stopped
+GONE = "The Dask scheduler is gone; points that run go on: start it and run the sweep again."
 
 
 def run(
@@ -39,7 +42,6 @@ def run(
             f"The sweep {sweep.name} is being run already: look with `cogvideo sweep status`, or `cogvideo sweep stop` it."
         )
     with lock:
-        (sweep.folder / "stop").unlink(missing_ok=True)
         board = Board(sweep, fingerprint(sweep.notebook))
         board.look()
         todo = [point for point in sweep.points if board.states[point.name] != "done"]
@@ -48,10 +50,10 @@ def run(
         display.say(_plan(board, todo))
         stopped = False
         if todo:
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-                    signal.signal(number, signal.default_int_handler)
-            with connect(workers, scheduler, slurm, sweep.resources, len(todo)) as (client, tend):
+            with (
+                _ends_like_ctrl_c(),
+                connect(workers, scheduler, slurm, sweep, len(todo)) as (client, tend),
+            ):
                 stopped = _drive(client, tend, board, display, todo)
         written = table.write(sweep)
         failed = [point.name for point in sweep.points if board.states[point.name] == "failed"]
@@ -59,6 +61,20 @@ def run(
             display.say(f"{name} failed: {board.detail(name)}")
         display.say(f"{board.summary()}\n{written}")
         return STOPPED if stopped else min(len(failed), 125)
+
+
+@contextmanager
+def _ends_like_ctrl_c() -> Iterator[None]:
+    """A closed terminal and `kill` stop the points, too; not a terminal that nohup told to ignore."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _driver_lock(sweep: Sweep):
@@ -81,53 +97,72 @@ def _plan(board: Board, todo: list[Point]) -> str:
 
 def _drive(client: "Client", tend: Callable[[], None], board: Board, display: Display, todo: list[Point]) -> bool:
     """Hand the points to the cluster and wait for them. Returns whether the sweep was stopped."""
-    sweep = board.sweep
+    sweep, run = board.sweep, uuid.uuid4().hex
+    notes.set_run(sweep.folder, run)
     futures: dict[Future, Point] = {}
     for rank, point in enumerate(todo):
         note = board.found[point.name]
         seen = note.get("attempt") if note.get("status") != "running" else None
-        job = job_of(sweep, point, board.code, seen)
+        job = job_of(sweep, point, board.code, seen, run)
         futures[client.submit(run_point, job, pure=False, priority=-rank)] = point
     ended = {point.name for point in sweep.points} - {point.name for point in todo}
     try:
         with display:
-            while futures and not (sweep.folder / "stop").exists():
-                for future in [future for future in futures if future.done()]:
-                    name = futures.pop(future).name
-                    note = _note_of(future, client, name)
-                    changed = board.look(ended)
-                    if note["status"] == "failed" and note["reason"] == "lost":
+            while futures and notes.current_run(sweep.folder) == run:
+                over = [future for future in futures if future.done()]
+                folders = {future: sweep.folder_of(futures.pop(future)) for future in over}
+                found = {folder.name: _note_of(future, client, folder) for future, folder in folders.items()}
+                changed = board.look(ended)
+                for name, note in found.items():
+                    if note.get("reason") == "lost":
                         board.put(name, note)
-                    display.show(changed, _workers(client))
-                    ended.add(name)
-                display.show(board.look(ended), _workers(client))
+                        changed.append(name)
+                ended |= found.keys()
+                display.show(changed, _workers(client))
                 tend()
                 time.sleep(INTERVAL)
             if not futures:
                 return False
     except KeyboardInterrupt:
         display.say("Stopping the points that run ...")
-        (sweep.folder / "stop").touch()
+        notes.set_run(sweep.folder, notes.STOPPED)
     with suppress(Exception):  # the scheduler may be gone: the points read the file
         client.cancel(list(futures))
     _wait_for_points(sweep)
-    (sweep.folder / "stop").unlink(missing_ok=True)
     board.look()
     return True
 
 
-def _note_of(future: "Future", client: "Client", name: str) -> dict[str, Any]:
-    """What a task returned, or a note that says why there is none."""
+def _note_of(future: "Future", client: "Client", folder: Path) -> dict[str, Any]:
+    """What a task returned, or a note that says why there is none in the point's folder."""
     if client.status != "running" or future.status not in ("finished", "error"):
-        raise CogVideoError("The Dask scheduler is gone; points that run go on: start it and run the sweep again.")
+        raise CogVideoError(GONE)
     if future.status == "finished":
-        return future.result()
+        note = future.result()
+        if note["status"] not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
+            return note
+        said = f"it ran on {note['host']}, whose files are not here: put the sweep on a disk that all of them share"
+        return note | {"status": "failed", "reason": "lost", "error": said}
     error = " ".join(str(future.exception()).split()) or type(future.exception()).__name__
-    return {"point": name, "status": "failed", "reason": "lost", "error": f"No worker could run it: {error[:300]}"}
+    said = f"no worker could run it, {error[:300]}"
+    return {"point": folder.name, "status": "failed", "reason": "lost", "error": said}
+
+
+def _arrived(folder: Path, note: dict[str, Any]) -> bool:
+    """Whether the folder has the same note here; a network file system may take a while."""
+    deadline = time.monotonic() + ARRIVAL
+    while notes.read_note(folder).get("attempt") != note["attempt"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(INTERVAL)
+    return True
 
 
 def _workers(client: "Client") -> int:
-    return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    try:
+        return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    except OSError:
+        raise CogVideoError(GONE) from None
 
 
 def _held(sweep: Sweep) -> list[Point]:
@@ -150,13 +185,12 @@ def stop(file: str | Path) -> str:
     held = _held(sweep)
     if not held and not notes.is_locked(sweep.folder / "lock"):
         return f"Nothing of the sweep {sweep.name} is running."
-    (sweep.folder / "stop").touch()
+    notes.set_run(sweep.folder, notes.STOPPED)
     _wait_for_points(sweep)
     deadline = time.monotonic() + STOPPING
     while notes.is_locked(sweep.folder / "lock") and time.monotonic() < deadline:
         time.sleep(0.2)
-    (sweep.folder / "stop").unlink(missing_ok=True)
-    return f"Stopped the sweep {sweep.name}: {len(held)} points were running; `cogvideo sweep run` begins them again."
+    return f"Stopped the sweep {sweep.name}: {len(held)} points were running; `cogvideo sweep run` goes on with it."
 
 
 def status(file: str | Path) -> None:

@@ -17,6 +17,7 @@ from sweeps import faults
 from sweeps.books import write_sweep
 
 from cogvideo.errors import CogVideoError
+from cogvideo.sweeps import cluster as cluster_module
 from cogvideo.sweeps import notes, run
 from cogvideo.sweeps.guard import ATTEMPT
 from cogvideo.sweeps.point import job_of, run_point
@@ -67,23 +68,18 @@ def alive(attempt: str) -> list[psutil.Process]:
 @pytest.fixture
 def cluster(tmp_path):
     """A scheduler and a worker, started by hand. Gives the address."""
-    address = tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "distributed.cli"]
-    quiet = {
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-        "env": os.environ | {"PYTHONPATH": str(faults.ROOT)},
-    }
-    scheduler = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-         "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(address)], **quiet
-    )  # fmt: skip
-    wait_for(lambda: notes.read_json(address))
-    tcp = json.loads(address.read_text())["address"]
-    worker = subprocess.Popen(
-        [*dask[:-1], "distributed.cli.dask_worker", tcp, "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"],
-        **quiet,
-    )
+    place = tmp_path / "scheduler.json"
+
+    def start(program: str, *arguments: object) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(faults.ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    local = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0"]
+    scheduler = start("scheduler", *local, "--scheduler-file", place)
+    tcp = wait_for(lambda: notes.read_json(place).get("address"))
+    worker = start("worker", tcp, "--nthreads", 2, "--memory-limit", 0)
     yield tcp
     for process in (worker, scheduler):
         process.terminate()
@@ -92,16 +88,20 @@ def cluster(tmp_path):
 
 def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cluster):
     """On a scheduler and a worker started by hand: one runs out of memory, one loops, one raises, one says nothing."""
-    file = write_sweep(
-        tmp_path,
-        ["1 + 1", KINDS, "2 + 2"],
-        'kind: str = "fine"\n',
-        grid={"kind": ["endless", "memory", "raises", "silent", "fine"]},
-        resources={"memory": "600MB", "minutes": 0.6},
-        collect=["score"],
-    )
-    done = command("run", file, "--scheduler", cluster)
+
+    def sweep(kinds: list[str], minutes: float) -> subprocess.CompletedProcess:
+        limits = {"memory": "600MB", "minutes": minutes}
+        cells, cell, grid = ["1 + 1", KINDS, "2 + 2"], 'kind: str = "fine"\n', {"kind": kinds}
+        file = write_sweep(tmp_path, cells, cell, grid=grid, resources=limits, collect=["score"])
+        return command("run", file, "--scheduler", cluster)
+
+    alone = sweep(["fine"], 5.0)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    usual = pd.read_csv(tmp_path / "runs" / "study" / "table.csv")["seconds"][0]
+    limit = (3 * usual + 10) / 60  # two at once on a busy machine
+    done = sweep(["endless", "memory", "raises", "silent", "fine"], limit)
     assert done.returncode == 4, done.stdout + done.stderr
+    assert "1 of 5 points done; 4 new" in done.stdout
     rows = pd.read_csv(tmp_path / "runs" / "study" / "table.csv").set_index("kind")
     assert rows["status"].to_dict() == {
         "endless": "failed", "memory": "failed", "raises": "failed", "silent": "failed", "fine": "done"
@@ -109,11 +109,11 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
     assert rows["reason"].dropna().to_dict() == {
         "endless": "time limit", "memory": "out of memory", "raises": "error", "silent": "no result"
     }  # fmt: skip
-    assert rows.error["raises"] == "ValueError: no such thing, really" and rows.error["endless"] == "0.6 min"
+    assert rows.error["raises"] == "ValueError: no such thing, really" and rows.error["endless"] == f"{limit:g} min"
     used, most = re.fullmatch(r"([\d.]+) GB of ([\d.]+) GB", rows.error["memory"]).groups()
     assert float(most) == 0.6 < float(used) < 2
     assert rows.score["fine"] == 1.5 and rows.metric_seconds["fine"] == 3 and rows.score.isna().sum() == 4
-    assert 0 < rows.seconds["fine"] < 36 <= rows.seconds["endless"]
+    assert 0 < rows.seconds["fine"] == usual < 60 * limit <= rows.seconds["endless"]
     for kind in ("endless", "memory", "raises"):
         assert f"kind={kind}" in done.stdout and f"{rows.reason[kind]} in cell 4" in done.stdout
         folder = next((tmp_path / "runs" / "study").glob(f"kind={kind}_*"))
@@ -123,7 +123,7 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
         assert "print(kind)" in code[3].source and not code[4].outputs
         assert code[3].outputs[0].text == f"{kind}\n"  # also of those whose kernel was killed
     table = pd.read_parquet(tmp_path / "runs" / "study" / "table.parquet")
-    assert table["point"].tolist() == [point.name for point in load(file).points]
+    assert table["kind"].tolist() == ["endless", "memory", "raises", "silent", "fine"]
     assert table.set_index("kind")["peak_memory"]["memory"] > 5e8
 
 
@@ -142,7 +142,7 @@ def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path):
     assert "4 done" in command("status", file).stdout
 
 
-def test_ctrl_c_stops_points_and_the_next_run_begins_them_again(tmp_path):
+def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     file = write_sweep(tmp_path, ["import time\nwhile True:\n    time.sleep(1)"])
     sweep = load(file)
     folder = sweep.folder_of(sweep.points[0])
@@ -152,7 +152,7 @@ def test_ctrl_c_stops_points_and_the_next_run_begins_them_again(tmp_path):
     driver.send_signal(signal.SIGINT)
     assert driver.wait(60) == 130
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
-    assert "1 stopped" in file.with_suffix(".out").read_text() and not (sweep.folder / "stop").exists()
+    assert "1 stopped" in file.with_suffix(".out").read_text()
     assert not psutil.pid_exists(note["guard"])
 
 
@@ -191,7 +191,7 @@ def test_a_notebook_that_ended_counts_though_its_guard_died(point):
     file, folder, note = point
     sweep = load(file)
     assert notes.status(folder, note["fingerprint"], []) == "interrupted"
-    found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None))
+    found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))
     assert (found["status"], found["attempt"]) == ("done", "first") and found == notes.read_note(folder)
     assert run.run(file) == 0  # nothing left to do
     rows = pd.read_csv(sweep.folder / "table.csv")
@@ -214,9 +214,50 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
     sweep = load(file)
     with notes.try_lock(folder / "lock"):
         assert notes.is_locked(folder / "lock") and notes.try_lock(folder / "lock") is None
-        (sweep.folder / "stop").touch()
-        assert run_point(job_of(sweep, sweep.points[0], "", None))["status"] == "running"  # somebody else's
+        notes.set_run(sweep.folder, notes.STOPPED)
+        assert run_point(job_of(sweep, sweep.points[0], "", None, "now"))["status"] == "running"  # somebody else's
     assert not notes.is_locked(folder / "lock")
+
+
+def test_jobs_of_slurm(tmp_path, monkeypatch):
+    """With a stand-in for the queue alone: an sbatch that runs the script at once, an scancel that ends it."""
+    programs = {
+        "sbatch": 'setsid bash "$1" > /dev/null 2>&1 &\necho "Submitted batch job $!"',
+        "scancel": 'kill -- "-$1"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\necho {name} >> {tmp_path}/asked\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    slurm = tmp_path / "slurm.yaml"
+    slurm.write_text("cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\n")
+    file = write_sweep(tmp_path, points=[{"size": 3, "seed": 1}])
+    done = command("run", file, "--slurm", slurm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pd.read_csv(tmp_path / "runs" / "study" / "table.csv")["score"].tolist() == [2.5]
+    assert (tmp_path / "asked").read_text().split() == ["sbatch", "scancel"]
+
+
+def test_a_guard_whose_driver_has_a_successor_begins_nothing(point):
+    file, folder, note = point
+    notes.write_note(folder, note | {"status": "stopped"})
+    sweep = load(file)
+    notes.set_run(sweep.folder, "later")
+    assert run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))["status"] == "stopped"
+
+
+def test_points_that_ran_where_their_files_are_not_shared(point, monkeypatch):
+    from distributed import Client
+
+    monkeypatch.setattr(run, "ARRIVAL", 0.0)
+    _, folder, note = point
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+        for attempt, status in {"first": "done", "other": "failed"}.items():
+            future = client.submit(dict, note | {"status": "done", "attempt": attempt})
+            future.result()
+            found = run._note_of(future, client, folder)
+            assert found["status"] == status and ("ran on elsewhere" in found.get("error", "")) == (status == "failed")
 
 
 def test_a_typo_is_told_before_anything_runs(tmp_path):
@@ -225,8 +266,12 @@ def test_a_typo_is_told_before_anything_runs(tmp_path):
     assert "the notebook has no parameter 'sead'" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_wrong_places_to_run_are_one_sentence(tmp_path):
+def test_wrong_places_to_run_are_one_sentence(tmp_path, monkeypatch):
     file = write_sweep(tmp_path)
+    monkeypatch.setattr(cluster_module, "CONNECT", 1)
+    for address in ("tcp://127.0.0.1:1", "nowhere"):
+        with pytest.raises(CogVideoError, match=f"no Dask scheduler at {address} "):
+            run.run(file, scheduler=address)
     with pytest.raises(CogVideoError, match="leave out --workers"):
         run.run(file, workers=2, scheduler="tcp://127.0.0.1:1")
     slurm = tmp_path / "slurm.yaml"
