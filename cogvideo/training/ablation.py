@@ -5,6 +5,7 @@ fixed frame rate, against an image model without the dual channel, and against t
 as many clips in all, draw the first frame with the same image model, and make clips of the same length and frame rate.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,11 +97,14 @@ def train_variant(
     seed: int = 0,
     batch_size: int = 8,
     muon_lr: float = 1e-2,
+    lr: float = 2e-3,
+    clips: int | None = None,
     world: World = World(),
 ) -> tuple[Pipeline, dict[str, float]]:
     """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats a token) by stage.
 
     Two stages get half of the steps each. base: a pipeline of the demo world, whose tokenizers and image model are taken.
+    muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are shown (None: endless).
     Runs are kept under `folder` and go on where they were cut off. Raises CogVideoError for an unknown variant, fewer than
     two steps, and a folder that holds runs of other settings.
     """
@@ -114,8 +118,13 @@ def train_variant(
         config = image.config.video(order="interpolation" if stage == "stage2" else "sequential")
         model, trained = start_model(variant, image, config, seed)
         share_frame_vectors(model)
-        optimizer = OptimizerConfig(steps=steps // len(stages), batch_size=batch_size, muon_lr=muon_lr)
-        batches = DigitsBatches(shown, batch_size, text=base.text, frames=base.frames, world=world, seed=seed)
+        share = steps // len(stages)
+        optimizer = OptimizerConfig(
+            steps=share, batch_size=batch_size, muon_lr=muon_lr, lr=lr, warmup=min(100, share // 10)
+        )
+        batches = DigitsBatches(
+            shown, batch_size, text=base.text, frames=base.frames, world=world, seed=seed, clips=clips
+        )
         test = [batches(step, split="test") for step in range(4)]
         fit(
             model,
@@ -123,7 +132,13 @@ def train_variant(
             _loss(model, batches),
             optimizer,
             Path(folder) / stage,
-            settings={"variant": name, "seed": seed, "model": to_dict(config), "optimizer": to_dict(optimizer)},
+            settings={
+                "variant": name,
+                "seed": seed,
+                "clips": clips,
+                "model": to_dict(config),
+                "optimizer": to_dict(optimizer),
+            },
             label=f"{name}, {stage}",
         )
         models[stage] = model.eval()
@@ -199,6 +214,16 @@ def score_clips(clips: np.ndarray, asked: Questions) -> dict[str, float]:
     }
 
 
+def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:
+    """Share (0..1) of n key-frame clips, under frame-rate texts of 4, 2, 1 and 0.5 s, that show the part which fits in."""
+    asked = draw_questions(n, seed, parts=True)
+    shown = [
+        pipe.key_frames(asked.prompts[some], asked.spans[some].tolist(), asked.seeds[some].tolist())
+        for some in (slice(begin, begin + AT_ONCE) for begin in range(0, n, AT_ONCE))
+    ]
+    return float(score_key_frames(np.concatenate(shown), asked.clips, asked.spans)["part"].mean())
+
+
 def fvd_of(clips: np.ndarray, *, n_real: int, preset: str = "paper", progress: bool = True) -> FVDResult:
     """FVD of clips [n,T,H,W,3] against n_real real ones of the same length, whose prompts are balanced in the same way.
 
@@ -207,11 +232,17 @@ def fvd_of(clips: np.ndarray, *, n_real: int, preset: str = "paper", progress: b
     recipe = find_recipe(preset)
     network = I3D.from_pretrained(batch_norm_eps=recipe.batch_norm_eps)
     real = (questions(n_real, REAL_SEED).real_frames(clips.shape[1]) * 255).round().byte().numpy()
-    truth, made = (
-        features_of(
-            Side(title, [str(i) for i in range(len(some))], lambda i, some=some: some[int(i)]), recipe, network,
-            title=title, progress=progress,
-        )
-        for title, some in (("real", real), ("generated", clips))
-    )  # fmt: skip
-    return fvd(truth.values, made.values, recipe=recipe, protocol=versions(network))
+    sides, seconds = {}, {}
+    for title, some in (("real", real), ("generated", clips)):
+        begin = time.perf_counter()
+        side = Side(title, [str(i) for i in range(len(some))], lambda i, some=some: some[int(i)])
+        sides[title] = features_of(side, recipe, network, title=title, progress=progress).values
+        seconds[title] = time.perf_counter() - begin
+    protocol = {
+        "real": f"{n_real} clips of the demo world's test split, seed {REAL_SEED}",
+        "generated": f"{len(clips)} clips of {SECONDS:g} s, {clips.shape[1]} frames",
+        "skipped": {"real": [], "generated": []},
+        **versions(network),
+        "seconds": seconds,
+    }
+    return fvd(sides["real"], sides["generated"], recipe=recipe, protocol=protocol)

@@ -18,6 +18,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints, read_checkpoint, save_atomic
 from cogvideo.training.metrics import Metrics, Pace, Work, gate_values, memory_row, on_screen
+from cogvideo.training.muon import Muon
 
 __all__ = ["OptimizerConfig", "fit", "read_checkpoint", "save_atomic"]
 
@@ -47,10 +48,6 @@ class OptimizerConfig:
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.muon_lr and not hasattr(torch.optim, "Muon"):
-            raise CogVideoError(
-                f"muon_lr needs torch 2.9 or newer, not {torch.__version__}: update it or set muon_lr=0."
-            )
 
         if self.batch_size % self.accumulate:
             raise CogVideoError(f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts.")
@@ -176,9 +173,7 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
     if matrices:
         if distributed.world_size() > 1:
             raise CogVideoError("Muon needs whole matrices: set muon_lr to 0 to train by several processes.")
-        optimizers.append(
-            torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
     if others:
         optimizers.append(
             torch.optim.AdamW(others, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]

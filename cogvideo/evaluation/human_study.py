@@ -1,0 +1,292 @@
+"""Which of two clips fits its prompt better? Blinded pairs, answers kept at every click, strengths with intervals, agreement.
+
+The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry (1952): the odds that
+a is preferred to b are exp(strength of a - strength of b), "same" counts half for each. Their intervals count all answers about
+one pair of clips as one piece of evidence, since raters see the same two clips. Agreement is Krippendorff's alpha for nominal
+answers, which allows for answers that are missing.
+"""
+
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from cogvideo.errors import CogVideoError
+
+ANSWERS = ("left", "right", "same")
+WITHIN = 1.959964  # standard errors of a 95 % interval
+SMOOTHING = 0.5  # answers for each side that are added to every pair of variants where the likelihood has no maximum
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips of one prompt as a rater sees them. id: the same for all raters, whatever side a clip is on."""
+
+    id: str
+    prompt: str
+    left: str  # variants: hidden from the rater
+    right: str
+    left_clip: str  # files
+    right_clip: str
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One answer. simulated: by a program of known strengths, not by a person."""
+
+    pair: str
+    rater: str
+    left: str
+    right: str
+    answer: str
+    seconds: float = 0.0
+    simulated: bool = False
+
+    @property
+    def choice(self) -> str:
+        """The variant preferred, or "same"."""
+        return {"left": self.left, "right": self.right, "same": "same"}[self.answer]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """log odds of a variant against the mean of all, its 95 % interval, and the answers that it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    wins: float  # "same" counts a half
+    answers: int
+
+
+def make_pairs(
+    clips: Mapping[str, Mapping[str, tuple[str, str | Path]]], rater: str, *, seed: int = 0, most: int | None = None
+) -> list[Pair]:
+    """All pairs of variants for every clip that both have, in an order and on sides of the rater's own.
+
+    clips: by variant, by key (such as prompt and seed) the prompt and the file. The same rater and seed give the same order, so
+    that a study goes on where it was left. most: how many pairs are asked, the same ones of all raters.
+    Raises CogVideoError where no two variants have a clip in common.
+    """
+    found = []
+    for a, b in combinations(sorted(clips), 2):
+        for key in sorted(clips[a].keys() & clips[b].keys()):
+            prompt = clips[a][key][0]
+            found.append(Pair(f"{key}: {a} / {b}", prompt, a, b, str(clips[a][key][1]), str(clips[b][key][1])))
+    if not found:
+        raise CogVideoError("No two variants have clips of the same prompt: there is nothing to compare.")
+    chosen = np.random.default_rng(seed).permutation(len(found))[:most]
+    own = np.random.default_rng([seed, *rater.encode()])
+    pairs = [found[i] for i in own.permutation(np.sort(chosen))]
+    return [_swapped(pair) if swap else pair for pair, swap in zip(pairs, own.random(len(pairs)) < 0.5, strict=True)]
+
+
+def _swapped(pair: Pair) -> Pair:
+    return Pair(pair.id, pair.prompt, pair.right, pair.left, pair.right_clip, pair.left_clip)
+
+
+class Study:
+    """One rater's way through the pairs; every answer is on disk before the next pair is shown.
+
+    Raises CogVideoError for a file that cannot be written or read, and for a rater without a name.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], file: str | Path, rater: str, *, simulated: bool = False):
+        if not rater.strip():
+            raise CogVideoError("Answers need the rater's name: give one, it may be made up.")
+        self.pairs, self.file, self.rater, self.simulated = list(pairs), Path(file), rater, simulated
+        known = read_ratings(self.file) if self.file.exists() else []
+        self.done = {rating.pair: rating for rating in known if rating.rater == rater}
+        self.shown = time.monotonic()
+
+    @property
+    def current(self) -> Pair | None:
+        """The next pair without an answer; None at the end."""
+        return next((pair for pair in self.pairs if pair.id not in self.done), None)
+
+    @property
+    def answered(self) -> int:
+        return sum(pair.id in self.done for pair in self.pairs)
+
+    def answer(self, answer: str) -> None:
+        """Keep an answer ("left", "right" or "same") to the current pair. Raises CogVideoError for others."""
+        pair = self.current
+        if pair is None:
+            return
+        if answer not in ANSWERS:
+            raise CogVideoError(f"An answer is one of {', '.join(ANSWERS)}, not {answer!r}.")
+        seconds = round(time.monotonic() - self.shown, 2)
+        rating = Rating(pair.id, self.rater, pair.left, pair.right, answer, seconds, self.simulated)
+        _append(self.file, rating)
+        self.done[pair.id] = rating
+        self.shown = time.monotonic()
+
+
+def _append(file: Path, rating: Rating) -> None:
+    line = json.dumps(asdict(rating), ensure_ascii=False) + "\n"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                line = (
+                    line if stream.read(1) == b"\n" else "\n" + line
+                )  # a line that a killed process left half-written
+            stream.write(line.encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise CogVideoError(f"The answer cannot be kept in {file} ({error.strerror}): choose another file.") from None
+
+
+def read_ratings(file: str | Path) -> list[Rating]:
+    """Answers of a file of JSON lines; a last one that is half-written is left out.
+
+    Raises CogVideoError for a file that cannot be read, other damage, and answers that are none.
+    """
+    try:
+        lines = Path(file).read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CogVideoError(f"The ratings {file} cannot be read ({error}): give the file of a study.") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rating = Rating(**json.loads(line))
+            known = rating.answer in ANSWERS
+        except (ValueError, TypeError):
+            if not line.endswith("}"):
+                continue  # cut off when its process was killed
+            known, rating = False, None
+        if rating is None or not known:
+            raise CogVideoError(f"Line {number} of {file} is no answer of a study: take it out.")
+        found.append(rating)
+    return found
+
+
+def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
+    """Bradley-Terry strengths by variant, the strongest first; their mean is 0.
+
+    Where some variants have won all or none of their answers against the others, the most likely strengths are endless: then
+    SMOOTHING answers for each side are added to every pair of variants that was asked. Raises CogVideoError without answers, and
+    where variants were not compared with each other, not even by way of others.
+    """
+    names = sorted({name for r in ratings for name in (r.left, r.right)})
+    if not names:
+        raise CogVideoError("There are no answers yet: rate some pairs first.")
+    place = {name: i for i, name in enumerate(names)}
+    wins = np.zeros((len(names), len(names)))  # [a,b] answers for a against b
+    for r in ratings:
+        a, b = place[r.left], place[r.right]
+        share = {"left": 1.0, "right": 0.0, "same": 0.5}[r.answer]
+        wins[a, b] += share
+        wins[b, a] += 1 - share
+    asked = (wins + wins.T) > 0
+    if not _reaches_all(asked):
+        raise CogVideoError("Not all variants were compared with each other, not even by way of others: rate more.")
+    if not (_reaches_all(wins > 0) and _reaches_all(wins.T > 0)):
+        wins = wins + SMOOTHING * asked
+    mean = _most_likely(wins)
+    deviation = _deviations(mean, wins, ratings, place)
+    found = {
+        name: Strength(
+            float(mean[i]), float(mean[i] - WITHIN * deviation[i]), float(mean[i] + WITHIN * deviation[i]),
+            float(sum(_share(r, name) for r in ratings)), sum(name in (r.left, r.right) for r in ratings),
+        )
+        for i, name in enumerate(names)
+    }  # fmt: skip
+    return dict(sorted(found.items(), key=lambda item: -item[1].mean))
+
+
+def _share(rating: Rating, name: str) -> float:
+    if name not in (rating.left, rating.right):
+        return 0.0
+    return 0.5 if rating.answer == "same" else float(rating.choice == name)
+
+
+def _reaches_all(edges: np.ndarray) -> bool:
+    seen, waiting = {0}, [0]
+    while waiting:
+        for other in np.flatnonzero(edges[waiting.pop()]):
+            if other not in seen:
+                seen.add(int(other))
+                waiting.append(int(other))
+    return len(seen) == len(edges)
+
+
+def _odds(mean: np.ndarray) -> np.ndarray:
+    """[a,b] the chance that a is preferred to b."""
+    return 1 / (1 + np.exp(mean[None] - mean[:, None]))
+
+
+def _information(mean: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    chance = _odds(mean)
+    weight = counts * chance * (1 - chance)
+    np.fill_diagonal(weight, 0)
+    return np.diag(weight.sum(1)) - weight
+
+
+def _most_likely(wins: np.ndarray) -> np.ndarray:
+    """Newton's way to the maximum of the likelihood, which is concave; strengths have mean 0."""
+    counts, mean = wins + wins.T, np.zeros(len(wins))
+    for _ in range(100):
+        slope = (wins - counts * _odds(mean)).sum(1)
+        step = np.linalg.pinv(_information(mean, counts), hermitian=True) @ slope
+        mean += step * min(1.0, 2.0 / max(1e-12, float(abs(step).max())))
+        if abs(step).max() < 1e-10:
+            break
+    return mean - mean.mean()
+
+
+def _deviations(mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], place: Mapping[str, int]) -> np.ndarray:
+    """Standard errors that take all answers to one pair of clips together (Huber's sandwich)."""
+    chance = _odds(mean)
+    slopes: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(mean)))
+    for r in ratings:
+        a, b = place[r.left], place[r.right]
+        surprise = {"left": 1.0, "right": 0.0, "same": 0.5}[r.answer] - chance[a, b]
+        slopes[r.pair][a] += surprise
+        slopes[r.pair][b] -= surprise
+    inverse = np.linalg.pinv(_information(mean, wins + wins.T), hermitian=True)
+    middle = sum(np.outer(slope, slope) for slope in slopes.values())
+    return np.sqrt(np.diag(inverse @ middle @ inverse))
+
+
+def agreement(ratings: Sequence[Rating]) -> float | None:
+    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance; None where no pair has two answers, or where
+    all answers are the same one."""
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
+    for r in ratings:
+        answers[r.pair][r.rater] = r.choice
+    return alpha([list(by_rater.values()) for by_rater in answers.values()])
+
+
+def alpha(units: Sequence[Sequence[str]]) -> float | None:
+    """Krippendorff's alpha for nominal values: units of any number of values each (Krippendorff 2011)."""
+    units = [unit for unit in units if len(unit) > 1]
+    total: Counter[str] = Counter(value for unit in units for value in unit)
+    n = sum(total.values())
+    expected = n * n - sum(count * count for count in total.values())
+    if expected == 0:
+        return None
+    observed = sum(
+        (len(unit) ** 2 - sum(count * count for count in Counter(unit).values())) / (len(unit) - 1) for unit in units
+    )
+    return 1 - (n - 1) * observed / expected
+
+
+def simulate(
+    pairs: Sequence[Pair], truth: Mapping[str, float], file: str | Path, rater: str, *, ties: float = 0.1, seed: int = 0
+) -> None:
+    """Let a program of known strengths answer all pairs; its answers are marked as simulated. ties: share of "same"."""
+    study, rng = Study(pairs, file, rater, simulated=True), np.random.default_rng([seed, *rater.encode()])
+    while (pair := study.current) is not None:
+        left = 1 / (1 + np.exp(truth[pair.right] - truth[pair.left]))
+        study.answer("same" if rng.random() < ties else "left" if rng.random() < left else "right")
