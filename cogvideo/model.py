@@ -289,6 +289,12 @@ class CogVideoTransformer(nn.Module):
 
     def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
+        return self.run(*self.prepare(text_ids, frames, text_mask))
+
+    def prepare(
+        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
+    ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
+        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels."""
         c = self.config
         self._check(text_ids, frames)
         t = frames.shape[1]
@@ -300,15 +306,10 @@ class CogVideoTransformer(nn.Module):
         temporal = None
         if c.temporal:
             places = t * c.frame_tokens
-            temporal = [
-                _join(
-                    text.bias,
-                    hidden_bias(self.mask(f"temporal_{parity}", x.device)[:places, :places], x.dtype)[None, None],
-                )
-                for parity in (range(2) if c.window else (0,))
-            ]
-            temporal = temporal * (1 if c.window else 2)
-        return self.run(x, text, spatial, temporal)
+            masks = [self.mask(f"temporal_{parity}", x.device) for parity in range(2 if c.window else 1)]
+            biases = [hidden_bias(mask[:places, :places], x.dtype)[None, None] for mask in masks]
+            temporal = [_join(text.bias, bias) for bias in biases] * (1 if c.window else 2)
+        return x, text, spatial, temporal
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
