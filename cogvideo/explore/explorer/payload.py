@@ -1,0 +1,105 @@
+"""What the front end is given: what there is to see as plain values (`describe`), and packed maps (`pack`).
+
+A weight a of a row whose largest is m is stored as the byte round(255 sqrt(a / m)), read back as m (byte / 255)^2: it is
+wrong by at most sqrt(a m) / 255 + m / 260100, so a large weight by less than 0.4 % of the largest, a small one by less.
+"""
+
+import base64
+import io
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from cogvideo import sequence
+from cogvideo.config import ModelConfig
+from cogvideo.explore.capture import Captured
+from cogvideo.explore.explorer.scenes import Scene
+from cogvideo.explore.requests import numbers
+
+
+def describe(
+    scenes: Sequence[Scene], layers: Sequence[int] | None, heads: Sequence[int] | None, patch: Sequence[int] | None
+) -> dict[str, Any]:
+    """All but the maps, as values for JSON; layers, heads: numbers, None for all; patch: (frame, row, column) shown first.
+
+    Raises CogVideoError for layers, heads and a patch that do not exist.
+    """
+    c = scenes[0].model.config
+    layers = numbers("layers", layers, c.num_layers, range(c.num_layers))
+    return {
+        "prompt": scenes[0].prompt,
+        "about": scenes[0].settings,
+        "layers": layers,
+        "heads": numbers("heads", heads, c.num_heads, range(c.num_heads)),
+        "height": c.frame_height,
+        "width": c.frame_width,
+        "start": {"query": scenes[0].patch(patch)},
+        "masks": {scene.stage: _masks(scene.model.config, len(scene.frames)) for scene in scenes},
+        "scenes": [_describe_scene(scene, layers) for scene in scenes],
+    }
+
+
+def quantise(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [..., K] >= 0 -> (bytes [..., K], float32 [...] the largest of each row); see the head of this file."""
+    largest = maps.max(-1)
+    return np.rint(255 * np.sqrt(maps / largest[..., None])).astype(np.uint8), largest.astype("<f4")
+
+
+def pack(captured: Captured) -> str:
+    """Maps of one layer and all places as deflated text: largest weights of rows, norms, bytes; spatial before temporal."""
+    channels = (captured.spatial, captured.temporal)
+    assert len(captured.layers) == 1 and channels[0] is not None and channels[1] is not None
+    codes, largest = zip(*(quantise(maps[0]) for maps in channels), strict=True)
+    norms = (captured.spatial_norm, captured.temporal_norm)
+    return _text(b"".join(np.ascontiguousarray(part).tobytes() for part in (*largest, *norms, *codes)))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode()
+
+
+def _masks(c: ModelConfig, frames: int) -> dict[str, Any]:
+    """Bits of who may see whom among frame places, from sequence.py; the text is always seen."""
+    places = frames * c.frame_tokens
+    spatial = rearrange(sequence.spatial_visible(c)[:frames], "t q k -> (t q) k")
+    temporal = [sequence.temporal_visible(c, layer)[:places, :places] for layer in range(2 if c.window else 1)]
+    return {"spatial": _bits(spatial), "temporal": [_bits(mask) for mask in temporal]}
+
+
+def _bits(mask: torch.Tensor) -> str:
+    return _text(np.packbits(mask.numpy()).tobytes())
+
+
+def _describe_scene(scene: Scene, layers: list[int]) -> dict[str, Any]:
+    c, made = scene.model.config, scene.made
+    steps = np.zeros(scene.frames.shape, int)
+    steps[made] = sequence.decoding_steps(c, made).numpy()
+    gates = [block.gate.detach().sigmoid().float().cpu().numpy() for block in scene.model.blocks]  # type: ignore[union-attr]
+    return {
+        "title": scene.title,
+        "stage": scene.stage,
+        "words": [{"text": text, "hint": hint} for text, hint in scene.words],
+        "frames": [
+            {"image": _png(pixels), "seconds": f"{seconds:g}", "given": time not in made}
+            for time, (pixels, seconds) in enumerate(zip(scene.pixels, scene.seconds, strict=True))
+        ],
+        "steps": steps.ravel().tolist(),
+        "gates": [_spread(gates[layer]) for layer in layers],
+    }
+
+
+def _spread(gate: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(gate, [0.1, 0.9])
+    return {"mean": float(gate.mean()), "low": float(low), "high": float(high)}
+
+
+def _png(pixels: np.ndarray) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
