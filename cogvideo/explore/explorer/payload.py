@@ -8,7 +8,7 @@ import base64
 import io
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,30 +16,52 @@ from einops import rearrange
 
 from cogvideo import sequence
 from cogvideo.config import ModelConfig
+from cogvideo.errors import CogVideoError
 from cogvideo.explore.capture import Captured
 from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.explore.requests import numbers
 
 
-def describe(
-    scenes: Sequence[Scene], layers: Sequence[int] | None, heads: Sequence[int] | None, patch: Sequence[int] | None
-) -> dict[str, Any]:
-    """All but the maps, as values for JSON; layers, heads: numbers, None for all; patch: (frame, row, column) shown first.
+class Chosen(NamedTuple):
+    layers: list[int]
+    heads: list[int]
+    place: int | None
+
+
+def choose(
+    c: ModelConfig, layers: Sequence[int] | None, heads: Sequence[int] | None, patch: Sequence[int] | None
+) -> Chosen:
+    """What is asked for, spelled out: numbers of layers and heads (None: all), and the place of (frame, row, column).
 
     Raises CogVideoError for layers, heads and a patch that do not exist.
     """
+    shape, place = (c.num_frames, c.frame_height, c.frame_width), None
+    if patch is not None:
+        if len(patch) != 3 or not all(0 <= value < size for value, size in zip(patch, shape, strict=True)):
+            t, h, w = (size - 1 for size in shape)
+            given = ",".join(map(str, patch))
+            raise CogVideoError(f"There is no patch {given}: give frame 0..{t}, row 0..{h} and column 0..{w}.")
+        place = int(np.ravel_multi_index(tuple(patch), shape))
+    return Chosen(
+        numbers("layers", layers, c.num_layers, range(c.num_layers)),
+        numbers("heads", heads, c.num_heads, range(c.num_heads)),
+        place,
+    )
+
+
+def describe(scenes: Sequence[Scene], chosen: Chosen) -> dict[str, Any]:
+    """All but the maps, as values for JSON."""
     c = scenes[0].model.config
-    layers = numbers("layers", layers, c.num_layers, range(c.num_layers))
     return {
         "prompt": scenes[0].prompt,
         "about": scenes[0].settings,
-        "layers": layers,
-        "heads": numbers("heads", heads, c.num_heads, range(c.num_heads)),
+        "layers": chosen.layers,
+        "heads": chosen.heads,
         "height": c.frame_height,
         "width": c.frame_width,
-        "start": {"query": scenes[0].patch(patch)},
+        "start": {"query": scenes[0].brightest if chosen.place is None else chosen.place},
         "masks": {scene.stage: _masks(scene.model.config, len(scene.frames)) for scene in scenes},
-        "scenes": [_describe_scene(scene, layers) for scene in scenes],
+        "scenes": [_describe_scene(scene, chosen.layers) for scene in scenes],
     }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from cogvideo import sequence
@@ -40,23 +41,15 @@ class Scene:
         given = sequence.is_given(self.model.config).tolist()
         return [time for time in range(1, len(self.frames)) if not given[time]]
 
-    def patch(self, patch: Sequence[int] | None) -> int:
-        """Number of the place of (frame, row, column); None takes the brightest patch of a frame in the middle.
-
-        Raises CogVideoError for a patch that does not exist.
-        """
+    @property
+    def brightest(self) -> int:
+        """Place of the brightest patch of a frame in the middle of those made here."""
         c = self.model.config
-        shape = (len(self.frames), c.frame_height, c.frame_width)
-        if patch is None:
-            time = self.made[len(self.made) // 2]
-            light = self.pixels[time].reshape(c.frame_height, -1, c.frame_width, self.pixels.shape[2] // c.frame_width * 3)
-            return time * c.frame_tokens + int(light.mean((1, 3)).argmax())
-        if len(patch) != 3 or not all(0 <= value < size for value, size in zip(patch, shape, strict=True)):
-            t, h, w = (size - 1 for size in shape)
-            raise CogVideoError(
-                f"There is no patch {','.join(map(str, patch))}: give frame 0..{t}, row 0..{h} and column 0..{w}."
-            )
-        return int(np.ravel_multi_index(tuple(patch), shape))
+        time = self.made[len(self.made) // 2]
+        light = rearrange(
+            self.pixels[time].astype(float), "(h a) (w b) c -> (h w) (a b c)", h=c.frame_height, w=c.frame_width
+        )
+        return time * c.frame_tokens + int(light.mean(1).argmax())
 
 
 def scenes(
@@ -95,7 +88,16 @@ def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: floa
             f"{width} x {height} pixels: scale it, or generate it without enlarging."
         )
     chosen = np.linspace(0, len(frames) - 1, c.num_frames).round().astype(int)
-    return _scene(pipe, "The clip as key frames", "stage 1", prompt, f"{seconds:g} s", pipe.tokens(frames[None, chosen])[0], seconds, 0.0)
+    return _scene(
+        pipe,
+        "The clip as key frames",
+        "stage 1",
+        prompt,
+        f"{seconds:g} s",
+        pipe.tokens(frames[None, chosen])[0],
+        seconds,
+        0.0,
+    )
 
 
 def _scene(
@@ -103,10 +105,13 @@ def _scene(
 ) -> Scene:
     """tokens [T,N] that span `span` seconds from `begin` on."""
     ids = pipe.text.encode_prompt(prompt + pipe.sampling.key_frame_suffix, span)
-    rate = len(pipe.text.encode(frame_rate_text(span)))
-    hints = [f"frame-rate text: the frames span {span:g} s"] * rate + ["ends the frame-rate text"]
-    hints += ["a word of the prompt"] * (len(ids) - len(hints))
-    labels = ["⏎" if i == pipe.text.newline_id else label for i, label in zip(ids, pipe.text.pieces(ids), strict=True)]
+    rate = frame_rate_text(span)
+    pieces = pipe.text.pieces(pipe.text.encode(rate))
+    labels = [f"{span:g} s"] if len(pieces) == 1 else pieces
+    hints = [f"frame-rate text, {rate} to the model: the frames span {span:g} s"] * len(pieces)
+    labels, hints = [*labels, "⏎"], [*hints, "new line: ends the frame-rate text"]
+    words = pipe.text.pieces(ids[len(labels) :])
+    labels, hints = labels + words, hints + ["piece of the prompt"] * len(words)
     return Scene(
         title=title,
         stage=stage,

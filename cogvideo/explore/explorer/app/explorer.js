@@ -27,7 +27,11 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 2 : 1)} %`;
+const digits = (share) => (100 * share).toFixed(share < 0.0995 ? 2 : 1);
+const percent = (share) => `${digits(share)} %`;
+
+const total = (array) => array.reduce((sum, value) => sum + value, 0);
+const mean = (array) => total(array) / array.length;
 
 class Explorer {
   constructor(host, info, maps) {
@@ -193,7 +197,7 @@ class Explorer {
           p.status),
         make("aside", {},
           make("section", { title: "Attention weights summed over the words and over each frame, its start included" },
-            make("h3", {}, "Where it looks"), p.numbers),
+            make("h3", {}, "Where it looks, in %"), p.numbers),
           make("section", { title: "The learned gate mixes the channels in every dimension: mean share, with the range of the middle 80 % of dimensions as a line" },
             make("h3", {}, "Gate: ", make("b", { className: "cv-blue" }, "spatial"), " or ", make("b", { className: "cv-red" }, "temporal")),
             p.gates, p.norms),
@@ -345,9 +349,11 @@ class Explorer {
     p.play.textContent = this.playing ? "❚❚" : "▶";
     p.play.setAttribute("aria-label", this.playing ? "Pause" : "Play through the order of decoding");
     const where = `${state.channel} channel${state.channel === "mixed" ? "s" : ""} of layer ${this.layerNumber}, ${this.headName}`;
-    p.seen.textContent = shown.word === null
-      ? `what ${this.name(shown.query)} ${step ? "read when it was made" : "reads"} (${where})`
-      : `how much each patch read “${this.scene.words[shown.word].text}” (${where})`;
+    const { query, word, n } = shown;
+    const reader = step
+      ? `what ${this.name(query)} read when it was made`
+      : `in a given frame nothing is made: what the place reads that holds ${query % n ? this.name(query - 1) : "its start"}`;
+    p.seen.textContent = `${word === null ? reader : `how much each patch read “${this.scene.words[word].text}”`} (${where})`;
     p.largest.textContent = percent(this.largest);
     const half = state.scale === "root" ? 0.25 : 0.5;
     p.middle.textContent = percent(half * this.largest);
@@ -357,7 +363,7 @@ class Explorer {
   drawFrames() {
     const { n, query, word, reading, mask, places } = this.shown;
     const { channel } = this.state;
-    const [time, step] = [Math.floor(query / n), this.scene.steps[query]];
+    const step = this.scene.steps[query];
     const inside = (patch, frame) => (Math.floor(patch / n) === frame ? patch % n : null);
     const wave = step ? this.waves[step - 1].filter((patch) => patch !== query) : [];
     this.clip.forEach(({ canvas }, frame) => drawFrame(canvas, this.images[frame], this.grid, {
@@ -378,20 +384,19 @@ class Explorer {
         start.style.background = seen ? css(this.color(reading[channel].keys[first])) : "";
         start.title = `Start of frame ${frame}, before its first patch: ${seen ? percent(reading[channel].keys[first]) : "cannot be attended"}`;
         caption.textContent = seen ? `start ${percent(reading[channel].keys[first])}` : "start";
-        sum.textContent = `sum ${percent(this.frameSum(channel, frame))}`;
+        sum.textContent = seen ? `sum ${percent(this.frameSum(channel, frame))}` : "cannot attend";
       } else {
         caption.textContent = "";
         sum.textContent = `mean ${percent(this.frameSum(channel, frame))}`;
       }
     });
-    this.time = time;
   }
 
   /** Weight on a frame: the sum over its places, or in word mode the mean over its readers. */
   frameSum(channel, frame) {
     const { reading, readers, n } = this.shown;
     const part = (readers ? readers[channel] : reading[channel].keys).subarray(frame * n, (frame + 1) * n);
-    return part.reduce((sum, value) => sum + value, 0) / (readers ? n : 1);
+    return readers ? mean(part) : total(part);
   }
 
   drawWords() {
@@ -402,41 +407,46 @@ class Explorer {
       const color = reading ? this.color(reading[this.state.channel].words[index]) : null;
       button.style.background = color ? css(color) : "";
       button.style.color = color ? ink(color) : "";
-      spatial.textContent = reading ? `S ${percent(reading.spatial.words[index])}` : "";
-      temporal.textContent = reading ? `T ${percent(reading.temporal.words[index])}` : "";
+      const share = (channel) => (reading ? reading[channel].words[index] : index === word ? mean(this.shown.readers[channel]) : null);
+      for (const [span, channel, letter] of [[spatial, "spatial", "S"], [temporal, "temporal", "T"]])
+        span.textContent = share(channel) === null ? "\u00a0" : `${letter} ${percent(share(channel))}`;
     });
   }
 
   drawNumbers() {
-    const { reading, places, n, norms } = this.shown;
-    const total = (array) => array.reduce((sum, value) => sum + value, 0);
+    const { reading, norms } = this.shown;
     const rows = this.scene.frames.map((_, frame) => [`Frame ${frame}`, (channel) => this.frameSum(channel, frame)]);
     if (reading) rows.unshift(["Words", (channel) => total(reading[channel].words)]);
     const all = reading
       ? (channel) => total(reading[channel].words) + total(reading[channel].keys)
-      : (channel) => total(this.shown.readers[channel]) / places;
+      : (channel) => mean(this.shown.readers[channel]);
     rows.push([reading ? "Sum" : "Mean", all]);
     const cell = (tag, channel, text) => make(tag, { className: channel === this.state.channel ? "cv-chosen" : "" }, text);
     this.parts.numbers.replaceChildren(
       make("thead", {}, make("tr", {}, make("th", {}), ...CHANNELS.map((channel) => cell("th", channel, channel)))),
-      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", {}, name), ...CHANNELS.map((channel) => cell("td", channel, percent(value(channel))))))));
+      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", {}, name), ...CHANNELS.map((channel) => cell("td", channel, digits(value(channel))))))));
     this.parts.norms.textContent = norms
-      ? `Length of this patch's output: spatial ${norms.spatial.toFixed(2)}, temporal ${norms.temporal.toFixed(2)}`
+      ? `Output: spatial ${norms.spatial.toPrecision(3)}, temporal ${norms.temporal.toPrecision(3)}`
       : "";
     [...this.parts.gates.children].forEach((button, layer) => button.setAttribute("aria-pressed", String(layer === this.shown.layer)));
-    this.parts.status.textContent = reading ? this.strongest() : "";
-    void n;
+    this.parts.status.textContent = this.strongest();
   }
 
-  /** What is read most, in words. */
+  /** What is read most, or who reads the word most, in words. */
   strongest() {
-    const { reading, n, places } = this.shown;
-    const { words, keys } = reading[this.state.channel];
-    const found = [...words].map((weight, word) => [weight, `“${this.scene.words[word].text}”`]);
-    for (let key = 0; key < places; key++)
-      found.push([keys[key], key % n ? this.name(key - 1) : `the start of frame ${key / n}`]);
-    const most = found.sort((a, b) => b[0] - a[0]).slice(0, 3).map(([weight, name]) => `${name} ${percent(weight)}`);
-    return `Reads most: ${most.join("; ")}.`;
+    const { reading, readers, word, n } = this.shown;
+    const { channel } = this.state;
+    const most = (found) => found.sort((a, b) => b[0] - a[0]).slice(0, 3).map(([weight, name]) => `${name} ${percent(weight)}`).join("; ");
+    if (readers) {
+      const found = Array.from(readers[channel], (weight, patch) => [weight, this.name(patch)]);
+      return `“${this.scene.words[word].text}” is read most by ${most(found)}.`;
+    }
+    const { words, keys } = reading[channel];
+    const held = (key) => (key % n ? this.name(key - 1) : `the start of frame ${key / n}`);
+    return `Reads most: ${most([
+      ...Array.from(words, (weight, index) => [weight, `“${this.scene.words[index].text}”`]),
+      ...Array.from(keys, (weight, key) => [weight, held(key)]),
+    ])}.`;
   }
 
   drawMaskPanel() {
@@ -447,7 +457,7 @@ class Explorer {
       this.maskText = drawMask(p.mask, shown, (query, key) => mask.sees(state.channel, this.layerNumber, query, key, n, places));
       this.maskDrawn = this.maskText ? name : null;
     }
-    p.maskTitle.textContent = `Mask, ${state.channel}: who may read whom`;
+    p.maskTitle.textContent = state.channel === "mixed" ? "Mask of both channels" : `Mask of the ${state.channel} channel`;
     const word = shown.word !== null;
     p.maskMark.style.top = word ? "0" : `${(100 * shown.query) / shown.places}%`;
     p.maskMark.style.left = word ? `${(100 * this.maskText * shown.word) / shown.l}%` : "0";
