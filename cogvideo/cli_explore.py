@@ -36,7 +36,7 @@ def explore(
     check_place(output)  # now, not after the work
     frames = None if clip is None else read_video(clip)[0]
     pipe = Pipeline.from_pretrained(weights, device=device)
-    explorer.choose(pipe.stage1.config, **chosen)  # likewise
+    explorer.select(pipe.stage1.config, **chosen)  # likewise
     if frames is None:
         scenes = explorer.scenes(pipe, prompt, seconds=seconds, seed=seed, rounds=rounds, progress=True)
     else:

@@ -9,7 +9,7 @@ Both homes have one front end, in app/: plain JavaScript without a build step, n
 
 from cogvideo.explore.explorer.live import live
 from cogvideo.explore.explorer.page import Page, page
-from cogvideo.explore.explorer.payload import choose
+from cogvideo.explore.explorer.payload import select
 from cogvideo.explore.explorer.scenes import Scene, clip_scene, scenes
 
-__all__ = ["Page", "Scene", "choose", "clip_scene", "live", "page", "scenes"]
+__all__ = ["Page", "Scene", "clip_scene", "live", "page", "scenes", "select"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.explorer.payload import choose, describe, pack
+from cogvideo.explore.explorer.payload import describe, pack, select
 from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.page import write_whole
 
@@ -80,20 +80,20 @@ def page(
     patch: (frame, row, column) that is shown first. Later scenes are left out where they do not fit. Raises CogVideoError
     where not even the first fits, as soon as that is known, and for layers, heads and a patch that do not exist.
     """
-    chosen = choose(scenes[0].model.config, layers, heads, patch)
-    info = describe(scenes, chosen)
+    selection = select(scenes[0].model.config, layers, heads, patch)
+    info = describe(scenes, selection)
     room = max_megabytes * 1e6 - len(_render(info))
     kept = 0
-    with tqdm(desc="maps", total=len(scenes) * len(chosen.layers), unit="layer", disable=not progress) as bar:
+    with tqdm(desc="maps", total=len(scenes) * len(selection.layers), unit="layer", disable=not progress) as bar:
         for scene, told in zip(scenes, info["scenes"], strict=True):
-            maps = _maps(scene, chosen.layers, chosen.heads, room, bar)
+            maps = _maps(scene, selection.layers, selection.heads, room, bar)
             if maps is None:
                 break
             told["maps"] = maps
             room -= sum(map(len, maps))
             kept += 1
     if not kept:
-        count = f"{len(chosen.layers)} layers and {len(chosen.heads)} heads"
+        count = f"{len(selection.layers)} layers and {len(selection.heads)} heads"
         raise CogVideoError(
             f"The maps of {count} do not fit into {max_megabytes:g} MB: choose fewer layers or heads, or allow more."
         )

@@ -22,15 +22,15 @@ from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.explore.requests import numbers
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     layers: list[int]
     heads: list[int]
     place: int | None
 
 
-def choose(
+def select(
     c: ModelConfig, layers: Sequence[int] | None, heads: Sequence[int] | None, patch: Sequence[int] | None
-) -> Chosen:
+) -> Selection:
     """What is asked for, spelled out: numbers of layers and heads (None: all), and the place of (frame, row, column).
 
     Raises CogVideoError for layers, heads and a patch that do not exist.
@@ -42,26 +42,26 @@ def choose(
             given = ",".join(map(str, patch))
             raise CogVideoError(f"There is no patch {given}: give frame 0..{t}, row 0..{h} and column 0..{w}.")
         place = int(np.ravel_multi_index(tuple(patch), shape))
-    return Chosen(
+    return Selection(
         numbers("layers", layers, c.num_layers, range(c.num_layers)),
         numbers("heads", heads, c.num_heads, range(c.num_heads)),
         place,
     )
 
 
-def describe(scenes: Sequence[Scene], chosen: Chosen) -> dict[str, Any]:
+def describe(scenes: Sequence[Scene], selection: Selection) -> dict[str, Any]:
     """All but the maps, as values for JSON."""
     c = scenes[0].model.config
     return {
         "prompt": scenes[0].prompt,
         "about": scenes[0].settings,
-        "layers": chosen.layers,
-        "heads": chosen.heads,
+        "layers": selection.layers,
+        "heads": selection.heads,
         "height": c.frame_height,
         "width": c.frame_width,
-        "start": {"query": scenes[0].brightest if chosen.place is None else chosen.place},
+        "start": {"query": scenes[0].brightest if selection.place is None else selection.place},
         "masks": {scene.stage: _masks(scene.model.config, len(scene.frames)) for scene in scenes},
-        "scenes": [_describe_scene(scene, chosen.layers) for scene in scenes],
+        "scenes": [_describe_scene(scene, selection.layers) for scene in scenes],
     }
 
 
@@ -73,9 +73,9 @@ def quantise(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pack(captured: Captured) -> str:
     """Maps of one layer and all places as deflated text: largest weights of rows, norms, bytes; spatial before temporal."""
-    channels = (captured.spatial, captured.temporal)
-    assert len(captured.layers) == 1 and channels[0] is not None and channels[1] is not None
-    codes, largest = zip(*(quantise(maps[0]) for maps in channels), strict=True)
+    spatial, temporal = captured.spatial, captured.temporal
+    assert len(captured.layers) == 1 and spatial is not None and temporal is not None
+    codes, largest = zip(quantise(spatial[0]), quantise(temporal[0]), strict=True)
     norms = (captured.spatial_norm, captured.temporal_norm)
     return _text(b"".join(np.ascontiguousarray(part).tobytes() for part in (*largest, *norms, *codes)))
 

@@ -11,7 +11,7 @@ import traitlets
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.capture import Recording
 from cogvideo.explore.explorer.page import front_end
-from cogvideo.explore.explorer.payload import choose, describe
+from cogvideo.explore.explorer.payload import describe, select
 from cogvideo.explore.explorer.scenes import Scene
 
 KEPT_RECORDINGS = 2  # each holds the inputs of all layers: 1.2 GB at full size, 1 MB for the demo
@@ -31,7 +31,7 @@ class LiveExplorer(anywidget.AnyWidget):
         heads: Sequence[int] | None,
         patch: Sequence[int] | None,
     ):
-        super().__init__(info=describe(scenes, choose(scenes[0].model.config, layers, heads, patch)))
+        super().__init__(info=describe(scenes, select(scenes[0].model.config, layers, heads, patch)))
         self._scenes = list(scenes)
         self._recording = lru_cache(KEPT_RECORDINGS)(self._record)
         self._recording(0)  # now, not at the first click
