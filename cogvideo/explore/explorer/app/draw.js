@@ -80,20 +80,16 @@ function outline(context, [x, y, width, height], { dashed = false } = {}) {
   context.restore();
 }
 
-/**
- * One generated frame. veiled(patch): not made yet; marks: patches to outline, dashed: the one that is only read.
- */
-function drawFrame(canvas, image, grid, { veiled, marked, wave, dashed }) {
+/** One generated frame. veiled(patch): not made yet; marked: the patch that reads, or null; dashed: others to point at. */
+function drawFrame(canvas, image, grid, { veiled, marked, dashed }) {
   const context = fit(canvas);
   if (!context) return;
   context.imageSmoothingEnabled = false;
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  const cells = grid.width * grid.height;
   const at = (patch) => cell(canvas, grid, Math.floor(patch / grid.width), patch % grid.width);
   context.fillStyle = "rgba(246, 245, 242, 0.78)";
-  for (let patch = 0; patch < cells; patch++) if (veiled(patch)) context.fillRect(...at(patch));
-  for (const patch of wave) outline(context, at(patch), { dashed: true });
-  if (dashed !== null) outline(context, at(dashed), { dashed: true });
+  for (let patch = 0; patch < grid.width * grid.height; patch++) if (veiled(patch)) context.fillRect(...at(patch));
+  for (const patch of dashed) outline(context, at(patch), { dashed: true });
   if (marked !== null) outline(context, at(marked));
 }
 

@@ -61,8 +61,13 @@ class Explorer {
     return this.info.layers[this.state.layer];
   }
 
-  get query() {
-    return this.preview ?? this.state.query;
+  /** The patch that reads: the chosen one, or the one under the pointer. */
+  get patch() {
+    return this.preview ?? this.state.patch;
+  }
+
+  reader(patch) {
+    return readerOf(patch, this.n, this.scene.frames[Math.floor(patch / this.n)].given);
   }
 
   get share() {
@@ -88,17 +93,22 @@ class Explorer {
   set(changes) {
     Object.assign(this.state, changes);
     if ("scene" in changes) {
-      this.state.query = Math.min(this.state.query, this.places - 1);
+      this.state.patch = this.readable(Math.min(this.state.patch, this.places - 1));
       this.state.word = this.state.word === null ? null : Math.min(this.state.word, this.scene.words.length - 1);
       this.fill();
     }
     this.refresh();
   }
 
+  /** The patch, or the one before it if no place reads for it: the last one of a given frame. */
+  readable(patch) {
+    return this.reader(patch) === null ? patch - 1 : patch;
+  }
+
   /** Choose a patch as the reader. */
-  choose(query) {
+  choose(patch) {
     this.preview = null;
-    this.set({ query, word: null });
+    this.set({ patch: this.readable(patch), word: null });
   }
 
   // ---- the page, once
@@ -290,11 +300,12 @@ class Explorer {
 
   async fetch() {
     const { scene, layer, word, head } = this.state;
-    const query = this.query;
+    const { patch } = this;
+    const query = this.reader(patch);
     this.masks[this.scene.stage] ??= await Masks.of(this.info.masks[this.scene.stage]);
     const sizes = { l: this.scene.words.length, n: this.n, places: this.places };
     const share = this.info.scenes[scene].gates[layer].mean;
-    const shown = { ...sizes, query, word, mask: this.masks[this.scene.stage], layer, scene };
+    const shown = { ...sizes, patch, query, word, mask: this.masks[this.scene.stage], layer, scene };
     if (word === null) {
       const row = await this.maps.row(scene, layer, query);
       shown.reading = readingOf(row, head, share, query, sizes);
@@ -327,7 +338,7 @@ class Explorer {
   /** Weight of a patch in the heat map, or null where the patch cannot be attended to. */
   weight(patch, channel = this.state.channel) {
     const { reading, readers, mask, query, n, places } = this.shown;
-    if (readers) return readers[channel][patch];
+    if (readers) return this.reader(patch) === null ? null : readers[channel][this.reader(patch)];
     const key = keyOf(patch, n);
     return key !== null && mask.sees(channel, this.layerNumber, query, key, n, places) ? reading[channel].keys[key] : null;
   }
@@ -343,16 +354,14 @@ class Explorer {
     p.layerText.textContent = this.layerNumber;
     p.head.value = state.head;
     for (const name of ["channel", "scale"]) for (const input of p[name]) input.checked = input.value === state[name];
-    const step = this.scene.steps[shown.query];
+    const { patch, word } = shown;
+    const step = this.scene.steps[patch];
     p.step.value = step || 1;
     p.stepText.textContent = step ? `step ${step} of ${this.waves.length}` : "given, not made here";
     p.play.textContent = this.playing ? "❚❚" : "▶";
     p.play.setAttribute("aria-label", this.playing ? "Pause" : "Play through the order of decoding");
     const where = `${state.channel} channel${state.channel === "mixed" ? "s" : ""} of layer ${this.layerNumber}, ${this.headName}`;
-    const { query, word, n } = shown;
-    const reader = step
-      ? `what ${this.name(query)} read when it was made`
-      : `in a given frame nothing is made: what the place reads that holds ${query % n ? this.name(query - 1) : "its start"}`;
+    const reader = `what ${this.name(patch)} ${step ? "read when it was made" : "reads; it is given"}`;
     p.seen.textContent = `${word === null ? reader : `how much each patch read “${this.scene.words[word].text}”`} (${where})`;
     p.largest.textContent = percent(this.largest);
     const half = state.scale === "root" ? 0.25 : 0.5;
@@ -361,21 +370,21 @@ class Explorer {
   }
 
   drawFrames() {
-    const { n, query, word, reading, mask, places } = this.shown;
+    const { n, patch, query, word, reading, mask, places } = this.shown;
     const { channel } = this.state;
-    const step = this.scene.steps[query];
-    const inside = (patch, frame) => (Math.floor(patch / n) === frame ? patch % n : null);
-    const wave = step ? this.waves[step - 1].filter((patch) => patch !== query) : [];
+    const step = this.scene.steps[patch];
+    const inside = (one, frame) => (one !== null && Math.floor(one / n) === frame ? one % n : null);
+    const chosen = word === null ? patch : null;
+    // Pointed at: what the pointer is on in the heat, and other patches made in the same step.
+    const others = chosen !== null && step ? this.waves[step - 1].filter((one) => one !== patch) : [];
+    const dashed = [...others, this.inspected];
     this.clip.forEach(({ canvas }, frame) => drawFrame(canvas, this.images[frame], this.grid, {
-      veiled: (patch) => word === null && step > 0 && this.scene.steps[frame * n + patch] > step,
-      marked: word === null ? inside(query, frame) : null,
-      // A place of a given frame makes nothing: what it holds is the patch before.
-      dashed: word === null && !step && query % n ? inside(query - 1, frame) : null,
-      wave: word === null ? wave.filter((patch) => Math.floor(patch / n) === frame).map((patch) => patch % n) : [],
+      veiled: (one) => chosen !== null && step > 0 && this.scene.steps[frame * n + one] > step,
+      marked: inside(chosen, frame),
+      dashed: dashed.map((one) => inside(one, frame)).filter((one) => one !== null),
     }));
     this.heat.forEach(({ canvas, start, caption, sum }, frame) => {
-      const hovered = this.inspected === null ? null : inside(this.inspected, frame);
-      drawHeat(canvas, this.grid, (patch) => this.color(this.weight(frame * n + patch)), word === null ? inside(query, frame) : null, hovered);
+      drawHeat(canvas, this.grid, (one) => this.color(this.weight(frame * n + one)), inside(chosen, frame), inside(this.inspected, frame));
       start.hidden = word !== null;
       if (word === null) {
         const first = frame * n;
@@ -438,7 +447,8 @@ class Explorer {
     const { channel } = this.state;
     const most = (found) => found.sort((a, b) => b[0] - a[0]).slice(0, 3).map(([weight, name]) => `${name} ${percent(weight)}`).join("; ");
     if (readers) {
-      const found = Array.from(readers[channel], (weight, patch) => [weight, this.name(patch)]);
+      const patches = Array.from(readers[channel].keys()).filter((patch) => this.reader(patch) !== null);
+      const found = patches.map((patch) => [readers[channel][this.reader(patch)], this.name(patch)]);
       return `“${this.scene.words[word].text}” is read most by ${most(found)}.`;
     }
     const { words, keys } = reading[channel];
@@ -468,8 +478,9 @@ class Explorer {
   // ---- hands
 
   peek(patch) {
-    if (this.playing || patch === this.preview || this.state.word !== null) return;
-    this.preview = patch;
+    const preview = patch === null ? null : this.readable(patch);
+    if (this.playing || preview === this.preview || this.state.word !== null) return;
+    this.preview = preview;
     this.refresh();
   }
 
@@ -490,21 +501,23 @@ class Explorer {
 
   /** The heat of a patch in a sentence. */
   told(patch) {
-    const { word, query, n } = this.shown;
+    const { word, n } = this.shown;
     const weight = this.weight(patch);
     const name = this.name(patch);
+    if (word !== null && weight === null) return `${name}: no place holds the last patch of a given frame`;
     if (word !== null) return `${name}: ${percent(weight)} of its reading went to “${this.scene.words[word].text}”`;
     if (weight !== null) return `${name}: ${percent(weight)}`;
     if (patch % n === n - 1) return `${name}: cannot be attended; the last patch of a frame is never an input`;
-    const own = Math.floor(patch / n) === Math.floor(query / n);
+    const own = Math.floor(patch / n) === Math.floor(this.shown.patch / n);
     if (!own && this.state.channel === "spatial") return `${name}: cannot be attended; the spatial channel sees its own frame alone`;
-    const later = this.scene.steps[patch] >= (this.scene.steps[query] || Infinity);
+    const later = this.scene.steps[patch] >= (this.scene.steps[this.shown.patch] || Infinity);
     return `${name}: cannot be attended; ${later ? "it was not made yet" : "the mask of this layer hides it"}`;
   }
 
   chooseInMask(event) {
     const box = event.target.getBoundingClientRect();
-    this.choose(Math.max(0, Math.min(this.places - 1, Math.floor(((event.clientY - box.top) / box.height) * this.places))));
+    const place = Math.max(0, Math.min(this.places - 1, Math.floor(((event.clientY - box.top) / box.height) * this.places)));
+    this.choose(this.scene.frames[Math.floor(place / this.n)].given && place % this.n ? place - 1 : place);
   }
 
   play() {
@@ -512,10 +525,10 @@ class Explorer {
     const last = this.waves.length;
     if (this.playing) this.playing = null;
     else {
-      if (this.scene.steps[this.state.query] === last) this.choose(this.waves[0][0]);
+      if (this.scene.steps[this.state.patch] === last) this.choose(this.waves[0][0]);
       this.playing = setInterval(() => {
         if (this.busy) return; // no step is left out where answers take long
-        if (!this.root.isConnected || this.scene.steps[this.state.query] >= this.waves.length) this.play();
+        if (!this.root.isConnected || this.scene.steps[this.state.patch] >= this.waves.length) this.play();
         else this.step(1);
       }, 140);
     }
@@ -524,7 +537,7 @@ class Explorer {
 
   /** On (or back) in the order of decoding. */
   step(by) {
-    const step = Math.max(1, Math.min(this.waves.length, this.scene.steps[this.state.query] + by));
+    const step = Math.max(1, Math.min(this.waves.length, this.scene.steps[this.state.patch] + by));
     this.choose(this.waves[step - 1][0]);
   }
 
@@ -532,7 +545,7 @@ class Explorer {
   move(down, right) {
     const { width, height } = this.grid;
     const frames = this.scene.frames.length;
-    const [time, place] = [Math.floor(this.state.query / this.n), this.state.query % this.n];
+    const [time, place] = [Math.floor(this.state.patch / this.n), this.state.patch % this.n];
     const row = Math.max(0, Math.min(height - 1, Math.floor(place / width) + down));
     const across = Math.max(0, Math.min(frames * width - 1, time * width + (place % width) + right));
     this.choose(Math.floor(across / width) * this.n + row * width + (across % width));

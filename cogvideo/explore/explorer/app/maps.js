@@ -165,3 +165,8 @@ function readersOf(column, head, share) {
 function keyOf(patch, n) {
   return patch % n === n - 1 ? null : patch + 1;
 }
+
+/** The place whose reading is a patch's own: where it is made, or in a given frame where it is held (null: nowhere). */
+function readerOf(patch, n, given) {
+  return given ? keyOf(patch, n) : patch;
+}
