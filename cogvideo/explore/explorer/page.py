@@ -39,7 +39,7 @@ FRAME_HEIGHT = 760  # pixels, of the page inside a notebook
 
 def front_end() -> tuple[str, str]:
     """The module's JavaScript, its parts joined into one, and the style sheet."""
-    script = "\n".join((APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "explorer.js"))
+    script = "\n".join((APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "layout.js", "explorer.js"))
     return script, (APP / "explorer.css").read_text("utf-8")
 
 
