@@ -114,7 +114,10 @@ def test_chosen_parts_are_those_of_the_whole():
     with pytest.raises(CogVideoError, match="Place 1 of frame 1 was not captured"):
         some.row(1, 1)
     only = capture(model, TEXT, frames, layers=[0], channels=["temporal"])
-    assert only.spatial is None and only.spatial_norm is None and only.temporal is not None
+    assert only.spatial is None and only.spatial_norm is None and only.temporal is only.maps("temporal")
+    assert only.visible("temporal") is only.temporal_visible
+    with pytest.raises(CogVideoError, match="The spatial channel was not captured"):
+        only.visible("spatial")
 
 
 def test_a_shorter_clip_is_captured_as_the_model_reads_it():
@@ -225,5 +228,5 @@ def test_layers_that_were_not_recorded_are_named():
     assert recording.capture().layers == (0,)
     with pytest.raises(CogVideoError, match=r"Layers \[1\] were not recorded"):
         recording.capture(layers=[1])
-    with pytest.raises(CogVideoError, match="all of its heads and channels"):
+    with pytest.raises(CogVideoError, match="needs all of its heads"):
         recording.mix(recording.capture(heads=[0]))
