@@ -276,6 +276,7 @@ def record(
     return Recording(model, text_ids[0], text_mask[0], frames[0], inputs, memories, spatial, temporal)
 
 
+@torch.inference_mode()
 def capture(
     model: CogVideoTransformer,
     text_ids: Tensor,
