@@ -38,7 +38,8 @@ def token_losses(
     heads = numbers("heads", heads, c.num_heads, range(c.num_heads))
     if bad := [slot for slot in hide if not 0 <= slot < length]:
         raise CogVideoError(f"There is no text slot {bad[0]}: this text has slots 0..{length - 1}.")
-    first = min([*(changed if len(hide) else []), *silent], default=c.num_layers - 1)
+    touched = (changed if len(hide) else []) + silent
+    first = min(touched) if touched else c.num_layers - 1
     if missing := [layer for layer in range(first, c.num_layers) if layer not in recording.inputs]:
         raise CogVideoError(f"Layers {missing} were not recorded: record all of them.")
     x = recording.inputs[first]
