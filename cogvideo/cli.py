@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_scores
+from cogvideo import cli_explore, cli_scores
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ evaluate = typer.Typer(help="Score weights.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
 cli_scores.add_to(evaluate)
+cli_explore.add_to(app)
 weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)
