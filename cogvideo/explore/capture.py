@@ -32,6 +32,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.explore.requests import (
     CHANNELS,
     CHUNK_BYTES,
+    Chosen,
     check_memory,
     choose,
     labels,
@@ -74,6 +75,18 @@ class Captured:
         """L, T, N."""
         return len(self.text_ids), *self.frames.shape  # type: ignore[return-value]
 
+    def maps(self, channel: str) -> np.ndarray:
+        """Weights [layers, heads, Q, keys] of a channel; raises CogVideoError where it was not captured."""
+        found = {"spatial": self.spatial, "temporal": self.temporal}.get(channel)
+        if found is None:
+            raise CogVideoError(f"The {channel} channel was not captured: name it in channels, if the model has it.")
+        return found
+
+    def visible(self, channel: str) -> np.ndarray:
+        """What may be attended to, bool [layers, Q, keys], in a channel that was captured."""
+        self.maps(channel)
+        return getattr(self, f"{channel}_visible")
+
     def patches(self, keys: np.ndarray) -> Patches:
         """Put keys [..., L+N] or [..., L+T*N] (weights, or what is visible) where one sees them: see the head of this file."""
         length, c = len(self.text_ids), self.config
@@ -113,10 +126,13 @@ class Recording:
     ) -> Captured:
         """Maps of the chosen parts; see the function `capture`."""
         chosen = choose(self.model.config, list(self.inputs), layers, heads, queries, channels, self.frames.shape[0])
-        layers, heads, places, kinds = chosen
-        if missing := [layer for layer in layers if layer not in self.inputs]:
+        if missing := [layer for layer in chosen.layers if layer not in self.inputs]:
             raise CogVideoError(f"Layers {missing} were not recorded: name them in record(layers=...).")
         check_memory(self.model, self.text_ids, self.frames, chosen, max_bytes, recorded=True)
+        return self._capture(chosen, words)
+
+    def _capture(self, chosen: Chosen, words: Sequence[str] | None) -> Captured:
+        layers, heads, places, kinds = chosen
         kept = {kind: _Kept(len(layers), len(heads), len(places), *self._keys(kind)) for kind in kinds}
         gates = {}
         # Iterated, not indexed: so blocks that are kept in host memory (offload.py) come to the device as well.
@@ -148,9 +164,9 @@ class Recording:
         does. Raises CogVideoError unless all heads and both channels were captured.
         """
         c = self.model.config
-        maps = {kind: getattr(captured, kind) for kind in (CHANNELS if c.temporal else CHANNELS[:1])}
-        if captured.heads != tuple(range(c.num_heads)) or any(value is None for value in maps.values()):
-            raise CogVideoError("A layer's output needs all of its heads and channels: capture them all to mix them.")
+        if captured.heads != tuple(range(c.num_heads)):
+            raise CogVideoError("A layer's output needs all of its heads: capture them all to mix them.")
+        maps = {kind: captured.maps(kind) for kind in (CHANNELS if c.temporal else CHANNELS[:1])}
         out = np.empty((len(captured.layers), len(captured.queries), c.hidden_size), np.float32)
         for index, block in enumerate(self.model.blocks):
             if index not in captured.layers:
@@ -260,6 +276,7 @@ def record(
     return Recording(model, text_ids[0], text_mask[0], frames[0], inputs, memories, spatial, temporal)
 
 
+@torch.inference_mode()
 def capture(
     model: CogVideoTransformer,
     text_ids: Tensor,
@@ -286,10 +303,7 @@ def capture(
     chosen = choose(c, range(c.num_layers), layers, heads, queries, channels, frames.shape[1])
     check_memory(model, text_ids[0], frames[0], chosen, max_bytes)
     recording = record(model, text_ids, frames, layers=chosen[0], text_mask=mask)
-    layers, heads, places, kinds = chosen
-    return recording.capture(
-        layers=layers, heads=heads, queries=places, channels=kinds, words=words, max_bytes=max_bytes
-    )
+    return recording._capture(chosen, words)
 
 
 def _groups(queries: np.ndarray, kind: str) -> list[tuple[np.ndarray, int]]:

@@ -1,5 +1,7 @@
 """A slow, dense, independent computation of what `capture` returns: every place against every place, one query at a time."""
 
+from functools import lru_cache
+
 import torch
 
 
@@ -21,8 +23,17 @@ def sees(c, kind: str, layer: int, query: tuple[int, int], key: tuple[int, int])
     return time not in given and (other_time, other) <= (time, place)
 
 
-def dense(model, text_ids, frames, text_mask):
-    """For every layer the "mixed" output [P,D] and by channel: maps [H,P,L+P], visible [P,L+P], out [P,D]; P = T * N places."""
+@lru_cache
+def frame_mask(c, kind: str, parity: int, frames: int) -> torch.Tensor:
+    places = [(time, place) for time in range(frames) for place in range(c.frame_tokens)]
+    return torch.tensor([[sees(c, kind, parity, query, key) for key in places] for query in places])
+
+
+def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head: (), silent=()):
+    """For every layer the "mixed" output [P,D] and by channel: maps [H,P,L+P], visible [P,L+P], out [P,D]; P = T * N places. Then the logits.
+
+    hidden: the text slots that a head's frame places cannot see; silent: layers without a temporal channel.
+    """
     c = model.config
     length, (t, n) = len(text_ids), frames.shape
     begin = torch.full((t, 1), c.begin_of_image)
@@ -35,30 +46,30 @@ def dense(model, text_ids, frames, text_mask):
     if t > 1:
         positions += list(model.extra_position_embedding.weight[: (t - 1) * n])
     x = model.word_embedding.weight[ids] + torch.stack(positions)
-    places = [(time, place) for time in range(t) for place in range(n)]
     result = []
     for index, block in enumerate(model.blocks):
         h = block.attention_norm(x)
         layer = {}
         for kind in ("spatial", "temporal") if c.temporal else ("spatial",):
             channel = getattr(block, kind)
-            visible = torch.zeros(length + len(places), length + len(places), dtype=torch.bool)
+            visible = torch.zeros(len(x), len(x), dtype=torch.bool)
             visible[:, :length] = text_mask
-            for a, query in enumerate(places):
-                for b, key in enumerate(places):
-                    visible[length + a, length + b] = sees(c, kind, index, query, key)
+            visible[length:, length:] = frame_mask(c, kind, index % 2, t)
             q, k, v = (part.view(len(x), c.num_heads, -1) for part in channel.qkv(h).chunk(3, -1))
             scores = torch.einsum("phd,khd->hpk", q, k) / q.shape[-1] ** 0.5
+            for head in range(c.num_heads):
+                scores[head, length:, list(hidden(index, kind, head))] = float("-inf")
             maps = torch.where(visible, scores, torch.tensor(float("-inf"))).softmax(-1)
             out = channel.dense(torch.einsum("hpk,khd->phd", maps, v).flatten(1))
             layer[kind] = {"maps": maps[:, length:], "visible": visible[length:], "out": out[length:]}
             if kind == "spatial":
                 mixed = out
             else:
-                share = block.gate.sigmoid()
+                share = torch.ones_like(block.gate) if index in silent else block.gate.sigmoid()
                 mixed = torch.cat([mixed[:length], (share * mixed + (1 - share) * out)[length:]])
         layer["mixed"] = mixed[length:]
         result.append(layer)
         x = x + block.attention_out_norm(mixed)
         x = x + block.mlp_out_norm(block.mlp(block.mlp_norm(x)))
+    result.append(model.head(x[length:]))
     return result

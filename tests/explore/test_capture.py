@@ -6,44 +6,13 @@ import numpy as np
 import pytest
 import torch
 from explore.oracle import dense
+from explore.small import CONFIGS, IMAGE, MASK, TEXT, clip, small_model
 
 import cogvideo
-from cogvideo.config import COGVIDEO_9B, ModelConfig
+from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import capture, memory_needed, record, to_patches
 from cogvideo.explore.requests import CHANNELS
-from cogvideo.model import CogVideoTransformer
-
-IMAGE = ModelConfig(
-    num_layers=2, hidden_size=16, num_heads=2, frame_height=3, frame_width=4, num_frames=1, text_length=6,
-    first_frame_position=6, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=18, temporal=False,
-)  # fmt: skip
-CONFIGS = {
-    "stage 1": IMAGE.video(),
-    "windowed stage 1": IMAGE.video(window=2),
-    "stage 2": IMAGE.video(order="interpolation"),
-    "windowed stage 2": IMAGE.video(order="interpolation", window=3),
-    "image model": IMAGE,
-}
-TEXT, MASK = torch.tensor([0, 0, 12, 13, 14]), torch.tensor([0, 0, 1, 1, 1])
-
-
-def small_model(config: ModelConfig) -> CogVideoTransformer:
-    """Weights and gates large enough for attention far from even."""
-    model = CogVideoTransformer(config).initialize(1)
-    generator = torch.Generator().manual_seed(2)
-    for block in model.blocks:
-        for channel in (block.spatial, block.temporal):
-            if channel is not None:
-                channel.qkv.weight.data.mul_(40)
-        if block.gate is not None:
-            block.gate.data.normal_(generator=generator)
-    return model
-
-
-def clip(config: ModelConfig, seed: int = 3) -> torch.Tensor:
-    size = (config.num_frames, config.frame_tokens)
-    return torch.randint(config.image_tokens, size, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -51,7 +20,7 @@ def clip(config: ModelConfig, seed: int = 3) -> torch.Tensor:
 def test_maps_norms_and_masks_equal_a_dense_computation(name):
     config = CONFIGS[name]
     model, frames = small_model(config), clip(config)
-    truth = dense(model, TEXT, frames, MASK)
+    *truth, _ = dense(model, TEXT, frames, MASK)
     found = capture(model, TEXT, frames, layers=None, text_mask=MASK)
     length, n = len(TEXT), config.frame_tokens
     assert found.queries.tolist() == [[t, p] for t in range(config.num_frames) for p in range(n)]
@@ -114,7 +83,10 @@ def test_chosen_parts_are_those_of_the_whole():
     with pytest.raises(CogVideoError, match="Place 1 of frame 1 was not captured"):
         some.row(1, 1)
     only = capture(model, TEXT, frames, layers=[0], channels=["temporal"])
-    assert only.spatial is None and only.spatial_norm is None and only.temporal is not None
+    assert only.spatial is None and only.spatial_norm is None and only.temporal is only.maps("temporal")
+    assert only.visible("temporal") is only.temporal_visible
+    with pytest.raises(CogVideoError, match="The spatial channel was not captured"):
+        only.visible("spatial")
 
 
 def test_a_shorter_clip_is_captured_as_the_model_reads_it():
@@ -225,5 +197,5 @@ def test_layers_that_were_not_recorded_are_named():
     assert recording.capture().layers == (0,)
     with pytest.raises(CogVideoError, match=r"Layers \[1\] were not recorded"):
         recording.capture(layers=[1])
-    with pytest.raises(CogVideoError, match="all of its heads and channels"):
+    with pytest.raises(CogVideoError, match="needs all of its heads"):
         recording.mix(recording.capture(heads=[0]))
