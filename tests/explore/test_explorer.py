@@ -17,7 +17,7 @@ from explore.browser import (
     shown,
     wait_for,
 )
-from explore.test_capture import CONFIGS, clip, small_model
+from explore.small import CONFIGS, clip, small_model
 
 import cogvideo
 from cogvideo import sequence
