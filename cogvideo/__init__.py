@@ -42,7 +42,7 @@ _HOMES = {
     "save_model": "checkpoints.native",
 }
 
-_ROOMS = {"evaluation", "sampling", "superres"}
+_ROOMS = {"evaluation", "explore", "sampling", "superres"}
 
 __all__ = [
     "CogVideoError",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo import cli_bench, cli_data, cli_report, cli_scores, cli_sweep, cli_train
+from cogvideo import cli_bench, cli_data, cli_explore, cli_report, cli_scores, cli_sweep, cli_train
 from cogvideo.errors import CogVideoError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ cli_data.add_to(data)
 cli_scores.add_to(evaluate)
 cli_sweep.add_to(app)
 cli_report.add_to(app)
+cli_explore.add_to(app)
 weights_app = typer.Typer(help="Find, fetch and look into weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(help="Measure time and memory.", no_args_is_help=True)

@@ -49,10 +49,15 @@ def write_page(path: str | Path, sections: Sequence[tuple[str, Video | Sequence[
         heading = f"<h2>{escape(title)}</h2>" if number else f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>"
         cards = map(_card, [videos] if isinstance(videos, Video) else videos)
         parts.append(f"{heading}\n<section>\n{chr(10).join(cards)}\n</section>")
-    page = PAGE.format(title=escape(sections[0][0]), body="\n".join(parts))
+    return write_whole(path, PAGE.format(title=escape(sections[0][0]), body="\n".join(parts)))
+
+
+def write_whole(path: str | Path, text: str) -> Path:
+    """Write a text file, whole or not at all; raises CogVideoError for a place that cannot be written."""
+    path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose a folder that exists.") from None

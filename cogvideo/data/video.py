@@ -116,6 +116,12 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise CogVideoError(f"{path} is neither an mp4 nor a GIF file: let its name end in {' or '.join(SUFFIXES)}.")
+    return check_place(path)
+
+
+def check_place(path: str | Path) -> Path:
+    """The path, if a file of any kind can be written there; raises CogVideoError as check_writable does."""
+    path = Path(path)
     if path.is_dir():
         raise CogVideoError(f"{path} is a folder: give the name of a file.")
     try:

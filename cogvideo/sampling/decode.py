@@ -204,11 +204,11 @@ class _Rows:
     ):
         self.clips, self.guided, self.scale = clips, guidance_ids is not None, scale
         ids, self.mask = _text_rows(ids, mask, clips)
-        _check_ids(ids, vocab_size, "The text")
+        check_ids(ids, vocab_size, "The text")
         self.ids = ids
         if guidance_ids is not None:
             guidance_ids, other = _text_rows(guidance_ids, guidance_mask, clips)
-            _check_ids(guidance_ids, vocab_size, "The guidance text")
+            check_ids(guidance_ids, vocab_size, "The guidance text")
             length = max(ids.shape[1], guidance_ids.shape[1])
             self.ids = torch.cat([_pad(ids, length), _pad(guidance_ids, length)])
             self.mask = torch.cat([_pad(self.mask, length), _pad(other, length)])
@@ -246,7 +246,8 @@ def _use_wavefront(asked: bool | None, c: ModelConfig, strategy: Strategy) -> bo
     return bool(c.window) and keeps_no_order(strategy) if asked is None else asked
 
 
-def _check_ids(ids: Tensor, end: int, what: str) -> None:
+def check_ids(ids: Tensor, end: int, what: str) -> None:
+    """Refuse ids outside 0..end-1; `what` begins the sentence."""
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= end):
         raise CogVideoError(f"{what} holds ids outside 0..{end - 1}: it comes from another tokenizer than the model's.")
 
@@ -254,7 +255,7 @@ def _check_ids(ids: Tensor, end: int, what: str) -> None:
 def _check_frames(c: ModelConfig, frames: Tensor, shape: tuple[int, ...], what: str) -> None:
     if frames.shape[1:] != shape or not len(frames):
         raise CogVideoError(f"{what} should have the shape {['B', *shape]}, not {list(frames.shape)}.")
-    _check_ids(frames, c.image_tokens, what)
+    check_ids(frames, c.image_tokens, what)
 
 
 def _text_rows(ids: Tensor, mask: Tensor | None, clips: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,71 @@
+"""What a piece of attention is good for: the clip's loss when some heads cannot see a word, or a channel is silent.
+
+A weight says what a head looks at, not whether it matters. So the model is run again over the same clip from the first layer
+that changes, with the forbidden keys hidden before the softmax (attention knockout, Geva et al. 2023).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cogvideo.errors import CogVideoError
+from cogvideo.explore.capture import Recording
+from cogvideo.explore.requests import CHANNELS, numbers
+
+
+@torch.inference_mode()
+def token_losses(
+    recording: Recording,
+    *,
+    hide: Sequence[int] = (),
+    channels: Sequence[str] = CHANNELS,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    silent: Sequence[int] = (),
+) -> Tensor:
+    """Cross entropy [T,N] in nats of every token of the clip, in a changed model.
+
+    hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still read each
+    other. silent: layers whose temporal channel counts nothing, as if their gate were 1. Nothing of both: the model's own.
+    Takes memory for a bias of every head that is changed alone. Raises CogVideoError for slots, layers or heads that do not
+    exist and where a layer that is needed was not recorded.
+    """
+    model, c, length = recording.model, recording.model.config, len(recording.text_ids)
+    silent = numbers("layers", silent, c.num_layers, []) if len(silent) else []
+    changed = numbers("layers", layers, c.num_layers, range(c.num_layers))
+    heads = numbers("heads", heads, c.num_heads, range(c.num_heads))
+    if bad := [slot for slot in hide if not 0 <= slot < length]:
+        raise CogVideoError(f"There is no text slot {bad[0]}: this text has slots 0..{length - 1}.")
+    touched = (changed if len(hide) else []) + silent
+    first = min(touched) if touched else c.num_layers - 1
+    if missing := [layer for layer in range(first, c.num_layers) if layer not in recording.inputs]:
+        raise CogVideoError(f"Layers {missing} were not recorded: record all of them.")
+    x = recording.inputs[first]
+    for index, block in enumerate(model.blocks):
+        if index < first:
+            continue
+        spatial = recording.spatial_bias
+        temporal = None if recording.temporal_bias is None else recording.temporal_bias[index % 2]
+        if len(hide) and index in changed:
+            if "spatial" in channels:
+                spatial = _hidden(spatial, hide, heads, c.num_heads)
+            if "temporal" in channels and temporal is not None:
+                temporal = _hidden(temporal, hide, heads, c.num_heads)
+        x = block(x, recording.text[index], spatial, None if index in silent else temporal)
+    return F.cross_entropy(model.head(x[0]).flatten(0, 1), recording.frames.flatten(), reduction="none").view(
+        recording.frames.shape
+    )
+
+
+def _hidden(bias: Tensor, slots: Sequence[int], heads: Sequence[int], num_heads: int) -> Tensor:
+    """bias [..,1,Q,K] -> [..,H,Q,K] (or as it was, for all heads) with -inf at the slots of those heads."""
+    if len(heads) == num_heads:
+        bias = bias.clone()
+        bias[..., list(slots)] = float("-inf")
+        return bias
+    bias = bias.expand(*bias.shape[:-3], num_heads, -1, -1).clone()
+    cut = torch.zeros(num_heads, bias.shape[-1], dtype=torch.bool, device=bias.device)
+    cut[torch.tensor(heads)[:, None], torch.tensor(list(slots))] = True
+    return bias.masked_fill_(cut[:, None], float("-inf"))

@@ -1,0 +1,147 @@
+"""Tables against sums over one key after another."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from explore.small import CONFIGS, MASK, TEXT, clip, small_model
+
+from cogvideo.errors import CogVideoError
+from cogvideo.explore import analysis, capture
+
+L, N, WIDTH = len(TEXT), 12, 4
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def captured(request):
+    config = CONFIGS[request.param]
+    return capture(small_model(config), TEXT, clip(config), layers=None, text_mask=MASK)
+
+
+def keys_of(channel: str, time: int, count: int):
+    """Every key of a row in order: ("text", slot), ("begin", frame) or ("patch", frame, row, column)."""
+    yield from (("text", slot) for slot in range(L))
+    for frame in [time] if channel == "spatial" else range(count):
+        yield "begin", frame
+        yield from (("patch", frame, *divmod(place - 1, WIDTH)) for place in range(1, N))
+
+
+def test_shares_entropy_and_distances_are_sums_over_keys(captured):
+    where = np.arange(len(captured.queries)) % 3 != 1
+    table = analysis.attention_table(captured, where)
+    t = len(captured.frames)
+    channels = ["spatial", "temporal"][: 1 + (captured.temporal is not None)]
+    assert len(table) == len(channels) * 2 * 2 * t
+    shares = table.filter(regex="text|begin|frame")
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    for channel in channels:
+        maps, visible = captured.maps(channel), captured.visible(channel)
+        for layer, head, time in np.ndindex(2, 2, t):
+            sums: dict[str, list[float]] = {}
+            for q in np.flatnonzero(where & (captured.queries[:, 0] == time)):
+                place = captured.queries[q, 1]
+                row, column = divmod(place, WIDTH)
+                one = {"text": 0.0, "begin": 0.0, "entropy": 0.0, "distance": 0.0, "lag": 0.0, "patches": 0.0}
+                one |= {f"frame {f - time:+d}" if f != time else "frame 0": 0.0 for f in range(t)}
+                for weight, key in zip(maps[layer, head, q], keys_of(channel, time, t), strict=True):
+                    one["entropy"] -= weight * math.log(weight) if weight else 0
+                    if key[0] != "patch":
+                        one[key[0]] += weight
+                        continue
+                    _, frame, y, x = key
+                    one[f"frame {frame - time:+d}" if frame != time else "frame 0"] += weight
+                    one["patches"] += weight
+                    one["distance"] += weight * math.hypot(y - row, x - column)
+                    one["lag"] += weight * (time - frame)
+                one["evenness"] = one["entropy"] / math.log(visible[layer, q].sum())
+                patches = one.pop("patches")
+                for name in ("distance", "lag"):
+                    one[name] = one[name] / patches if patches else math.nan
+                for name, value in one.items():
+                    sums.setdefault(name, []).append(value)
+            found = table.query("channel == @channel and layer == @layer and head == @head and time == @time").iloc[0]
+            for name, values in sums.items():
+                if channel == "spatial" and name.startswith("frame") and name != "frame 0":
+                    assert math.isnan(found[name])
+                else:
+                    assert found[name] == pytest.approx(np.nanmean(values), abs=1e-4), (channel, name)
+
+
+def test_weights_on_words_are_those_of_the_text_share(captured):
+    words, table = analysis.word_table(captured), analysis.attention_table(captured)
+    assert set(words["slot"]) == {2, 3, 4} and set(words["word"]) == {"12", "13", "14"}
+    by = ["channel", "layer", "head", "time"]
+    merged = words.groupby(by)["weight"].sum().reset_index().merge(table, on=by)
+    assert len(merged) == len(table)
+    np.testing.assert_allclose(merged["weight"], merged["text"], atol=1e-5)
+    row = words.query("channel == 'spatial' and layer == 1 and head == 0 and time == 0 and slot == 3").iloc[0]
+    assert row["weight"] == pytest.approx(captured.spatial[1, 0, :N, 3].mean(), abs=1e-6)
+
+
+def test_gates_by_layer(captured):
+    if captured.gate is None:
+        with pytest.raises(CogVideoError, match="An image model has no gates"):
+            analysis.gate_table(captured)
+        return
+    table = analysis.gate_table(captured)
+    assert table["layer"].tolist() == [0, 1]
+    for row, gate in zip(table.itertuples(), captured.gate, strict=True):
+        ordered = np.sort(gate)
+        assert (row.least, row.most) == (ordered[0], ordered[-1]) and row.mean == pytest.approx(gate.mean())
+        assert ordered[7] <= row.median <= ordered[8] and row.lower < row.median < row.upper
+        share, s, t = gate.mean(), captured.spatial_norm[row.layer], captured.temporal_norm[row.layer]
+        expected = np.mean((1 - share) * t / (share * s + (1 - share) * t))
+        assert row[-1] == pytest.approx(expected, rel=1e-5) and row.spatial == pytest.approx(s.mean())
+
+
+def test_rollout_follows_every_path(captured):
+    """Against the sum over all paths of two layers, place by place."""
+    found = analysis.rollout(captured)
+    t = len(captured.frames)
+    total = L + t * N
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-4)
+    steps = []
+    for layer in range(2):
+        step = np.zeros((total, total))
+        step[range(L), range(L)] = 1  # what has reached a word stays
+        part = analysis.spatial_part(captured)[layer]
+        for q, (time, place) in enumerate(captured.queries):
+            row = L + time * N + place
+            step[row, row] += 0.5
+            own = [*range(L), *range(L + time * N, L + (time + 1) * N)]
+            step[row, own] += 0.5 * part[q] * captured.spatial[layer, :, q].mean(0)
+            if captured.temporal is not None:
+                step[row] += 0.5 * (1 - part[q]) * captured.temporal[layer, :, q].mean(0)
+        steps.append(step)
+    np.testing.assert_allclose(found, (steps[1] @ steps[0])[L:], atol=1e-5)
+
+
+def test_heat_of_a_word_over_the_clip(captured):
+    heat = analysis.word_heat(captured, 3, "spatial")
+    assert heat.shape == (len(captured.frames), 3, 4)
+    assert heat[0, 1, 2] == pytest.approx(captured.spatial[:, :, captured.row(0, 6), 3].mean())
+    assert analysis.word_heat(captured, 3, "spatial", reduce="max")[0, 1, 2] == captured.spatial[:, :, 6, 3].max()
+    for slot in (0, 5):
+        with pytest.raises(CogVideoError, match=r"no word in text slot \d: choose one of 2\.\.4"):
+            analysis.word_heat(captured, slot, "spatial")
+    with pytest.raises(CogVideoError, match="mean or max over layers and heads, not 'sum'"):
+        analysis.word_heat(captured, 3, "spatial", reduce="sum")
+
+
+def test_whole_clips_are_asked_for_where_they_are_needed():
+    config = CONFIGS["stage 1"]
+    some = capture(small_model(config), TEXT, clip(config), layers=[0], queries=[(1, 3)])
+    for need in (lambda: analysis.rollout(some), lambda: analysis.word_heat(some, 3, "spatial")):
+        with pytest.raises(CogVideoError, match="needs all places of the clip: capture it with queries=None"):
+            need()
+
+
+def test_tables_side_by_side():
+    table = analysis.side_by_side({"a": pd.DataFrame({"x": [1, 2]}), "b": pd.DataFrame({"x": [3]})}, "prompt")
+    assert table.to_dict("list") == {"prompt": ["a", "a", "b"], "x": [1, 2, 3]}
+
+
+def test_an_object_is_what_is_not_ground():
+    frames = np.array([[7, 7, 3, 7], [7, 5, 3, 7]])
+    assert analysis.object_patches(frames).tolist() == [[False, False, True, False], [False, True, True, False]]
