@@ -9,24 +9,10 @@ import time
 import pytest
 import torch
 
-from cogvideo import cli
 from cogvideo.data.video import read_video
 from cogvideo.sampling.pipeline import DEMO
 
 PROMPT = "a red 3 moves right"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch anew takes seconds."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cogvideo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def assert_one_sentence(result: tuple[int, str, str], *words: str) -> None:

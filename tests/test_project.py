@@ -132,9 +132,11 @@ def test_notebooks_are_stripped_and_take_parameters(path):
         assert re.match(r"\w+: [\w\[\]| ]+ = |[ \])}]", line), f"not a typed parameter: {line}"
 
 
-def test_weights_travel_with_the_package():
+def test_weights_and_the_explorers_front_end_travel_with_the_package():
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert package_data["cogvideo"] == ["weights/**"]
+    assert package_data["cogvideo"] == ["weights/**", "explore/explorer/app/*"]
+    app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
+    assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}
     sizes = {file.name: file.stat().st_size for file in (ROOT / "cogvideo" / "weights").rglob("*") if file.is_file()}
     assert {"judge.safetensors", "pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
     assert sum(sizes.values()) < 21e6

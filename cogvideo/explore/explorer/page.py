@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.explorer.payload import describe, pack, select
+from cogvideo.explore.explorer.payload import Selection, describe, pack, select
 from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.page import write_whole
 
@@ -39,7 +39,7 @@ FRAME_HEIGHT = 760  # pixels, of the page inside a notebook
 
 def front_end() -> tuple[str, str]:
     """The module's JavaScript, its parts joined into one, and the style sheet."""
-    script = "\n".join((APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "explorer.js"))
+    script = "\n".join((APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "layout.js", "explorer.js"))
     return script, (APP / "explorer.css").read_text("utf-8")
 
 
@@ -52,7 +52,7 @@ class Page:
 
     @property
     def megabytes(self) -> float:
-        return len(self.html.encode()) / 1e6
+        return _size(self.html) / 1e6
 
     def save(self, path: str | Path) -> Path:
         """Write the file, whole or not at all; raises CogVideoError for a place that cannot be written."""
@@ -82,45 +82,51 @@ def page(
     """
     selection = select(scenes[0].model.config, layers, heads, patch)
     info = describe(scenes, selection)
-    room = max_megabytes * 1e6 - len(_render(info))
-    kept = 0
+    described, info["scenes"] = info["scenes"], []
+    room = max_megabytes * 1e6 - _size(_render(info))
     with tqdm(desc="maps", total=len(scenes) * len(selection.layers), unit="layer", disable=not progress) as bar:
-        for scene, told in zip(scenes, info["scenes"], strict=True):
-            maps = _maps(scene, selection.layers, selection.heads, room, bar)
-            if maps is None:
+        for scene, told in zip(scenes, described, strict=True):
+            told["maps"] = []
+            room -= _size(_json(told)) + 1  # a comma
+            for packed in _packed(scene, selection):
+                room -= len(packed) + 3  # quotes and a comma
+                if room < 0:
+                    break
+                told["maps"].append(packed)
+                bar.update()
+            if room < 0:
                 break
-            told["maps"] = maps
-            room -= sum(map(len, maps))
-            kept += 1
+            info["scenes"].append(told)
+    kept = len(info["scenes"])
     if not kept:
         count = f"{len(selection.layers)} layers and {len(selection.heads)} heads"
         raise CogVideoError(
             f"The maps of {count} do not fit into {max_megabytes:g} MB: choose fewer layers or heads, or allow more."
         )
-    info["scenes"] = info["scenes"][:kept]
     return Page(_render(info), tuple(scene.title for scene in scenes[kept:]))
 
 
-def _maps(scene: Scene, layers: list[int], heads: list[int], room: float, bar: tqdm) -> list[str] | None:
-    """Packed maps of every layer; None as soon as they do not fit into `room` bytes."""
-    maps: list[str] = []
-    recording = scene.record(layers)
-    for layer in layers:
-        maps.append(pack(recording.capture(layers=[layer], heads=heads)))
-        room -= len(maps[-1]) + 3  # quotes and comma
-        if room < 0:
-            return None
-        bar.update()
-    return maps
+def _packed(scene: Scene, selection: Selection) -> Iterator[str]:
+    """Packed maps of one layer after the other."""
+    recording = scene.record(selection.layers)
+    for layer in selection.layers:
+        yield pack(recording.capture(layers=[layer], heads=selection.heads))
 
 
 def _render(info: dict) -> str:
     script, style = front_end()
     script, style = f"{script}\nopen();\n", PAGE_STYLE + style
     policy = f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}"
-    # "<" is written as JSON's escape, so that no text in it can end the element.
-    payload = json.dumps(info, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return HTML.format(policy=policy, title=escape(info["prompt"]), style=style, payload=payload, script=script)
+    return HTML.format(policy=policy, title=escape(info["prompt"]), style=style, payload=_json(info), script=script)
+
+
+def _json(value: dict) -> str:
+    """JSON for a <script> element: "<" is written as its escape, so that no text inside can end the element."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def _hash(text: str) -> str:

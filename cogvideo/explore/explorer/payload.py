@@ -59,7 +59,7 @@ def describe(scenes: Sequence[Scene], selection: Selection) -> dict[str, Any]:
         "heads": selection.heads,
         "height": c.frame_height,
         "width": c.frame_width,
-        "start": {"query": scenes[0].brightest if selection.place is None else selection.place},
+        "start": {"patch": scenes[0].brightest if selection.place is None else selection.place},
         "masks": {scene.stage: _masks(scene.model.config, len(scene.frames)) for scene in scenes},
         "scenes": [_describe_scene(scene, selection.layers) for scene in scenes],
     }

@@ -1,11 +1,10 @@
 // Colours and canvases. A canvas has as many pixels as the screen shows, whatever its size.
 
 // Viridis at every 15th of its 256 colours: brightness grows evenly, for all kinds of colour vision and in grey.
-const VIRIDIS = (
+const VIRIDIS =
   "440154 481769 472a7a 433d84 3d4e8a 355e8d 2e6d8e 297b8e 23898e 1f978b 21a585 2eb37c 46c06f 65cb5e 89d548 b0dd2f d8e219 fde725"
-)
-  .split(" ")
-  .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+    .split(" ")
+    .map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 const MARK = "#ff5a1f"; // the chosen patch: on no place of viridis, light or dark
 const HATCH = { ground: "#eceae4", line: "#a9a59b" };
 
@@ -71,7 +70,10 @@ function outline(context, [x, y, width, height], { dashed = false } = {}) {
   const ratio = window.devicePixelRatio || 1;
   context.save();
   if (dashed) context.setLineDash([3 * ratio, 2 * ratio]);
-  for (const [color, thick, inset] of [["#fff", dashed ? 0 : 4, 1], [MARK, dashed ? 1.5 : 2.5, 1]]) {
+  for (const [color, thick, inset] of [
+    ["#fff", dashed ? 0 : 4, 1],
+    [MARK, dashed ? 1.5 : 2.5, 1],
+  ]) {
     if (!thick) continue;
     context.strokeStyle = color;
     context.lineWidth = thick * ratio;
@@ -80,20 +82,16 @@ function outline(context, [x, y, width, height], { dashed = false } = {}) {
   context.restore();
 }
 
-/**
- * One generated frame. veiled(patch): not made yet; marks: patches to outline, dashed: the one that is only read.
- */
-function drawFrame(canvas, image, grid, { veiled, marked, wave, dashed }) {
+/** One generated frame. veiled(patch): not made yet; marked: the patch that reads, or null; dashed: others to point at. */
+function drawFrame(canvas, image, grid, { veiled, marked, dashed }) {
   const context = fit(canvas);
   if (!context) return;
   context.imageSmoothingEnabled = false;
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
-  const cells = grid.width * grid.height;
   const at = (patch) => cell(canvas, grid, Math.floor(patch / grid.width), patch % grid.width);
   context.fillStyle = "rgba(246, 245, 242, 0.78)";
-  for (let patch = 0; patch < cells; patch++) if (veiled(patch)) context.fillRect(...at(patch));
-  for (const patch of wave) outline(context, at(patch), { dashed: true });
-  if (dashed !== null) outline(context, at(dashed), { dashed: true });
+  for (let patch = 0; patch < grid.width * grid.height; patch++) if (veiled(patch)) context.fillRect(...at(patch));
+  for (const patch of dashed) outline(context, at(patch), { dashed: true });
   if (marked !== null) outline(context, at(marked));
 }
 

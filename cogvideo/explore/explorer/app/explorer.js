@@ -1,32 +1,5 @@
 // The explorer itself: what is chosen, what is shown, and the hands on it. All text enters by textContent.
 
-const HEAD_NAMES = { mean: "mean of heads", max: "maximum over heads" };
-const KEYS = [
-  ["← ↑ → ↓", "patch"],
-  ["PgUp PgDn", "frame"],
-  [", .", "back, on in the order of decoding"],
-  ["space", "play"],
-  ["[ ]", "layer"],
-  ["h H", "head"],
-  ["c", "channel"],
-  ["w W", "word"],
-  ["Esc", "back to the patch"],
-  ["g G", "generation"],
-];
-
-/** An element with properties (data-, aria- and style ones by name), and children; strings become text. */
-function make(tag, properties = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name === "style") for (const [key, one] of Object.entries(value)) element.style.setProperty(key, one);
-    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name.includes("-") || ["for", "role"].includes(name)) element.setAttribute(name, value);
-    else element[name] = value;
-  }
-  element.append(...children);
-  return element;
-}
-
 const digits = (share) => (100 * share).toFixed(share < 0.0995 ? 2 : 1);
 const percent = (share) => `${digits(share)} %`;
 
@@ -61,8 +34,13 @@ class Explorer {
     return this.info.layers[this.state.layer];
   }
 
-  get query() {
-    return this.preview ?? this.state.query;
+  /** The patch that reads: the chosen one, or the one under the pointer. */
+  get patch() {
+    return this.preview ?? this.state.patch;
+  }
+
+  reader(patch) {
+    return readerOf(patch, this.n, this.scene.frames[Math.floor(patch / this.n)].given);
   }
 
   get share() {
@@ -88,179 +66,32 @@ class Explorer {
   set(changes) {
     Object.assign(this.state, changes);
     if ("scene" in changes) {
-      this.state.query = Math.min(this.state.query, this.places - 1);
+      this.state.patch = this.readable(Math.min(this.state.patch, this.places - 1));
       this.state.word = this.state.word === null ? null : Math.min(this.state.word, this.scene.words.length - 1);
-      this.fill();
+      fill(this);
     }
     this.refresh();
   }
 
-  /** Choose a patch as the reader. */
-  choose(query) {
-    this.preview = null;
-    this.set({ query, word: null });
+  /** The patch, or the one before it if no place reads for it: the last one of a given frame. */
+  readable(patch) {
+    return this.reader(patch) === null ? patch - 1 : patch;
   }
 
-  // ---- the page, once
+  /** Choose a patch as the reader. */
+  choose(patch) {
+    this.preview = null;
+    this.set({ patch: this.readable(patch), word: null });
+  }
 
   build() {
-    const { info } = this;
-    const option = (value, text) => make("option", { value, textContent: text });
-    const control = (text, title, ...inputs) => make("label", { className: "cv-control", title }, make("span", {}, text), ...inputs);
-    this.parts = {
-      scene: make("select", { onchange: (event) => this.set({ scene: Number(event.target.value) }) }),
-      layer: make("input", {
-        type: "range", min: 0, max: info.layers.length - 1, step: 1,
-        oninput: (event) => this.set({ layer: Number(event.target.value) }),
-      }),
-      layerText: make("output"),
-      head: make("select", {
-        onchange: ({ target: { value } }) => this.set({ head: value in HEAD_NAMES ? value : Number(value) }),
-      }),
-      step: make("input", {
-        type: "range", min: 1, step: 1, "aria-label": "Step of decoding",
-        oninput: (event) => this.choose(this.waves[Number(event.target.value) - 1][0]),
-      }),
-      stepText: make("output", { className: "cv-step" }),
-      play: make("button", {
-        type: "button", className: "cv-play", title: "Play through the order in which patches are made (space)",
-        onclick: () => this.play(),
-      }),
-      seen: make("p", { className: "cv-seen" }),
-      status: make("p", { className: "cv-status", "aria-live": "polite" }),
-      clip: make("div", {
-        className: "cv-frames", tabIndex: 0, role: "application",
-        "aria-label": "Generated frames: arrow keys choose a patch", onpointerleave: () => this.peek(null),
-      }),
-      heat: make("div", { className: "cv-frames", onpointerleave: () => this.inspect(null) }),
-      words: make("div", { className: "cv-words", role: "group", "aria-label": "Words of the prompt" }),
-      numbers: make("table"),
-      gates: make("div", { className: "cv-gates" }),
-      norms: make("p", { className: "cv-note" }),
-      mask: make("canvas", { className: "cv-mask", onclick: (event) => this.chooseInMask(event) }),
-      maskMark: make("div", { className: "cv-mask-mark" }),
-      maskTitle: make("h3"),
-      tip: make("div", { className: "cv-tip", hidden: true, role: "tooltip" }),
-      largest: make("span"),
-      middle: make("span"),
-    };
-    const p = this.parts;
-    info.scenes.forEach((scene, index) => p.scene.append(option(index, scene.title)));
-    for (const [value, text] of Object.entries(HEAD_NAMES)) p.head.append(option(value, text));
-    info.heads.forEach((head, index) => p.head.append(option(index, `head ${head}`)));
-    const radios = (name, choices, label) => {
-      const inputs = choices.map(([value, text, title]) =>
-        make("label", { title },
-          make("input", { type: "radio", name: `${name}-${this.host.id || "cv"}`, value, onchange: () => this.set({ [name]: value }) }),
-          make("span", {}, text)));
-      p[name] = inputs.map((one) => one.firstChild);
-      return make("div", { className: "cv-radios", role: "radiogroup", "aria-label": label }, ...inputs);
-    };
-    const channel = radios("channel", [
-      ["spatial", "Spatial", "The image model's attention: the text and the patch's own frame"],
-      ["temporal", "Temporal", "The added attention: the text and the patches of all frames"],
-      ["mixed", "Mixed", "Both, weighted by the layer's gate (its mean over dimensions)"],
-    ], "Channel");
-    const scale = radios("scale", [
-      ["root", "Root", "Brightness by the square root of the weight: small weights stay visible"],
-      ["linear", "Linear", "Brightness by the weight itself"],
-    ], "Scale of brightness");
-    const ramp = make("span", { className: "cv-ramp", style: {
-      background: `linear-gradient(90deg, ${VIRIDIS.map(css).join(", ")})`,
-    } });
-    this.root = make("div", { className: "cv-explorer", tabIndex: -1, "data-lm-suppress-shortcuts": "true", onkeydown: (event) => this.key(event) },
-      make("header", {},
-        make("h2", {}, `“${info.prompt}”`),
-        make("p", {}, info.about)),
-      make("div", { className: "cv-controls" },
-        control("Generation", "Which sequence of five frames: the key frames, or three frames and the two between them", p.scene),
-        control("Layer", "Layer of the transformer, from 0 ([ and ])", p.layer, p.layerText),
-        control("Head", "One attention head, or all of them together (h)", p.head),
-        make("div", { className: "cv-control" }, make("span", {}, "Channel"), channel),
-        make("div", { className: "cv-control" }, make("span", {}, "Scale"), scale)),
-      make("div", { className: "cv-body" },
-        make("main", {},
-          make("div", { className: "cv-line" }, make("h3", {}, "Generated frames"),
-            make("div", { className: "cv-player" }, p.play, p.step, p.stepText)),
-          p.clip,
-          make("div", { className: "cv-line" }, make("h3", {}, "Heat"), p.seen),
-          p.heat,
-          make("div", { className: "cv-legend" },
-            make("span", {}, "0 %"), make("span", { className: "cv-scale" }, ramp, p.middle), p.largest,
-            make("span", { className: "cv-key", title: "The mask allows it, but the weight is next to nothing" },
-              make("i", { className: "cv-dark" }), "does not attend"),
-            make("span", { className: "cv-key", title: "The mask forbids it: not made yet, another window, or another frame" },
-              make("i", { className: "cv-hatched" }), "cannot attend")),
-          make("div", { className: "cv-line" }, make("h3", {}, "Prompt"),
-            make("p", { className: "cv-hint" }, "Click a word to see which patches read it.")),
-          p.words,
-          p.status),
-        make("aside", {},
-          make("section", { title: "Attention weights summed over the words and over each frame, its start included" },
-            make("h3", {}, "Where it looks, in %"), p.numbers),
-          make("section", { title: "The learned gate mixes the channels in every dimension: mean share, with the range of the middle 80 % of dimensions as a line" },
-            make("h3", {}, "Gate: ", make("b", { className: "cv-blue" }, "spatial"), " or ", make("b", { className: "cv-red" }, "temporal")),
-            p.gates, p.norms),
-          make("section", { title: "Rows: the patch that is made. Columns: the words, then the places of all frames. Click to choose a row" },
-            p.maskTitle, make("div", { className: "cv-mask-box" }, p.mask, p.maskMark)))),
-      make("footer", { "aria-label": "Keys" },
-        ...KEYS.map(([keys, what]) => make("span", {}, ...keys.split(" ").map((key) => make("kbd", {}, key)), ` ${what}`))),
-      p.tip);
+    Object.assign(this, layout(this));
     this.host.classList.add("cv-host"); // sizes follow its width
     this.host.replaceChildren(this.root);
-    this.fill();
+    fill(this);
     this.resized = new ResizeObserver(() => this.draw());
     this.resized.observe(this.root);
     this.refresh();
-  }
-
-  /** What changes with the generation: frames, words, gates. */
-  fill() {
-    const { parts: p, scene } = this;
-    this.root.style.setProperty("--frames", scene.frames.length);
-    this.images = scene.frames.map(({ image }) => {
-      const picture = new Image();
-      picture.onload = () => this.draw();
-      picture.src = image;
-      return picture;
-    });
-    const patchAt = (event, time) => {
-      const box = event.target.getBoundingClientRect();
-      const along = (at, size, count) => Math.max(0, Math.min(count - 1, Math.floor((at / size) * count)));
-      const row = along(event.clientY - box.top, box.height, this.grid.height);
-      return time * this.n + row * this.grid.width + along(event.clientX - box.left, box.width, this.grid.width);
-    };
-    const figures = (kind, over) => scene.frames.map((frame, time) => {
-      const canvas = make("canvas", {
-        "aria-hidden": "true", "data-frame": time,
-        onpointermove: (event) => over(patchAt(event, time), event),
-        onclick: (event) => {
-          this.choose(patchAt(event, time));
-          p.clip.focus({ preventScroll: true });
-        },
-      });
-      return { canvas, start: make("i"), caption: make("span"), sum: make("span"), frame };
-    });
-    this.clip = figures("clip", (patch, event) => event.pointerType === "mouse" && this.peek(patch));
-    this.heat = figures("heat", (patch, event) => this.inspect(patch, event));
-    p.clip.replaceChildren(...this.clip.map(({ canvas, frame }, time) =>
-      make("figure", {}, make("figcaption", {}, make("b", {}, `Frame ${time}`), ` ${frame.seconds} s`,
-        make("span", { className: "cv-given" }, frame.given ? "given" : "made here")), canvas)));
-    p.heat.replaceChildren(...this.heat.map(({ canvas, start, caption, sum }) =>
-      make("figure", {}, canvas, make("figcaption", {}, start, caption, sum))));
-    p.words.replaceChildren(...scene.words.map(({ text, hint }, word) => make("button", {
-      type: "button", title: hint, onclick: () => this.set({ word: this.state.word === word ? null : word }),
-    }, make("b", {}, text), make("span", { className: "cv-blue" }), make("span", { className: "cv-red" }))));
-    p.gates.replaceChildren(...scene.gates.map(({ mean, low, high }, layer) => make("button", {
-      type: "button", onclick: () => this.set({ layer }),
-      title: `Layer ${this.info.layers[layer]}: ${percent(mean)} spatial, ${percent(1 - mean)} temporal; 80 % of dimensions lie between ${percent(low)} and ${percent(high)} spatial`,
-    },
-    make("span", {}, `layer ${this.info.layers[layer]}`),
-    make("span", { className: "cv-bar" },
-      make("i", { style: { width: `${100 * mean}%` } }),
-      make("u", { style: { left: `${100 * low}%`, width: `${100 * (high - low)}%` } })),
-    make("span", {}, percent(mean)))));
-    p.step.max = this.waves.length;
   }
 
   // ---- showing
@@ -290,11 +121,12 @@ class Explorer {
 
   async fetch() {
     const { scene, layer, word, head } = this.state;
-    const query = this.query;
+    const { patch } = this;
+    const query = this.reader(patch);
     this.masks[this.scene.stage] ??= await Masks.of(this.info.masks[this.scene.stage]);
     const sizes = { l: this.scene.words.length, n: this.n, places: this.places };
     const share = this.info.scenes[scene].gates[layer].mean;
-    const shown = { ...sizes, query, word, mask: this.masks[this.scene.stage], layer, scene };
+    const shown = { ...sizes, patch, query, word, mask: this.masks[this.scene.stage], layer, scene };
     if (word === null) {
       const row = await this.maps.row(scene, layer, query);
       shown.reading = readingOf(row, head, share, query, sizes);
@@ -327,9 +159,11 @@ class Explorer {
   /** Weight of a patch in the heat map, or null where the patch cannot be attended to. */
   weight(patch, channel = this.state.channel) {
     const { reading, readers, mask, query, n, places } = this.shown;
-    if (readers) return readers[channel][patch];
+    if (readers) return this.reader(patch) === null ? null : readers[channel][this.reader(patch)];
     const key = keyOf(patch, n);
-    return key !== null && mask.sees(channel, this.layerNumber, query, key, n, places) ? reading[channel].keys[key] : null;
+    return key !== null && mask.sees(channel, this.layerNumber, query, key, n, places)
+      ? reading[channel].keys[key]
+      : null;
   }
 
   color(weight) {
@@ -343,16 +177,14 @@ class Explorer {
     p.layerText.textContent = this.layerNumber;
     p.head.value = state.head;
     for (const name of ["channel", "scale"]) for (const input of p[name]) input.checked = input.value === state[name];
-    const step = this.scene.steps[shown.query];
+    const { patch, word } = shown;
+    const step = this.scene.steps[patch];
     p.step.value = step || 1;
     p.stepText.textContent = step ? `step ${step} of ${this.waves.length}` : "given, not made here";
     p.play.textContent = this.playing ? "❚❚" : "▶";
     p.play.setAttribute("aria-label", this.playing ? "Pause" : "Play through the order of decoding");
     const where = `${state.channel} channel${state.channel === "mixed" ? "s" : ""} of layer ${this.layerNumber}, ${this.headName}`;
-    const { query, word, n } = shown;
-    const reader = step
-      ? `what ${this.name(query)} read when it was made`
-      : `in a given frame nothing is made: what the place reads that holds ${query % n ? this.name(query - 1) : "its start"}`;
+    const reader = `what ${this.name(patch)} ${step ? "read when it was made" : "reads; it is given"}`;
     p.seen.textContent = `${word === null ? reader : `how much each patch read “${this.scene.words[word].text}”`} (${where})`;
     p.largest.textContent = percent(this.largest);
     const half = state.scale === "root" ? 0.25 : 0.5;
@@ -361,21 +193,29 @@ class Explorer {
   }
 
   drawFrames() {
-    const { n, query, word, reading, mask, places } = this.shown;
+    const { n, patch, query, word, reading, mask, places } = this.shown;
     const { channel } = this.state;
-    const step = this.scene.steps[query];
-    const inside = (patch, frame) => (Math.floor(patch / n) === frame ? patch % n : null);
-    const wave = step ? this.waves[step - 1].filter((patch) => patch !== query) : [];
-    this.clip.forEach(({ canvas }, frame) => drawFrame(canvas, this.images[frame], this.grid, {
-      veiled: (patch) => word === null && step > 0 && this.scene.steps[frame * n + patch] > step,
-      marked: word === null ? inside(query, frame) : null,
-      // A place of a given frame makes nothing: what it holds is the patch before.
-      dashed: word === null && !step && query % n ? inside(query - 1, frame) : null,
-      wave: word === null ? wave.filter((patch) => Math.floor(patch / n) === frame).map((patch) => patch % n) : [],
-    }));
+    const step = this.scene.steps[patch];
+    const inside = (one, frame) => (one !== null && Math.floor(one / n) === frame ? one % n : null);
+    const chosen = word === null ? patch : null;
+    // Pointed at: what the pointer is on in the heat, and other patches made in the same step.
+    const others = chosen !== null && step ? this.waves[step - 1].filter((one) => one !== patch) : [];
+    const dashed = [...others, this.inspected];
+    this.clip.forEach(({ canvas }, frame) =>
+      drawFrame(canvas, this.images[frame], this.grid, {
+        veiled: (one) => chosen !== null && step > 0 && this.scene.steps[frame * n + one] > step,
+        marked: inside(chosen, frame),
+        dashed: dashed.map((one) => inside(one, frame)).filter((one) => one !== null),
+      }),
+    );
     this.heat.forEach(({ canvas, start, caption, sum }, frame) => {
-      const hovered = this.inspected === null ? null : inside(this.inspected, frame);
-      drawHeat(canvas, this.grid, (patch) => this.color(this.weight(frame * n + patch)), word === null ? inside(query, frame) : null, hovered);
+      drawHeat(
+        canvas,
+        this.grid,
+        (one) => this.color(this.weight(frame * n + one)),
+        inside(chosen, frame),
+        inside(this.inspected, frame),
+      );
       start.hidden = word !== null;
       if (word === null) {
         const first = frame * n;
@@ -407,8 +247,12 @@ class Explorer {
       const color = reading ? this.color(reading[this.state.channel].words[index]) : null;
       button.style.background = color ? css(color) : "";
       button.style.color = color ? ink(color) : "";
-      const share = (channel) => (reading ? reading[channel].words[index] : index === word ? mean(this.shown.readers[channel]) : null);
-      for (const [span, channel, letter] of [[spatial, "spatial", "S"], [temporal, "temporal", "T"]])
+      const share = (channel) =>
+        reading ? reading[channel].words[index] : index === word ? mean(this.shown.readers[channel]) : null;
+      for (const [span, channel, letter] of [
+        [spatial, "spatial", "S"],
+        [temporal, "temporal", "T"],
+      ])
         span.textContent = share(channel) === null ? "\u00a0" : `${letter} ${percent(share(channel))}`;
     });
   }
@@ -421,14 +265,29 @@ class Explorer {
       ? (channel) => total(reading[channel].words) + total(reading[channel].keys)
       : (channel) => mean(this.shown.readers[channel]);
     rows.push([reading ? "Sum" : "Mean", all]);
-    const cell = (tag, channel, text) => make(tag, { className: channel === this.state.channel ? "cv-chosen" : "" }, text);
+    const cell = (tag, channel, text) =>
+      make(tag, { className: channel === this.state.channel ? "cv-chosen" : "" }, text);
     this.parts.numbers.replaceChildren(
       make("thead", {}, make("tr", {}, make("th", {}), ...CHANNELS.map((channel) => cell("th", channel, channel)))),
-      make("tbody", {}, ...rows.map(([name, value]) => make("tr", {}, make("th", {}, name), ...CHANNELS.map((channel) => cell("td", channel, digits(value(channel))))))));
+      make(
+        "tbody",
+        {},
+        ...rows.map(([name, value]) =>
+          make(
+            "tr",
+            {},
+            make("th", {}, name),
+            ...CHANNELS.map((channel) => cell("td", channel, digits(value(channel)))),
+          ),
+        ),
+      ),
+    );
     this.parts.norms.textContent = norms
       ? `Output: spatial ${norms.spatial.toPrecision(3)}, temporal ${norms.temporal.toPrecision(3)}`
       : "";
-    [...this.parts.gates.children].forEach((button, layer) => button.setAttribute("aria-pressed", String(layer === this.shown.layer)));
+    [...this.parts.gates.children].forEach((button, layer) =>
+      button.setAttribute("aria-pressed", String(layer === this.shown.layer)),
+    );
     this.parts.status.textContent = this.strongest();
   }
 
@@ -436,9 +295,15 @@ class Explorer {
   strongest() {
     const { reading, readers, word, n } = this.shown;
     const { channel } = this.state;
-    const most = (found) => found.sort((a, b) => b[0] - a[0]).slice(0, 3).map(([weight, name]) => `${name} ${percent(weight)}`).join("; ");
+    const most = (found) =>
+      found
+        .sort((a, b) => b[0] - a[0])
+        .slice(0, 3)
+        .map(([weight, name]) => `${name} ${percent(weight)}`)
+        .join("; ");
     if (readers) {
-      const found = Array.from(readers[channel], (weight, patch) => [weight, this.name(patch)]);
+      const patches = Array.from(readers[channel].keys()).filter((patch) => this.reader(patch) !== null);
+      const found = patches.map((patch) => [readers[channel][this.reader(patch)], this.name(patch)]);
       return `“${this.scene.words[word].text}” is read most by ${most(found)}.`;
     }
     const { words, keys } = reading[channel];
@@ -454,10 +319,13 @@ class Explorer {
     const name = [this.scene.stage, this.layerNumber % 2, state.channel, shown.l, p.mask.clientWidth].join("/");
     if (this.maskDrawn !== name) {
       const { n, places, mask } = shown;
-      this.maskText = drawMask(p.mask, shown, (query, key) => mask.sees(state.channel, this.layerNumber, query, key, n, places));
+      this.maskText = drawMask(p.mask, shown, (query, key) =>
+        mask.sees(state.channel, this.layerNumber, query, key, n, places),
+      );
       this.maskDrawn = this.maskText ? name : null;
     }
-    p.maskTitle.textContent = state.channel === "mixed" ? "Mask of both channels" : `Mask of the ${state.channel} channel`;
+    p.maskTitle.textContent =
+      state.channel === "mixed" ? "Mask of both channels" : `Mask of the ${state.channel} channel`;
     const word = shown.word !== null;
     p.maskMark.style.top = word ? "0" : `${(100 * shown.query) / shown.places}%`;
     p.maskMark.style.left = word ? `${(100 * this.maskText * shown.word) / shown.l}%` : "0";
@@ -468,8 +336,9 @@ class Explorer {
   // ---- hands
 
   peek(patch) {
-    if (this.playing || patch === this.preview || this.state.word !== null) return;
-    this.preview = patch;
+    const preview = patch === null ? null : this.readable(patch);
+    if (this.playing || preview === this.preview || this.state.word !== null) return;
+    this.preview = preview;
     this.refresh();
   }
 
@@ -490,21 +359,27 @@ class Explorer {
 
   /** The heat of a patch in a sentence. */
   told(patch) {
-    const { word, query, n } = this.shown;
+    const { word, n } = this.shown;
     const weight = this.weight(patch);
     const name = this.name(patch);
+    if (word !== null && weight === null) return `${name}: no place holds the last patch of a given frame`;
     if (word !== null) return `${name}: ${percent(weight)} of its reading went to “${this.scene.words[word].text}”`;
     if (weight !== null) return `${name}: ${percent(weight)}`;
     if (patch % n === n - 1) return `${name}: cannot be attended; the last patch of a frame is never an input`;
-    const own = Math.floor(patch / n) === Math.floor(query / n);
-    if (!own && this.state.channel === "spatial") return `${name}: cannot be attended; the spatial channel sees its own frame alone`;
-    const later = this.scene.steps[patch] >= (this.scene.steps[query] || Infinity);
+    const own = Math.floor(patch / n) === Math.floor(this.shown.patch / n);
+    if (!own && this.state.channel === "spatial")
+      return `${name}: cannot be attended; the spatial channel sees its own frame alone`;
+    const later = this.scene.steps[patch] >= (this.scene.steps[this.shown.patch] || Infinity);
     return `${name}: cannot be attended; ${later ? "it was not made yet" : "the mask of this layer hides it"}`;
   }
 
   chooseInMask(event) {
     const box = event.target.getBoundingClientRect();
-    this.choose(Math.max(0, Math.min(this.places - 1, Math.floor(((event.clientY - box.top) / box.height) * this.places))));
+    const place = Math.max(
+      0,
+      Math.min(this.places - 1, Math.floor(((event.clientY - box.top) / box.height) * this.places)),
+    );
+    this.choose(this.scene.frames[Math.floor(place / this.n)].given && place % this.n ? place - 1 : place);
   }
 
   play() {
@@ -512,10 +387,10 @@ class Explorer {
     const last = this.waves.length;
     if (this.playing) this.playing = null;
     else {
-      if (this.scene.steps[this.state.query] === last) this.choose(this.waves[0][0]);
+      if (this.scene.steps[this.state.patch] === last) this.choose(this.waves[0][0]);
       this.playing = setInterval(() => {
         if (this.busy) return; // no step is left out where answers take long
-        if (!this.root.isConnected || this.scene.steps[this.state.query] >= this.waves.length) this.play();
+        if (!this.root.isConnected || this.scene.steps[this.state.patch] >= this.waves.length) this.play();
         else this.step(1);
       }, 140);
     }
@@ -524,7 +399,7 @@ class Explorer {
 
   /** On (or back) in the order of decoding. */
   step(by) {
-    const step = Math.max(1, Math.min(this.waves.length, this.scene.steps[this.state.query] + by));
+    const step = Math.max(1, Math.min(this.waves.length, this.scene.steps[this.state.patch] + by));
     this.choose(this.waves[step - 1][0]);
   }
 
@@ -532,7 +407,7 @@ class Explorer {
   move(down, right) {
     const { width, height } = this.grid;
     const frames = this.scene.frames.length;
-    const [time, place] = [Math.floor(this.state.query / this.n), this.state.query % this.n];
+    const [time, place] = [Math.floor(this.state.patch / this.n), this.state.patch % this.n];
     const row = Math.max(0, Math.min(height - 1, Math.floor(place / width) + down));
     const across = Math.max(0, Math.min(frames * width - 1, time * width + (place % width) + right));
     this.choose(Math.floor(across / width) * this.n + row * width + (across % width));
@@ -541,7 +416,11 @@ class Explorer {
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { key, target } = event;
-    const own = target.matches("select, input") ? ["Arrow", "Page", "Home", "End", " "] : target.matches("button") ? [" ", "Enter"] : [];
+    const own = target.matches("select, input")
+      ? ["Arrow", "Page", "Home", "End", " "]
+      : target.matches("button")
+        ? [" ", "Enter"]
+        : [];
     if (own.some((start) => key.startsWith(start))) return;
     const { state, info } = this;
     const around = (value, by, count) => (value + by + count) % count;

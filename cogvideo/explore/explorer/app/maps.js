@@ -30,7 +30,10 @@ class PackedMaps {
       const floats = (count) => new Float32Array(bytes.buffer, (at += 4 * count) - 4 * count, count);
       const scales = { spatial: floats(heads * places), temporal: floats(heads * places) };
       const norms = { spatial: floats(places), temporal: floats(places) };
-      const codes = { spatial: bytes.subarray(at, (at += heads * places * keys.spatial)), temporal: bytes.subarray(at) };
+      const codes = {
+        spatial: bytes.subarray(at, (at += heads * places * keys.spatial)),
+        temporal: bytes.subarray(at),
+      };
       // Codes stand for the square root of a weight, as a share of the largest in its row.
       const weight = (channel, row, key) =>
         scales[channel][row] * (codes[channel][row * keys[channel] + key] / 255) ** 2;
@@ -118,7 +121,8 @@ class Masks {
     const bit = (bytes, index) => (bytes[index >> 3] >> (7 - (index & 7))) & 1;
     if (channel === "mixed")
       return ["spatial", "temporal"].some((one) => this.sees(one, layerNumber, query, key, n, places));
-    if (channel === "temporal") return Boolean(bit(this.temporal[layerNumber % this.temporal.length], query * places + key));
+    if (channel === "temporal")
+      return Boolean(bit(this.temporal[layerNumber % this.temporal.length], query * places + key));
     return Math.floor(query / n) === Math.floor(key / n) && Boolean(bit(this.spatial, query * n + (key % n)));
   }
 }
@@ -145,7 +149,10 @@ function readingOf(row, head, share, query, sizes) {
   });
   return Object.fromEntries(
     CHANNELS.map((channel) => {
-      const keys = overHeads(spread.map((one) => one[channel]), head);
+      const keys = overHeads(
+        spread.map((one) => one[channel]),
+        head,
+      );
       return [channel, { words: keys.subarray(0, l), keys: keys.subarray(l) }];
     }),
   );
@@ -158,10 +165,23 @@ function readersOf(column, head, share) {
     temporal,
     mixed: spatial.map((value, place) => share * value + (1 - share) * temporal[place]),
   }));
-  return Object.fromEntries(CHANNELS.map((channel) => [channel, overHeads(mixed.map((one) => one[channel]), head)]));
+  return Object.fromEntries(
+    CHANNELS.map((channel) => [
+      channel,
+      overHeads(
+        mixed.map((one) => one[channel]),
+        head,
+      ),
+    ]),
+  );
 }
 
 /** The place that holds patch `patch` of a clip: one later in its frame; null for a frame's last patch, which none holds. */
 function keyOf(patch, n) {
   return patch % n === n - 1 ? null : patch + 1;
+}
+
+/** The place whose reading is a patch's own: where it is made, or in a given frame where it is held (null: nowhere). */
+function readerOf(patch, n, given) {
+  return given ? keyOf(patch, n) : patch;
 }
