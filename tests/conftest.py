@@ -1,6 +1,7 @@
 """Shared by all tests: where the fixtures lie, how many threads torch takes, and the command line."""
 
 import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def i3d_file() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 @pytest.fixture
