@@ -1,7 +1,7 @@
 """Shared by all tests: where the fixtures lie, how many threads torch takes, and the command line."""
 
-import sys
 import os
+import sys
 from pathlib import Path
 
 import pytest
