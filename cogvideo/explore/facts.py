@@ -4,7 +4,7 @@ They are asked of finished clips whose ground is one token and whose object is e
 of the attention come beside what they are good for (knockout.py) and beside controls that could prove them wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -175,7 +175,9 @@ def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
     return pd.DataFrame(table)
 
 
-def word_controls(clips: Sequence[Recording], slots: dict[str, Sequence[int]], swaps: dict[str, Sequence[int]]) -> Any:
+def word_controls(
+    clips: Sequence[Recording], slots: Mapping[str, Sequence[int]], swaps: Mapping[str, Sequence[int]]
+) -> Any:
     """How much words matter: DataFrame of the nats that a token of the object, and of the ground, costs more.
 
     slots: name -> the slot of a word in every clip; the word is hidden from every place in all layers, and only the other

@@ -40,7 +40,8 @@ def plot_stage(c: ModelConfig, title: str = "", *, time: int | None = None, plac
     place = c.frame_tokens // 2 + c.frame_width // 2 if place is None else place
     channels = _channels(c)
     figure = plt.figure(figsize=(12.5, 2.0 + 1.55 * (2 + len(channels))), facecolor="white", layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2.6, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
+    left, right = halves
     axes = left.subplots(2 + len(channels), c.num_frames + 1, width_ratios=[0.62] + [1] * c.num_frames)
     _draw_positions(axes[0], c, generated)
     for line, (name, (mask, color)) in zip(axes[1:], channels.items(), strict=False):
@@ -161,10 +162,10 @@ def _draw_windows(axis: Any, c: ModelConfig) -> None:
 
 
 def _text_block(axis: Any, color: str, label: str) -> None:
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     for slot in range(TEXT):
-        axis.add_patch(plt.Rectangle((slot, 0), 1, 1, fc=color, ec="white"))
+        axis.add_patch(Rectangle((slot, 0), 1, 1, fc=color, ec="white"))
     axis.set(xlim=(0, TEXT), ylim=(2, -1), xticks=[], yticks=[], aspect="equal")
     axis.spines[:].set_visible(False)
     axis.set_xlabel(label, fontsize=7.5)
@@ -172,11 +173,11 @@ def _text_block(axis: Any, color: str, label: str) -> None:
 
 def _cells(axis: Any, c: ModelConfig, colors: Any) -> None:
     """A frame's places as squares."""
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     for number, color in enumerate(colors):
         row, column = divmod(number, c.frame_width)
-        axis.add_patch(plt.Rectangle((column, row), 1, 1, fc=color, ec="white", lw=0.8))
+        axis.add_patch(Rectangle((column, row), 1, 1, fc=color, ec="white", lw=0.8))
     axis.set(xlim=(0, c.frame_width), ylim=(c.frame_height, 0), xticks=[], yticks=[], aspect="equal")
     axis.spines[:].set_visible(False)
 
@@ -189,10 +190,10 @@ def _write(axis: Any, c: ModelConfig, number: int, text: str, color: str = "blac
 
 
 def _box(axis: Any, c: ModelConfig, place: int) -> None:
-    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     row, column = divmod(place, c.frame_width)
-    axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, ec="black", lw=2))
+    axis.add_patch(Rectangle((column, row), 1, 1, fill=False, ec="black", lw=2))
     axis.text(column + 0.5, row + 0.5, "?", ha="center", va="center", fontsize=9)
 
 
