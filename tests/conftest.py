@@ -2,6 +2,7 @@
 
 import os
 import sys
+import os
 from pathlib import Path
 
 import pytest

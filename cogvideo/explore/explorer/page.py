@@ -34,7 +34,7 @@ HTML = """<!doctype html>
 </html>
 """
 PAGE_STYLE = "body { margin: 0; background: #f6f5f2; }\n"
-FRAME_HEIGHT = 760  # pixels, of the page inside a notebook
+FRAME_HEIGHT = 900  # pixels, of the page inside a notebook
 
 
 def front_end() -> tuple[str, str]:

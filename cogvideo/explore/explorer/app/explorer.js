@@ -30,8 +30,13 @@ class Explorer {
     return this.scene.frames.length * this.n;
   }
 
+  /** Of what is shown, which follows what is chosen as soon as it is there. */
   get layerNumber() {
-    return this.info.layers[this.state.layer];
+    return this.info.layers[this.shown.layer];
+  }
+
+  get headName() {
+    return HEAD_NAMES[this.shown.head] ?? `head ${this.info.heads[this.shown.head]}`;
   }
 
   /** The patch that reads: the chosen one, or the one under the pointer. */
@@ -41,14 +46,6 @@ class Explorer {
 
   reader(patch) {
     return readerOf(patch, this.n, this.scene.frames[Math.floor(patch / this.n)].given);
-  }
-
-  get share() {
-    return this.scene.gates[this.state.layer].mean;
-  }
-
-  get headName() {
-    return HEAD_NAMES[this.state.head] ?? `head ${this.info.heads[this.state.head]}`;
   }
 
   /** Steps of decoding: lists of the places made together, from step 1. */
@@ -126,7 +123,7 @@ class Explorer {
     this.masks[this.scene.stage] ??= await Masks.of(this.info.masks[this.scene.stage]);
     const sizes = { l: this.scene.words.length, n: this.n, places: this.places };
     const share = this.info.scenes[scene].gates[layer].mean;
-    const shown = { ...sizes, patch, query, word, mask: this.masks[this.scene.stage], layer, scene };
+    const shown = { ...sizes, patch, query, word, mask: this.masks[this.scene.stage], layer, scene, head };
     if (word === null) {
       const row = await this.maps.row(scene, layer, query);
       shown.reading = readingOf(row, head, share, query, sizes);
@@ -146,7 +143,7 @@ class Explorer {
     this.drawMaskPanel();
     const target = shown.word === null ? `place ${shown.query}` : `word ${shown.word}`;
     // For those who drive the page from outside: what is drawn now.
-    this.root.dataset.shown = [state.scene, this.info.layers[shown.layer], state.head, state.channel, target].join("/");
+    this.root.dataset.shown = [shown.scene, this.layerNumber, shown.head, state.channel, target].join("/");
   }
 
   largestShown() {
@@ -174,12 +171,12 @@ class Explorer {
     const { parts: p, state, shown } = this;
     p.scene.value = state.scene;
     p.layer.value = state.layer;
-    p.layerText.textContent = this.layerNumber;
+    p.layerText.textContent = this.info.layers[state.layer];
     p.head.value = state.head;
     for (const name of ["channel", "scale"]) for (const input of p[name]) input.checked = input.value === state[name];
     const { patch, word } = shown;
     const step = this.scene.steps[patch];
-    p.step.value = step || 1;
+    p.step.value = this.scene.steps[this.patch] || 1;
     p.stepText.textContent = step ? `step ${step} of ${this.waves.length}` : "given, not made here";
     p.play.textContent = this.playing ? "❚❚" : "▶";
     p.play.setAttribute("aria-label", this.playing ? "Pause" : "Play through the order of decoding");
@@ -189,7 +186,6 @@ class Explorer {
     p.largest.textContent = percent(this.largest);
     const half = state.scale === "root" ? 0.25 : 0.5;
     p.middle.textContent = percent(half * this.largest);
-    this.root.classList.toggle("cv-word-mode", shown.word !== null);
   }
 
   drawFrames() {
@@ -299,6 +295,7 @@ class Explorer {
       found
         .sort((a, b) => b[0] - a[0])
         .slice(0, 3)
+        .filter(([weight], rank) => !rank || weight >= 0.0005)
         .map(([weight, name]) => `${name} ${percent(weight)}`)
         .join("; ");
     if (readers) {
