@@ -4,14 +4,17 @@ They are asked of finished clips whose ground is one token and whose object is e
 of the attention come beside what they are good for (knockout.py) and beside controls that could prove them wrong.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
+from tqdm import tqdm
 
 from cogvideo import sequence
+from cogvideo.data.digits import ACTION_NAMES, COLOR_NAMES, Clips, sample_clips
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.analysis import gate_table, object_patches
 from cogvideo.explore.capture import Recording, record
@@ -20,6 +23,91 @@ from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.training.inheritance import image_model_of
 
 STAGES = ("first frame", "stage 1", "stage 2")
+
+
+class Study(NamedTuple):
+    """Tables by stage; those of the temporal channel are without the first frame."""
+
+    reading: dict[str, Any]
+    words: dict[str, Any]
+    following: dict[str, Any]
+    silencing: dict[str, Any]
+
+
+def moving_clips(n: int, seed: int = 0, seconds: float = 4.0) -> Clips:
+    """n clips of the demo world's test split whose digit moves left, right, up or down and takes `seconds` for it."""
+    pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="test")
+    moves = np.array([name.startswith("moves") for name in ACTION_NAMES])
+    fit = np.flatnonzero(moves[pool.action[:, 0]] & (pool.duration[:, 0] == seconds))[:n]
+    fields = ("kind", "color", "action", "duration", "x", "y", "scan")
+    return replace(pool, **{name: getattr(pool, name)[fit] for name in fields})
+
+
+def study(pipe: Pipeline, n: int = 2, *, seed: int = 0, seconds: float = 4.0, progress: bool = False) -> Study:
+    """Ask a model of the demo world everything of this file, about n clips that it generates itself.
+
+    The digit is swapped for the one that is four larger. Raises CogVideoError for a model without the demo's words.
+    """
+    asked = moving_clips(n, seed, seconds)
+    kinds, colors = asked.kind[:, 0], [COLOR_NAMES[color] for color in asked.color[:, 0]]
+    directions = [ACTION_NAMES[action].split()[-1] for action in asked.action[:, 0]]
+    found, digits, others = Study({}, {}, {}, {}), asked.world.names, [(int(kind) + 4) % 10 for kind in kinds]
+    made = recordings(pipe, [asked.caption(index) for index in range(n)], seconds=seconds, seed=seed)
+    for stage, clips in tqdm(made.items(), desc="facts", unit="stage", disable=not progress):
+        words = {"digit": [digits[kind] for kind in kinds], "colour": colors, "direction": directions}
+        slots = {
+            name: [slot_of(pipe, clip, word) for clip, word in zip(clips, chosen, strict=True)]
+            for name, chosen in words.items()
+        }
+        swaps = {"digit": [pipe.text.encode(digits[other])[-1] for other in others]}
+        found.reading[stage] = reading(clips, slots["digit"])
+        found.words[stage] = word_controls(clips, slots, swaps)
+        if stage != "first frame":
+            found.following[stage], found.silencing[stage] = following(clips), silencing(clips)
+    return found
+
+
+def sentences(found: Study) -> list[str]:
+    """What a study says, with its numbers and controls, in Markdown; the model decides what is said."""
+    said = []
+    for stage, table in found.reading.items():
+        heads, words = table[table["head"] >= 0], found.words[stage].set_index(["word", "change"])["rise"]
+        first, second = (heads.sort_values("rise", ascending=False).iloc[place] for place in (0, 1))
+        most = heads.sort_values("weight", ascending=False).iloc[0]
+        said.append(
+            f"**Where the digit is read, {stage}**: most in the {first['channel']} channel, layer {first['layer']}, head {first['head']}. "
+            f"When it alone cannot see the word, a token of the object costs {first['rise']:+.3f} nats (ground "
+            f"{first['ground rise']:+.3f}); the next head, {second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. "
+            f"Hidden from all heads: {words['digit', 'hidden']:+.3f}; another digit in its place: {words['digit', 'swapped']:+.3f}; "
+            f"controls: colour hidden {words['colour', 'hidden']:+.3f}, direction hidden {words['direction', 'hidden']:+.3f}. "
+            f"The head that looks at the digit most is {most['channel']} {most['layer']}.{most['head']} "
+            f"({most['weight']:.0%} of its attention, worth {most['rise']:+.3f})."
+        )
+    for stage, table in found.following.items():
+        table = table.assign(control=table[["stay", "opposite", "even"]].max(axis=1))
+        best = table.loc[(table["follow"] - table["control"]).idxmax()]
+        layers = table.groupby("layer")[["follow", "stay", "opposite", "even", "object", "even object"]].mean()
+        follows = [
+            str(layer) for layer, row in layers.iterrows() if row["follow"] > row[["stay", "opposite", "even"]].max()
+        ]
+        said.append(
+            f"**What follows the moving digit, {stage}**: as a whole layers {', '.join(follows) or 'none'} look more at the patch "
+            f"where the object's piece was than at the same place, as far the other way, and evenly. Most layer {best['layer']:.0f}, "
+            f"head {best['head']:.0f}: {best['follow']:.1%} on that one patch (same place {best['stay']:.1%}, other way "
+            f"{best['opposite']:.1%}, evenly {best['even']:.1%}). Of the attention to other frames' patches, "
+            f"{', '.join(f'{row.object:.0%} (layer {layer})' for layer, row in layers.iterrows())} goes to objects; evenly it would be "
+            f"{layers['even object'].mean():.0%}."
+        )
+    for stage, table in found.silencing.items():
+        every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
+        worst = layers.loc[layers["rise"].idxmax()]
+        shares = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
+        said.append(
+            f"**What gates do, {stage}**: they give the temporal channel {shares} by layer, and it makes {every['temporal part']:.0%} "
+            f"of what is mixed. Without it a token of the object costs {every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); "
+            f"without that of layer {worst['layer']:.0f} alone {worst['rise']:+.3f}, more than without any other layer's."
+        )
+    return said
 
 
 @torch.inference_mode()
@@ -87,7 +175,9 @@ def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
     return pd.DataFrame(table)
 
 
-def word_controls(clips: Sequence[Recording], slots: dict[str, Sequence[int]], swaps: dict[str, Sequence[int]]) -> Any:
+def word_controls(
+    clips: Sequence[Recording], slots: Mapping[str, Sequence[int]], swaps: Mapping[str, Sequence[int]]
+) -> Any:
     """How much words matter: DataFrame of the nats that a token of the object, and of the ground, costs more.
 
     slots: name -> the slot of a word in every clip; the word is hidden from every place in all layers, and only the other

@@ -302,7 +302,10 @@ def _cells(figure, axis, table: Any, low: float, high: float, title: str, *, bar
 
 
 def _by_head(table: Any, channel: str) -> Any:
-    return table[table["channel"] == channel].groupby(["layer", "head"]).mean(numeric_only=True)
+    """Means over frames; a frame that is not there got no attention."""
+    part = table[table["channel"] == channel]
+    shares = [column for column in part if column.startswith("frame")]
+    return part.fillna(dict.fromkeys(shares, 0.0)).groupby(["layer", "head"]).mean(numeric_only=True)
 
 
 def _names(means: Any) -> list[str]:
