@@ -4,16 +4,30 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
-from cogvideo.data.digits import ACTION_NAMES, FPS, FRAME_SIZE, SPANS, SUPERSAMPLING, Clips, World, render, sample_clips
+from cogvideo.data.digits import (
+    ACTION_NAMES,
+    FPS,
+    FRAME_SIZE,
+    SPANS,
+    SUPERSAMPLING,
+    Clips,
+    World,
+    object_states,
+    render,
+    sample_clips,
+)
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
 ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
+LOOKS = ("scale", "degrees", "brightness", "x", "y")  # of an object's state: all that its picture depends on
+PATCH = 8  # pixels of a token's side in small frames
+REMEMBERED = 100_000  # scenes; one clean digit makes some thousands, two make more than memory holds
 # How often a stage is shown an action beside one that moves, whose few shifted patches are soon learned.
 SHARES = {
     "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
@@ -77,6 +91,12 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     ]
 
 
+def _rows(clips: Clips, chosen: np.ndarray) -> Clips:
+    """Some of the clips, by number."""
+    arrays = (f.name for f in fields(clips) if f.name not in ("world", "split"))
+    return replace(clips, **{name: getattr(clips, name)[chosen] for name in arrays})
+
+
 class DigitsBatches:
     """Batches for one stage ("image", "sequential", "interpolation" or "superres") of the demo world."""
 
@@ -85,6 +105,7 @@ class DigitsBatches:
     ):
         self.stage, self.batch_size, self.world, self.seed = stage, batch_size, world, seed
         self.text, self.frames = text, frames
+        self._known: dict[tuple[str, bytes], Tensor] = {}  # tokens [h,w] of scenes, with object 0 in the first cell
 
     @torch.no_grad()
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -104,17 +125,40 @@ class DigitsBatches:
             large = render(clips, times, FRAME_SIZE * SUPERSAMPLING)
             small = torch.nn.functional.avg_pool2d(large[:, 0], SUPERSAMPLING)[:, None]
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
-        return Batch(text_ids, text_mask, self._tokens(render(clips, times), device))
+        return Batch(text_ids, text_mask, self._scenes(clips, times, device))
 
     def _clips(self, rng: np.random.Generator, split: str) -> Clips:
         if self.stage not in SHARES:
             return sample_clips(self.batch_size, rng, split=split, world=self.world)
         pool = sample_clips(4 * self.batch_size, rng, split=split, world=self.world)
         shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
-        chosen = rng.choice(len(pool), self.batch_size, p=shares / shares.sum())
-        return replace(
-            pool, **{f.name: getattr(pool, f.name)[chosen] for f in fields(pool) if f.name not in ("world", "split")}
-        )
+        return _rows(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))
+
+    def _scenes(self, clips: Clips, times: np.ndarray, device: str | torch.device) -> Tensor:
+        """Tokens [n,T,N] of small frames. A scene comes again and again, moved by whole tokens: it is drawn only once."""
+        states, steps = object_states(clips, times), times.shape[1]
+        looks = [repeat(field, "n o -> (n t) o", t=steps) for field in (clips.kind, clips.color, clips.scan)]
+        looks += [rearrange(states[key], "n t o -> (n t) o") for key in LOOKS]
+        places = np.stack(looks[-2:], -1)  # [n T,O,2] of columns and rows in pixels
+        shift = (places[:, 0] // PATCH).astype(int)
+        looks[-2:] = np.moveaxis(places - PATCH * shift[:, None], -1, 0)
+        keys = [(clips.split, look.tobytes()) for look in np.stack(looks, -1)]
+        rows = np.array(list({key: i for i, key in enumerate(keys) if key not in self._known}.values()), int)
+        side = np.arange(FRAME_SIZE // PATCH)
+
+        def rolled(tokens: Tensor, by: np.ndarray) -> Tensor:
+            """[m,h,w] moved by [m,2] columns and rows; what leaves on one side comes back on the other."""
+            x, y = ((side - by[:, axis, None]) % len(side) for axis in (0, 1))
+            return tokens[np.arange(len(tokens))[:, None, None], y[:, :, None], x[:, None]]
+
+        if len(rows):
+            if len(self._known) > REMEMBERED:
+                self._known = {key: self._known[key] for key in keys if key in self._known}
+            fresh = self._tokens(render(_rows(clips, rows // steps), times.reshape(-1, 1)[rows]), device)
+            fresh = rolled(rearrange(fresh.cpu(), "m 1 (h w) -> m h w", h=len(side)), -shift[rows])
+            self._known |= {keys[i]: tokens for i, tokens in zip(rows, fresh, strict=True)}
+        found = rolled(torch.stack([self._known[key] for key in keys]), shift)
+        return rearrange(found, "(n t) h w -> n t (h w)", t=steps).to(device)
 
     def _tokens(self, clips: Tensor, device: str | torch.device) -> Tensor:
         ids = self.frames.encode(rearrange(clips, "b t c h w -> (b t) c h w").to(device))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
+from cogvideo.training.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,6 @@ class OptimizerConfig:
         for name, least in (("steps", 0), ("batch_size", 1), ("warmup", 0), ("lr", 0), ("muon_lr", 0), ("clip", 0)):
             if getattr(self, name) < least:
                 raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.muon_lr and not hasattr(torch.optim, "Muon"):
-            raise CogVideoError(
-                f"muon_lr needs torch 2.9 or newer, not {torch.__version__}: update it or set muon_lr=0."
-            )
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rates at a step: linear warm-up, then one cosine over the whole budget."""
@@ -152,9 +149,7 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
     matrices, others = [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(matrices, config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
     if others:
         optimizers.append(
             torch.optim.AdamW(others, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from cogvideo.data.digits import ACTION_NAMES, SPANS, World, render, sample_clip
 from cogvideo.sampling.pipeline import DEMO
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
+from cogvideo.training import data
 from cogvideo.training.data import DigitsBatches, clip_times
 
 
@@ -73,6 +74,21 @@ def test_a_step_is_repeatable_and_steps_differ(tokenizers):
     one, again, next_step, test = batch(7), batch(7), batch(8), batch(7, "test")
     assert torch.equal(one.frames, again.frames) and torch.equal(one.text_ids, again.text_ids)
     assert not torch.equal(one.frames, next_step.frames) and not torch.equal(one.frames, test.frames)
+
+
+@pytest.mark.parametrize("world", [World(), World(objects=2), World("handwriting")])
+@pytest.mark.parametrize("remembered", [100_000, 20])
+def test_scenes_remembered_from_other_places_have_the_tokens_of_fresh_ones(tokenizers, world, remembered, monkeypatch):
+    """A scene moved by whole tokens is not drawn again; the tokens are those of drawing every frame, to the bit."""
+    text, frames = tokenizers
+    monkeypatch.setattr(data, "REMEMBERED", remembered)
+    batches = DigitsBatches("interpolation", 8, text=text, frames=frames, world=world, seed=1)
+    for step in range(4):
+        rng = np.random.default_rng([1, step, False])
+        clips = batches._clips(rng, "train")
+        pictures = rearrange(render(clips, clip_times("interpolation", clips, rng)[0]), "b t c h w -> (b t) c h w")
+        assert torch.equal(batches(step).frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5))
+    assert 20 < len(batches._known) < 4 * 40 and (remembered > 20 or len(batches._known) < 100)
 
 
 def test_tokens_and_texts_belong_to_the_clips(tokenizers):

@@ -16,6 +16,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.muon import Muon
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
@@ -129,6 +130,7 @@ ENDLESS = """
 import sys; sys.path.insert(0, {tests!r})
 import pathlib, time, torch
 from torch import nn
+from cogvideo.training.muon import Muon
 from cogvideo.training.loop import OptimizerConfig, fit
 model = nn.Linear(2, 1)
 def loss(step):
@@ -168,6 +170,24 @@ def test_muon_moves_linear_weights_by_an_orthogonal_step_and_adamw_the_rest(tmp_
     stretched = torch.linalg.svdvals(moved[0]) / (1e-2 * 0.2 * 24**0.5)
     assert stretched[-2] > 0.5 and stretched[0] < 1.5  # the norm hides one direction: the mean of its inputs
     assert all(step.abs().max() == pytest.approx(1e-3, rel=1e-2) for step in moved[1:])  # AdamW begins with steps of lr
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and newer have a Muon to compare with")
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_takes_the_steps_of_torchs_own_which_rounds_to_bf16(shape):
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    optimizers = [
+        Muon([ours], 0.1, weight_decay=0.2),
+        torch.optim.Muon([theirs], 0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(5):
+        before = ours.detach().clone()
+        ours.grad = theirs.grad = torch.randn(shape, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert (ours - theirs).norm() < 0.05 * (ours - before).norm()
+        theirs.data.copy_(ours)
 
 
 def test_linear_regression_reaches_the_closed_form(tmp_path):
