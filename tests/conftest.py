@@ -1,5 +1,6 @@
 """Shared by all tests: where the fixtures lie, and how many threads torch takes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,4 +20,4 @@ def i3d_file() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
