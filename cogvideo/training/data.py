@@ -9,14 +9,12 @@ from torch import Tensor
 
 from cogvideo.data.digits import (
     ACTION_NAMES,
-    COLOR_NAMES,
     FPS,
     FRAME_SIZE,
     SPANS,
     SUPERSAMPLING,
     Clips,
     World,
-    is_held_out,
     object_states,
     render,
     sample_clips,
@@ -26,9 +24,6 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
 ENGLISH_SHARE = 0.5  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
-# Stages that are given frames see some captions that name the wrong digit and colour, so that they learn to take these from
-# the frames. The image model has them from the caption alone, and is sure that what it was never shown does not exist.
-MISNAMED, MISNAMED_STAGES = 0.25, ("sequential", "interpolation")
 FRAMES = 5
 LOOKS = ("scale", "degrees", "brightness", "x", "y")  # of an object's state: all that its picture depends on
 PATCH = 8  # pixels of a token's side in small frames
@@ -36,14 +31,11 @@ REMEMBERED = 100_000  # scenes; one clean digit makes some thousands, two make m
 # How often a stage is shown an action beside one that moves, whose few shifted patches are soon learned.
 SHARES = {
     "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
-    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 3, "fades in": 2, "bounces": 1.5},
+    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 2, "fades in": 2.5, "bounces": 1.5},
 }
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
-WHOLE, PARTS = (
-    0.3,
-    0.45,
-)  # shares of stage 1's clips: half of an action is as frequent as all of it, a quarter half as much
+WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -65,9 +57,10 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     are any eighth of the action under any span, so that every state is drawn often enough. (A text that told the moment
     would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five
     frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate rule), PARTS any shorter
-    span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed
-    rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at
-    the final frame rate, from any moment.
+    span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as
+    the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed rate: the whole
+    action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at the final frame
+    rate, from any moment.
     """
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
@@ -125,11 +118,10 @@ class DigitsBatches:
         rng = np.random.default_rng([self.seed, step, split == "test"])
         clips = self._clips(rng, split)
         times, spans = clip_times(self.stage, clips, rng)
-        told = self._misname(clips, rng) if self.stage in MISNAMED_STAGES else clips
         prompts = [
             UNGUIDED_PROMPT
             if rng.random() < CAPTION_DROPOUT
-            else told.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh")
+            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh")
             for i in range(len(clips))
         ]
         ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
@@ -146,12 +138,6 @@ class DigitsBatches:
         pool = sample_clips(4 * self.batch_size, rng, split=split, world=self.world)
         shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
         return _rows(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))
-
-    def _misname(self, clips: Clips, rng: np.random.Generator) -> Clips:
-        """The clips as captions tell them: MISNAMED of them with another digit and colour, of trained combinations."""
-        kind, color = (rng.integers(k, size=clips.kind.shape) for k in (len(self.world.names), len(COLOR_NAMES)))
-        wrong = (rng.random(clips.kind.shape) < MISNAMED) & ~is_held_out(kind, color, clips.action)
-        return replace(clips, kind=np.where(wrong, kind, clips.kind), color=np.where(wrong, color, clips.color))
 
     def _scenes(self, clips: Clips, times: np.ndarray, device: str | torch.device) -> Tensor:
         """Tokens [n,T,N] of small frames. A scene comes again and again, moved by whole tokens: it is drawn only once."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from cogvideo.data.digits import ACTION_NAMES, SPANS, World, is_held_out, render, sample_clips
+from cogvideo.data.digits import ACTION_NAMES, SPANS, World, render, sample_clips
 from cogvideo.sampling.pipeline import DEMO
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
@@ -102,24 +102,13 @@ def test_tokens_and_texts_belong_to_the_clips(tokenizers):
     pictures = rearrange(render(clips, times), "b t c h w -> (b t) c h w")
     assert torch.equal(batch.frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5))
     read = [text.decode(ids[mask].tolist()) for ids, mask in zip(batch.text_ids, batch.text_mask, strict=True)]
-    unguided = matched = 0
+    matched = 0
     for i, words in enumerate(read):
-        own = [text.decode(text.encode_prompt(clips.caption(i, language), spans[i])) for language in ("en", "zh")]
-        matched += words in own
-        unguided += words == text.decode(text.encode_prompt(UNGUIDED_PROMPT, spans[i]))
-    assert matched > 22 and unguided < 10  # a tenth of the captions is dropped, nearly a quarter names another object
-
-
-def test_misnamed_clips_differ_in_digit_and_colour_only_and_never_name_a_held_out_combination(tokenizers):
-    text, frames = tokenizers
-    batches = DigitsBatches("sequential", 400, text=text, frames=frames, world=World(objects=2), seed=0)
-    rng = np.random.default_rng(0)
-    clips = batches._clips(rng, "train")
-    told = batches._misname(clips, rng)
-    other = (told.kind != clips.kind) | (told.color != clips.color)
-    assert 0.18 < other.mean() < 0.28 and not is_held_out(told.kind, told.color, told.action).any()
-    assert all(np.array_equal(getattr(told, name), getattr(clips, name)) for name in ("action", "duration", "x", "y"))
-    assert told.caption(0).count(" and ") == 1
+        known = [clips.caption(i, language) for language in ("en", "zh")] + [UNGUIDED_PROMPT]
+        encoded = [text.decode(text.encode_prompt(prompt, spans[i])) for prompt in known]
+        assert words in encoded
+        matched += words != encoded[-1]
+    assert matched > 30  # a tenth of the captions is dropped
 
 
 def test_super_resolution_pairs_show_the_same_moment(tokenizers):
