@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cogvideo import sequence
 from cogvideo.config import ModelConfig
+from cogvideo.cross_entropy import linear_cross_entropy
 from cogvideo.errors import CogVideoError
 
 EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
@@ -328,11 +329,10 @@ class CogVideoTransformer(nn.Module):
         """Mean cross entropy over the frames that this stage trains (sequence.trained_frames)."""
         trained = [time for time in sequence.trained_frames(self.config) if time < frames.shape[1]]
         if not trained:
-            raise CogVideoError(
-                f"{frames.shape[1]} frames hold none that this stage trains: give all {self.config.num_frames}."
-            )
-        logits = self.head(self.hidden_states(text_ids, frames, text_mask)[:, trained])
-        return F.cross_entropy(rearrange(logits, "b t n v -> (b t n) v"), frames[:, trained].reshape(-1).long())
+            raise CogVideoError(f"This stage trains none of these frames: give all {self.config.num_frames}.")
+        x = self.final_norm(self.hidden_states(text_ids, frames, text_mask)[:, trained]).float()
+        weight = self.word_embedding.weight[: self.config.image_tokens].float()
+        return linear_cross_entropy(x, weight, frames[:, trained])
 
     def _check(self, text_ids: Tensor, frames: Tensor) -> None:
         c = self.config
