@@ -24,7 +24,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
-ENGLISH_SHARE = 0.6  # of the captions; the others are Chinese
+ENGLISH_SHARE = 0.5  # of the captions; the others are Chinese
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
 LOOKS = ("scale", "degrees", "brightness", "x", "y")  # of an object's state: all that its picture depends on
@@ -33,10 +33,11 @@ REMEMBERED = 100_000  # scenes; one clean digit makes some thousands, two make m
 # How often a stage is shown an action beside one that moves, whose few shifted patches are soon learned.
 SHARES = {
     "image": {"turns": 4, "grows": 2, "shrinks": 2, "fades in": 2},
-    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 3, "fades in": 2, "bounces": 1.5},
+    "sequential": {"turns": 2, "grows": 1.5, "shrinks": 2, "fades in": 2.5, "bounces": 1.5},
 }
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
+WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
 OPENING = 0.4  # share of first frames among those that the image model is shown
 
 
@@ -47,16 +48,20 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     and 2, which inherit how every state looks and no more: half are one of the four frames that stage 1 generates; half
     are any eighth of the action under any span, so that every state is drawn often enough. (A text that told the moment
     would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five
-    frames from the beginning; half the clips span the whole action (the multi-frame-rate rule), half any trained span, so
-    that the frame-rate text means something. interpolation: five neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed
-    rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at
-    the final frame rate, from any moment.
+    frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate rule), PARTS any shorter
+    span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as
+    the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed rate: the whole
+    action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at the final frame
+    rate, from any moment.
     """
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
     span = np.where(rng.random(n) < 0.5, rule, rng.choice(SPANS, n))
     steps = np.linspace(0, 1, FRAMES)
     if stage == "sequential":
+        shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)]
+        kind = rng.random(n)
+        span = np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
         return span[:, None] * steps, list(span)
     if stage == "interpolation":
         whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being filled
