@@ -45,7 +45,7 @@ def run(settings: Settings) -> dict[str, Any]:
         raise CogVideoError("Width, layers, heads, side, threads and repeats must be 1 or more.")
     torch.set_num_threads(s.threads)
     own: dict[str, Any] = {"num_layers": s.layers, "hidden_size": s.width, "num_heads": s.heads}
-    ids = {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
+    ids: dict[str, Any] = {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
     geometry = SuperResolutionConfig(**own, **ids, low_height=s.side, low_width=s.side)
     local = DirectSuperResolution.from_config(geometry, s.seed).to(device)
     places = 3 * s.side

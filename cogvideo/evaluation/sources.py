@@ -82,6 +82,13 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
         raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
+    from cogvideo.sampling.released import is_released
+
+    if is_released(folder):
+        raise CogVideoError(
+            f"{spec} holds the release's weights, for which no prompts are told: make a folder of clips with `cogvideo generate "
+            f"--prompts`, or give ucf101-samples:UCF-101?weights={spec}."
+        )
     side = _of_files(spec, videos_below(folder, VIDEOS + ARRAYS), n, seed)
     return replace(side, prompts=_captions(folder))
 

@@ -114,3 +114,6 @@ def test_bad_specs_are_one_sentence(spec, sentence):
 def test_a_folder_without_videos(tmp_path):
     with pytest.raises(CogVideoError, match="holds no videos"):
         open_side(str(tmp_path), 2)
+    (tmp_path / "ice_image.pt").touch()
+    with pytest.raises(CogVideoError, match="holds the release's weights, for which no prompts are told"):
+        open_side(str(tmp_path), 2)
