@@ -283,5 +283,5 @@ def _digits(spec: str, place: str, options: dict[str, str]) -> Dataset:
     for index in range(count):
         clip = digits_clip(place, seed, index, world)
         caption = clip.caption(0, language if language != "both" else ("en", "zh")[index % 2])
-        clips.append(DigitsClip(f"{place}-{seed}-{index:06d}", caption, clip))
+        clips.append(DigitsClip(f"{place}-{world.glyphs}-{objects}-{seed}-{index:06d}", caption, clip))
     return Dataset(spec, clips, [])

@@ -95,16 +95,13 @@ def tokenize(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         _claim(out, made, settings)
-        done = {shard.number for shard in shards if _is_done(out, shard)}
-        own = [shard for shard in shards if shard.number % world == rank and shard.number not in done]
-        kept = sum(len(shard.clips) for shard in shards if shard.number % world == rank) - sum(
-            len(s.clips) for s in own
-        )
+        mine = [shard for shard in shards if shard.number % world == rank]
+        own = [shard for shard in mine if not _is_done(out, shard)]
+        clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            jobs = (load, settings, made, out, device)
-            with tqdm(total=kept + sum(len(s.clips) for s in own), initial=kept, desc="tokenizing", unit="clip", disable=not progress) as bar:  # fmt: skip
-                _run(jobs, own, min(workers, len(own)), bar)
+            with tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress) as bar:
+                _run((load, settings, made, out, device), own, min(workers, len(own)), bar)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
@@ -344,6 +341,8 @@ def _finish(
         notes = read_notes(out / name) or {}
         problems += notes["problems"]
         rates.update(notes["rates"])
+    if not rates:
+        raise CogVideoError(f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`.")
     spans = {None, *((FRAMES - 1) / rate for rate in settings.rates or ()), (FRAMES - 1) / settings.rate}
     unguided = {}
     for span in spans:

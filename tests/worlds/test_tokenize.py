@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -124,6 +125,37 @@ def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
     assert made["samples"] == 3 and made["rates"]["1"] == 1  # 4 s
     batch = TokenizedBatches(tmp_path / "out", 3, seed=0)(0)
     assert batch.text_mask.sum(1).max() == parts.text_length  # longer captions are cut
+
+
+def test_clips_that_give_nothing(tmp_path, parts):
+    make_video(tmp_path / "a.mp4", [0, 0.1])
+    (tmp_path / "captions.jsonl").write_text('{"path": "a.mp4", "caption": "x"}')
+    for _ in range(2):
+        with pytest.raises(CogVideoError, match="gives no training sequences"):
+            tokenize(open_dataset(str(tmp_path)), tmp_path / "out", lambda: parts, progress=False)
+
+
+def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path, parts):
+    """The limit of a file's size stands for a disk that is full."""
+    dataset, settings = open_dataset("digits:train?clips=6"), Settings(shard_clips=5)
+    tokenize(open_dataset("digits:train?clips=5"), tmp_path, lambda: parts, settings, progress=False)
+    first = contents(tmp_path)[shard_name(0)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CogVideoError, match="cannot be written to .*: make room or choose another"):
+            tokenize(dataset, tmp_path, lambda: parts, settings, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(tmp_path)[shard_name(0)] == first and shard_name(1) not in contents(tmp_path)
+    assert tokenize(dataset, tmp_path, lambda: parts, settings, progress=False)["samples"] == 6
+    assert sorted(contents(tmp_path)) == [
+        "index.safetensors",
+        "manifest.json",
+        "settings.json",
+        shard_name(0),
+        shard_name(1),
+    ]
 
 
 def test_the_demo_cannot_write_all_rates(parts):
