@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from cogvideo.attention import compute_dtype
 
-ROWS = 256  # places whose scores are in memory at a time
+ROWS = {"cpu": 64, "cuda": 1024}  # places whose scores are in memory at a time
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -15,10 +15,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        rows = ROWS.get(x.device.type, 1024)
         losses = x.new_empty(len(x), dtype=torch.float32)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for rows in torch.arange(len(x), device=x.device).split(ROWS):
-            some = slice(int(rows[0]), int(rows[-1]) + 1)
+        for begin in range(0, len(x), rows):
+            some = slice(begin, begin + rows)
             scores = (x[some] @ weight.T).float()
             chosen = targets[some, None]
             total = scores.logsumexp(-1, keepdim=True)
@@ -40,7 +41,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy [M] in nats, fp32, of the scores x [M,D] @ weight [V,D]^T against targets [M].
 
-    With frozen weights no more than ROWS rows of scores are in memory, and nothing is computed twice; weights that are
+    With frozen weights only the scores of ROWS places are in memory, and nothing is computed twice; weights that are
     trained take the plain way. Under autocast the products are in its type, softmax and loss in fp32.
     """
     dtype = compute_dtype(x)

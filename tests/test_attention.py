@@ -66,7 +66,7 @@ def test_losses_and_gradients_equal_the_dense_forward(changes, recompute):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_loss_of_a_head_and_its_gradients(frozen):
     generator = torch.Generator().manual_seed(0)
-    m = ROWS + 37
+    m = 2 * ROWS["cpu"] + 37
     x, weight = torch.randn(m, 12, generator=generator), torch.randn(40, 12, generator=generator)
     targets, upstream = torch.randint(40, (m,), generator=generator), torch.rand(m, generator=generator)
     x.requires_grad_(), weight.requires_grad_(not frozen)

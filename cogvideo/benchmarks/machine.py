@@ -59,7 +59,7 @@ def read_bandwidth(device: torch.device) -> float:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large product."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = 8192 if device.type == "cuda" else 512
     a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / quickest(lambda: a @ b, device)
 

@@ -199,7 +199,7 @@ def render(report: dict[str, Any]) -> str:
     lines = [
         f"{s.layers} layers, width {s.width}, {s.side} x {s.side} tokens, 5 frames, {TEXT_SLOTS} text slots, {s.clips} "
         f"clip(s), {s.dtype}, on {machine['device']} ({machine['processor']}), {report['peak_flops'] / 1e12:.3g} TFLOP/s",
-        "kept all through: " + ", ".join(f"{name} {size / GB:.2f}" for name, size in kept.items()) + " GB",
+        "kept all through: " + ", ".join(f"{name} {size / GB:.3g}" for name, size in kept.items()) + " GB",
         "",
         "| stage | loop | seconds a step (CPU seconds) | tokens a second | MFU | peak memory (of it by steps) |",
         "|---|---|---|---|---|---|",

@@ -114,13 +114,17 @@ class Checkpoints:
         return sorted(path for path in self.run_dir.glob(FOLDER.format(0)[:-9] + "*") if path.suffix != ".part")
 
     def _save_folder(self, step: int, extra: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_saver import save
 
         path = self.run_dir / FOLDER.format(step)
         part = path.with_name(path.name + ".part")
         distributed.first_only(lambda: shutil.rmtree(part, ignore_errors=True))
         with writing(path):
-            save(self._shared_state(), checkpoint_id=part)
+            try:
+                save(self._shared_state(), checkpoint_id=part)
+            except CheckpointException as error:  # in every process, with what happened to each
+                raise next(iter(error.failures.values()))[0] from None
 
         def publish() -> None:
             with writing(path):
@@ -133,6 +137,7 @@ class Checkpoints:
         distributed.first_only(publish)
 
     def _load_folder(self, path: Path) -> tuple[int, dict[str, Any]]:
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
         from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -144,7 +149,7 @@ class Checkpoints:
             load(state, checkpoint_id=path)
         except CogVideoError:
             raise
-        except Exception as error:  # torch raises many kinds for damaged files
+        except (Exception, CheckpointException) as error:  # torch raises many kinds for damaged files
             raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
         options = StateDictOptions(ignore_frozen_params=True, strict=False)
         set_state_dict(
@@ -165,8 +170,8 @@ class Checkpoints:
         return {"weights": weights, "optimizers": optimizers}
 
     def _forget(self, kept: Path) -> None:
-        """Delete the checkpoints that `kept` replaces."""
-        for path in self._folders():
+        """Delete the checkpoints that `kept` replaces, and what a killed process left half-written."""
+        for path in self.run_dir.glob(FOLDER.format(0)[:-9] + "*"):
             if path != kept:
                 shutil.rmtree(path, ignore_errors=True)
         if kept.name != FILE:

@@ -1,5 +1,7 @@
 """How many operations a training step needs, and how many the device could do: the share is the MFU."""
 
+import re
+
 import torch
 
 from cogvideo import sequence
@@ -40,7 +42,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if dtype in (torch.bfloat16, torch.float16):
         for known, peak in PEAKS.items():
-            if known in name.split():
+            if re.search(rf"\b{known}\b", name):
                 return peak
     from cogvideo.benchmarks.machine import matmul_rate
 

@@ -111,6 +111,7 @@ def fit(
     )  # fmt: skip
     with _StopOnTerm() as stop, contextlib.closing(log) if log else contextlib.nullcontext():
         for step in bar:
+            clock = time.monotonic()
             for optimizer, rates in zip(optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * config.rate_at(step)
@@ -124,7 +125,6 @@ def fit(
                 found = found + losses.detach().flatten() / parts
             norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, config.clip))
             recent.append(distributed.mean(torch.as_tensor(found)).tolist())
-            pace.steps += 1
             if not all(map(math.isfinite, (*recent[-1], float(norm)))):
                 wrong = f"loss is {np.mean(recent[-1])}" if math.isfinite(float(norm)) else "gradient is not finite"
                 raise CogVideoError(
@@ -133,6 +133,7 @@ def fit(
                 )
             for optimizer in optimizers:
                 optimizer.step()
+            pace.add(time.monotonic() - clock)
             done = step + 1
             if done % log_every == 0 or done == config.steps:
                 by_frame = np.mean(recent, 0).tolist()

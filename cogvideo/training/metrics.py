@@ -1,7 +1,6 @@
 """What a training tells of itself: rows in metrics.jsonl (the truth), the same as TensorBoard curves, one line on screen."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,19 +67,22 @@ class Metrics:
 
 
 class Pace:
-    """Steps since the last row -> tokens a second and MFU; nothing without `work`."""
+    """Time of steps since the last row -> tokens a second and MFU; nothing without `work`. What is between steps is not in it."""
 
     def __init__(self, work: Work | None):
-        self.work, self.steps, self.began = work, 0, time.monotonic()
+        self.work, self.steps, self.seconds = work, 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
 
     def row(self) -> dict[str, float]:
-        seconds, steps = time.monotonic() - self.began, self.steps
-        self.steps, self.began = 0, time.monotonic()
-        if self.work is None or not steps:
+        rate = self.steps / self.seconds
+        self.steps, self.seconds = 0, 0.0
+        if self.work is None:
             return {}
         return {
-            "tokens_per_second": round(self.work.tokens * steps / seconds, 1),
-            "mfu": round(self.work.flops * steps / seconds / self.work.peak, 4),
+            "tokens_per_second": round(self.work.tokens * rate, 1),
+            "mfu": round(self.work.flops * rate / self.work.peak, 4),
         }
 
 

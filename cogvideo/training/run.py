@@ -213,9 +213,14 @@ class Training:
         model = load_model(folder, dtype=None) if (folder / "config.json").exists() else self._released(folder)
         if c.stage == "image":
             return image_model_of(model) if model.config.temporal else model
-        if model.config.temporal:
-            return model
         order = "interpolation" if stage == "stage2" else "sequential"
+        if model.config.temporal:
+            if model.config.order != order:
+                raise CogVideoError(
+                    f"{folder} holds a {model.config.order} model, and {stage} is {order}: give weights of {stage}, or of an "
+                    "image model to inherit."
+                )
+            return model
         config = model.config.video(order=order, window=c.window)
         return inherit_image_model(model, config=config, seed=c.seed)
 

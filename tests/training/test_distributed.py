@@ -1,5 +1,6 @@
 """Two gloo processes against one: the same losses, each kind of checkpoint read by the other, no states of frozen weights."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from training.tiny_tokens import losses, write_config, write_tokens, write_weigh
 
 from cogvideo.checkpoints.native import load_model
 from cogvideo.errors import CogVideoError
+from cogvideo.training.checkpoints import Checkpoints
 from cogvideo.training.run import train
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -79,3 +81,26 @@ def test_a_batch_that_cannot_be_shared_is_refused(runs, monkeypatch):
     monkeypatch.setattr("cogvideo.training.distributed.world_size", lambda: 3)
     with pytest.raises(CogVideoError, match="3 processes"):
         train(write_config(runs, run_dir=str(runs / "three")))
+
+
+def test_a_full_disk_and_a_damaged_folder_are_told(tmp_path):
+    """The checkpoint of many processes, written here by one: the last one is kept, nothing half-written stays."""
+    model = torch.nn.Linear(300, 300)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(model.parameters())]
+    checkpoints = Checkpoints(tmp_path, model, optimizers, {"seed": 0})
+    checkpoints._save_folder(3, {"recent": []})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may be longer: the disk is full
+    try:
+        with pytest.raises(CogVideoError, match="make room"):
+            checkpoints._save_folder(4, {"recent": []})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000003"]
+    assert checkpoints.load() == (3, {"recent": []})
+    with pytest.raises(CogVideoError, match="other settings"):
+        Checkpoints(tmp_path, model, optimizers, {"seed": 1}).load()
+    for file in (tmp_path / "checkpoint-000000003").glob("*.distcp"):
+        file.write_bytes(b"cut")
+    with pytest.raises(CogVideoError, match="damaged"):
+        checkpoints.load()

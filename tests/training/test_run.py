@@ -60,11 +60,11 @@ def test_stages_1_and_2_move_the_temporal_channel_alone(tmp_path, kind, video, d
 
 
 def test_stage_1_learns_the_rule_of_the_tokens(tmp_path):
-    """Every frame is the last one, each token one higher: a temporal channel can see that, an image model cannot."""
+    """Every token of a clip is the same one: the temporal channel sees it in the frames before."""
     write_tokens(tmp_path / "tokens", clips=200)
     write_weights(tmp_path / "weights")
-    optimizer = {"steps": 150, "batch_size": 16, "lr": 0.02, "warmup": 10}
-    changes = {"log_every": 150, "evaluate_every": 150, "checkpoint_seconds": 1e9, "caption_dropout": 0.0}
+    optimizer = {"steps": 80, "batch_size": 16, "lr": 0.02, "warmup": 10}
+    changes = {"log_every": 80, "evaluate_every": 80, "checkpoint_seconds": 1e9, "caption_dropout": 0.0}
     train(write_config(tmp_path, optimizer=optimizer, **changes))
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     assert row["test_loss"] < 1.6 < 2.3  # of log 10 for guessing
@@ -151,14 +151,14 @@ def test_a_finished_run_is_not_run_again(base):
     assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
 
 
-def test_three_kills_change_nothing(base, tmp_path):
+def test_kills_change_nothing(base, tmp_path):
     """kill -9 wherever it meets the run, and the same command again: bitwise the losses of the undisturbed run."""
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
     train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
     path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)
     command = [sys.executable, "-m", "cogvideo", "train", str(path)]
     checkpoint, reached, kills = tmp_path / "killed/checkpoint.pt", -1, 0
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         while process.poll() is None and step_of(checkpoint) <= reached:
             time.sleep(0.01)
@@ -244,8 +244,9 @@ def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path):
     ],
 )
 def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message):
-    run_dir = base / "run" if change.pop("run_dir", None) == "finished" else change.pop("run_dir", tmp_path / "new")
-    path = write_config(base, **{"run_dir": str(run_dir)} | change)
+    if change.get("run_dir") == "finished":
+        change |= {"run_dir": str(base / "run")}
+    path = write_config(base, **{"run_dir": str(tmp_path / "new")} | change)
     with pytest.raises(CogVideoError, match=message) as error:
         train(path)
     assert "\n" not in str(error.value)
