@@ -2,7 +2,6 @@
 
 import os
 import sys
-import os
 from pathlib import Path
 
 import pytest
