@@ -101,12 +101,13 @@ def sentences(found: Study) -> list[str]:
         )
     for stage, table in found.silencing.items():
         every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
-        worst = layers.loc[layers["rise"].idxmax()]
+        worst, bare = layers.loc[layers["rise"].idxmax()], layers.loc[layers["ground rise"].idxmax()]
         shares = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
         said.append(
             f"**What gates do, {stage}**: they give the temporal channel {shares} by layer, and it makes {every['temporal part']:.0%} "
             f"of what is mixed. Without it a token of the object costs {every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); "
-            f"without that of layer {worst['layer']:.0f} alone {worst['rise']:+.3f}, more than without any other layer's."
+            f"without that of one layer alone, the object suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the "
+            f"ground in layer {bare['layer']:.0f} ({bare['ground rise']:+.3f})."
         )
     return said
 
