@@ -99,7 +99,7 @@ def gate_table(captured: Captured) -> Any:
         row |= {"median": median, "upper": upper, "most": most}
         row |= {"spatial": captured.spatial_norm[index].mean(), "temporal": captured.temporal_norm[index].mean()}  # type: ignore[index]
         rows.append(row | {"temporal part": part[index].mean()})
-    return pd.DataFrame(rows).astype({"layer": int})
+    return pd.DataFrame(rows).astype(float).astype({"layer": int})
 
 
 def spatial_part(captured: Captured) -> np.ndarray:

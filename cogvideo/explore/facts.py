@@ -22,6 +22,7 @@ from cogvideo.explore.knockout import token_losses
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.training.inheritance import image_model_of
 
+WHOLE = 0.2  # of a patch: how far from whole patches a movement may be to count as such
 STAGES = ("first frame", "stage 1", "stage 2")
 
 
@@ -91,7 +92,7 @@ def sentences(found: Study) -> list[str]:
             str(layer) for layer, row in layers.iterrows() if row["follow"] > row[["stay", "opposite", "even"]].max()
         ]
         said.append(
-            f"**What follows the moving digit, {stage}**: as a whole layers {', '.join(follows) or 'none'} look more at the patch "
+            f"**What follows the moving digit, {stage}** ({best['pairs']:.0f} pairs of patches and frames): as a whole layers {', '.join(follows) or 'none'} look more at the patch "
             f"where the object's piece was than at the same place, as far the other way, and evenly. Most layer {best['layer']:.0f}, "
             f"head {best['head']:.0f}: {best['follow']:.1%} on that one patch (same place {best['stay']:.1%}, other way "
             f"{best['opposite']:.1%}, evenly {best['even']:.1%}). Of the attention to other frames' patches, "
@@ -100,12 +101,13 @@ def sentences(found: Study) -> list[str]:
         )
     for stage, table in found.silencing.items():
         every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
-        worst = layers.loc[layers["rise"].idxmax()]
+        worst, bare = layers.loc[layers["rise"].idxmax()], layers.loc[layers["ground rise"].idxmax()]
         shares = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
         said.append(
             f"**What gates do, {stage}**: they give the temporal channel {shares} by layer, and it makes {every['temporal part']:.0%} "
             f"of what is mixed. Without it a token of the object costs {every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); "
-            f"without that of layer {worst['layer']:.0f} alone {worst['rise']:+.3f}, more than without any other layer's."
+            f"without that of one layer alone, the object suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the "
+            f"ground in layer {bare['layer']:.0f} ({bare['ground rise']:+.3f})."
         )
     return said
 
@@ -210,7 +212,8 @@ def following(clips: Sequence[Recording]) -> Any:
     From the object's patches, to every other frame that may be seen. "follow": mean attention to the patch where that same
     piece of the object was; controls: "stay", the same place of the frame; "opposite", as far away in the other direction;
     "even", what each would get if all visible keys were seen alike. "object": share of the attention to patches that goes to
-    objects, and "even object" its control. Only clips whose object moves by whole patches tell something: give such.
+    objects, and "even object" its control. "pairs": of patches and frames that count, those between which the object moved by
+    whole patches and all controls can be seen.
     """
     import pandas as pd
 
@@ -230,10 +233,15 @@ def following(clips: Sequence[Recording]) -> Any:
             for other in range(len(frames)):
                 if other == time or np.isnan(centres[[other, time]]).any():
                     continue
-                moved = np.rint(centres[time] - centres[other]).astype(int)
+                exact = centres[time] - centres[other]
+                moved = np.rint(exact).astype(int)
                 places = {"follow": spot - moved, "stay": spot, "opposite": spot + moved}
-                if not moved.any() or not all(
-                    _inside(p, there[0].shape) and seen[:, q, other, p[0], p[1]].all() for p in places.values()
+                if (
+                    not moved.any()
+                    or abs(exact - moved).max() > WHOLE
+                    or not all(
+                        _inside(p, there[0].shape) and seen[:, q, other, p[0], p[1]].all() for p in places.values()
+                    )
                 ):
                     continue  # all of them or none, so that they can be compared
                 for name, (row, column) in places.items():
@@ -253,7 +261,8 @@ def following(clips: Sequence[Recording]) -> Any:
     means = {name: np.nanmean(values, 0) for name, values in sums.items()}
     rows = []
     for layer, head in np.ndindex(c.num_layers, c.num_heads):
-        rows.append({"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()})
+        row = {"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()}
+        rows.append(row | {"pairs": len(sums["follow"])})
     return pd.DataFrame(rows)
 
 

@@ -72,6 +72,7 @@ def test_following_compares_one_patch_with_its_controls():
     # In frame 4 it stands in column 0, where the other way lies outside of the frame: nothing is counted.
     for name, values in sums.items():
         np.testing.assert_allclose(table[name], np.mean(values, 0).flatten(), atol=1e-6)
+    assert (table["pairs"] == len(sums["follow"])).all()
     assert (table["object"] <= 1).all() and table["even object"].between(0.1, 0.25).all()
 
 
