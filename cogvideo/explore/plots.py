@@ -124,7 +124,7 @@ def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *,
         seen = captured.patches(captured.temporal_visible[index, row])  # type: ignore[index]
         shown[f"mixed\nlayer {captured.layers[index]}"] = captured.patches(both_channels(captured)[index, row]), seen
     followed = captured.patches(rollout(captured)[row])
-    shown["rollout\nall layers"] = followed, followed._replace(grid=followed.grid > 0)
+    shown[f"rollout\n{len(captured.layers)} layers"] = followed, followed._replace(grid=followed.grid > 0)
     figure, axes = _clip_axes(len(shown), pixels, words=True)
     real = np.flatnonzero(captured.text_mask)
     for line, (name, (weights, seen)) in zip(axes, shown.items(), strict=True):

@@ -13,6 +13,7 @@ from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import capture, memory_needed, record, to_patches
 from cogvideo.explore.requests import CHANNELS
+from cogvideo.offload import Offload
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -87,6 +88,25 @@ def test_chosen_parts_are_those_of_the_whole():
     assert only.visible("temporal") is only.temporal_visible
     with pytest.raises(CogVideoError, match="The spatial channel was not captured"):
         only.visible("spatial")
+
+
+def test_streamed_blocks_are_captured_as_those_that_stay():
+    config = CONFIGS["windowed stage 1"]
+    model, frames = small_model(config), clip(config)
+    truth = capture(model, TEXT, frames, layers=None)
+    Offload([model], torch.device("cpu"), layers=True).use(model)
+    found = capture(model, TEXT, frames, layers=None)
+    np.testing.assert_array_equal(found.temporal, truth.temporal)
+    np.testing.assert_array_equal(found.gate, truth.gate)
+
+
+def test_maps_of_a_model_in_16_bits_still_sum_to_one():
+    config = CONFIGS["stage 2"]
+    found = capture(small_model(config).bfloat16(), TEXT, clip(config), layers=None, text_mask=MASK)
+    for channel in CHANNELS:
+        weights, visible = found.maps(channel), found.visible(channel)
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+        assert weights.dtype == np.float32 and (weights[:, :, ~visible[0]] == 0).all()
 
 
 def test_a_shorter_clip_is_captured_as_the_model_reads_it():
