@@ -56,7 +56,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
     Raises CogVideoError for a file that is missing, is no video, or holds no frames there.
     """
     with _opened(path) as (container, stream):
-        size, times, broken, last = None, [], False, 0.0
+        size, times, broken = None, {}, False
         _seek(container, stream, start)
         origin = _origin(stream)
         for index, packet in enumerate(_packets(container, stream)):
@@ -69,14 +69,14 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
                 break
             broken |= packet.is_corrupt
             if not packet.is_corrupt:
-                times.append(time)
-                last = max(last, time + _seconds(packet.duration or 0, stream))
+                times[time] = _seconds(packet.duration or 0, stream)
         told = _told_duration(container, stream)
     if size is None or not times:
         raise CogVideoError(f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file.")
-    shown = np.unique(times)
-    if last <= shown[-1]:  # AVI does not tell how long the last frame is shown: as long as the others
-        last = shown[-1] + ((shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 1 / _rate(stream))
+    shown = np.array(sorted(times))
+    last = shown[-1] + times[shown[-1]]
+    if last == shown[-1]:  # AVI does not tell how long the last frame is shown: as long as the others
+        last += (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 1 / _rate(stream)
     whole = last if end is None else end
     note = f"breaks off at {last:.1f} of {told:.1f} s" if told and told - last > 0.25 + 0.02 * told else None
     if end is not None and last >= end - EXACT:

@@ -172,7 +172,10 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             else:
                 for line, text in enumerate(lines, 1):
                     if text.strip():
-                        yield line, json.loads(text)
+                        row = json.loads(text)
+                        if not isinstance(row, dict):
+                            raise ValueError(f"line {line} is no object")
+                        yield line, row
     except OSError as error:
         raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
     except (ValueError, csv.Error) as error:
@@ -280,5 +283,5 @@ def _digits(spec: str, place: str, options: dict[str, str]) -> Dataset:
     for index in range(count):
         clip = digits_clip(place, seed, index, world)
         caption = clip.caption(0, language if language != "both" else ("en", "zh")[index % 2])
-        clips.append(DigitsClip(f"{place}-{seed}-{index:06d}", caption, clip))
+        clips.append(DigitsClip(f"{place}-{world.glyphs}-{objects}-{seed}-{index:06d}", caption, clip))
     return Dataset(spec, clips, [])

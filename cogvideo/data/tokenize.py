@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +95,13 @@ def tokenize(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         _claim(out, made, settings)
-        done = {shard.number for shard in shards if _is_done(out, shard)}
-        own = [shard for shard in shards if shard.number % world == rank and shard.number not in done]
-        kept = sum(len(shard.clips) for shard in shards if shard.number % world == rank) - sum(
-            len(s.clips) for s in own
-        )
+        mine = [shard for shard in shards if shard.number % world == rank]
+        own = [shard for shard in mine if not _is_done(out, shard)]
+        clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            jobs = (load, settings, made, out, device)
-            with tqdm(total=kept + sum(len(s.clips) for s in own), initial=kept, desc="tokenizing", unit="clip", disable=not progress) as bar:  # fmt: skip
-                _run(jobs, own, min(workers, len(own)), bar)
+            with tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress) as bar:
+                _run((load, settings, made, out, device), own, min(workers, len(own)), bar)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
@@ -195,7 +192,7 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
         raise CogVideoError(
             f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g} s): choose others."
         )
-    return Settings(**asdict(settings) | {"rates": rates})
+    return replace(settings, rates=rates)
 
 
 def _format(settings: Settings, parts: Tokenizers) -> TokenFormat:
@@ -267,14 +264,16 @@ def _run(job: tuple, shards: list[_Shard], workers: int, bar: tqdm) -> None:
         return
     # Spawned, not forked: torch's and FFmpeg's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    ticks, stop = context.Value("q", 0), context.Event()
+    ticks, stop, told = context.Value("q", 0), context.Event(), 0
     with ProcessPoolExecutor(workers, context, _begin, (job, ticks, stop)) as pool:
         pending = {pool.submit(_work, shard) for shard in shards}
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                if (seen := bar.initial + ticks.value) > bar.n:
-                    bar.update(seen - bar.n)
+                seen = ticks.value
+                if seen > told:
+                    bar.update(seen - told)
+                told = seen
                 for future in finished:
                     future.result()
         except BrokenProcessPool:
@@ -342,6 +341,8 @@ def _finish(
         notes = read_notes(out / name) or {}
         problems += notes["problems"]
         rates.update(notes["rates"])
+    if not rates:
+        raise CogVideoError(f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`.")
     spans = {None, *((FRAMES - 1) / rate for rate in settings.rates or ()), (FRAMES - 1) / settings.rate}
     unguided = {}
     for span in spans:
