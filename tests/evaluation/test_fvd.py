@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from cogvideo.data.sources import read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.fvd import card, evaluate, fvd, generations, line_in_1_over_n, real_sides
 from cogvideo.evaluation.sources import open_side
@@ -58,6 +59,8 @@ def test_what_can_be_generated_anew(tmp_path):
     assert generations(str(tmp_path), 3) == [(str(tmp_path), 3)]
     samples = "ucf101-samples:x?weights=demo"
     assert generations(samples, 3, 2) == [(samples, 3), (samples, 4)]
+    (_, (spec, _)) = generations("digits:a b?seed=1&weights=my weights+", 0, 2)
+    assert read_options(spec) == {"seed": "2", "weights": "my weights+"}  # a space and a plus go through
     with pytest.raises(CogVideoError, match="cannot be generated anew"):
         generations(str(tmp_path), 0, 2)
     with pytest.raises(CogVideoError, match="'x' in digits:test.seed=x is no number"):

@@ -342,6 +342,7 @@ def test_make_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         make_digits(tmp_path / "stopped", **arguments)
     names = sorted(p.name for p in (tmp_path / "stopped").iterdir())
     assert names == [".000002.99.mp4", "000000.mp4", "000001.mp4", "dataset.json"]  # no list of clips that are missing
+    (tmp_path / "stopped" / "captions.jsonl.0a1b2c3d.part").write_text("what a killed write_text leaves")
     make_digits(tmp_path / "stopped", **arguments)
     assert len(written) == 5  # two, the one that failed, and the two that were left
     assert len(list((tmp_path / "stopped").iterdir())) == 6
