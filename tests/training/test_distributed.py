@@ -1,5 +1,8 @@
 """Two gloo processes against one: the same losses, each kind of checkpoint read by the other, no states of frozen weights."""
 
+import json
+import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -9,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from training.tiny_tokens import losses, write_config, write_tokens, write_weights
+from torch.distributed.checkpoint.state_dict_saver import save
+from training.tiny_tokens import losses, train_watched, write_config, write_superres, write_tokens, write_weights
 
 from cogvideo.checkpoints.native import load_model
 from cogvideo.errors import CogVideoError
+from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
 from cogvideo.training.run import train
 
@@ -32,11 +37,17 @@ def runs(tmp_path_factory) -> Path:
     train(config("one"))
     parts = {"optimizer": {"steps": 6, "batch_size": 4, "warmup": 1, "accumulate": 2}, "caption_dropout": 0.0}
     config("parts", recompute=True, dtype="bf16", **parts)
-    train(config("parts-one", recompute=True, dtype="bf16", **parts))
+    train_watched(config("parts-one", recompute=True, dtype="bf16", **parts))
+    write_tokens(folder / "large", kind="superres")
+    write_superres(folder / "large-weights")
+    large = {"stage": "superres", "data": str(folder / "large"), "start": str(folder / "large-weights")}
+    config("superres", **large)
+    train(config("superres-one", **large))
+    (folder / "faults").mkdir()
     for name in ("two", "from-two", "from-one"):
         config(name)
     _one_process(f"{folder}/from-one.yaml:3")
-    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml"]
+    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml", "superres.yaml", "faults"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
     subprocess.run([*command, *(f"{folder}/{file}" for file in files)], check=True, timeout=600)
     train(f"{folder}/from-two.yaml")
@@ -57,6 +68,24 @@ def test_two_processes_have_the_losses_of_one(runs):
 
 def test_parts_and_recomputed_blocks_in_bf16_by_two_processes(runs):
     assert losses(runs / "parts") == pytest.approx(losses(runs / "parts-one"), abs=2e-3)
+
+
+def test_super_resolution_by_two_processes(runs):
+    assert losses(runs / "superres") == pytest.approx(losses(runs / "superres-one"), abs=1e-5)
+
+
+def test_a_fault_of_one_process_is_told_to_all(runs):
+    first, second = (json.loads((runs / "faults" / f"told-{rank}.json").read_text()) for rank in (0, 1))
+    assert first[0] == "disk gone" and "Process 0" in second[0]
+    assert "all machines share" in first[1] and "all machines share" in second[1]
+
+
+def test_processes_without_an_address_are_told_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in distributed.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CogVideoError, match="torchrun"):
+        distributed.join()
 
 
 @pytest.mark.parametrize("name", ["from-two", "from-one"])
@@ -104,3 +133,31 @@ def test_a_full_disk_and_a_damaged_folder_are_told(tmp_path):
         file.write_bytes(b"cut")
     with pytest.raises(CogVideoError, match="damaged"):
         checkpoints.load()
+
+
+class Hostile:
+    """What makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_in_a_foreign_folder_is_run(tmp_path):
+    model, folder, made = torch.nn.Linear(3, 3), tmp_path / "checkpoint-000000003", tmp_path / "made"
+    checkpoints = Checkpoints(tmp_path, model, [torch.optim.AdamW(model.parameters())], {"seed": 0})
+    checkpoints._save_folder(3, {})
+    listed = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(made)))
+    with pytest.raises(CogVideoError, match="damaged"):
+        checkpoints.load()
+    (folder / ".metadata").write_bytes(listed)
+    assert checkpoints.load()[0] == 3
+    state = checkpoints._shared_state()
+    state["optimizers"]["param_groups"][0]["lr"] = Hostile(made)
+    save(state, checkpoint_id=folder)
+    with pytest.raises(CogVideoError, match="damaged"):
+        checkpoints.load()
+    assert not made.exists()
