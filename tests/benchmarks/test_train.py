@@ -1,6 +1,8 @@
 """The training benchmark at toy size: what it measures is the same work, and its figures hang together."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +22,13 @@ def test_both_loops_compute_the_same_losses_and_take_the_same_steps(stage):
     assert lean["losses"][1] != lean["losses"][0]
     tokens = 64 + 5 * 16
     assert lean["tokens_per_second"] == pytest.approx(tokens / lean["seconds_per_step"])
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_take_the_same_steps():
+    settings = replace(TINY, width=32, compile=True)
+    compiled, plain = (measure(s, "stage 1", "lean", 1e9) for s in (settings, replace(settings, compile=False)))
+    assert compiled["losses"] == pytest.approx(plain["losses"], abs=1e-4)
 
 
 @torch.no_grad()
