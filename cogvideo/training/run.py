@@ -24,6 +24,7 @@ from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
 from cogvideo.checkpoints.tensors import DTYPES
 from cogvideo.config import from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
+from cogvideo.data.tokenizers import load_tokenizers
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_first_frame, generate_key_frames, interpolate_frames
@@ -56,7 +57,7 @@ class TrainingConfig:
         "fp32"  # of products; trained weights, sums and the stream between layers stay fp32
     )
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
-    compile: bool = False  # blocks by torch.compile; for GPUs: on a CPU it takes minutes to begin
+    compile: bool = False  # blocks by torch.compile; meant for GPUs
     window: int | None = None  # of the temporal channel, where `start` is an image model that stage 1 or 2 inherits
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
@@ -103,6 +104,7 @@ class Training:
 
     def __init__(self, config: TrainingConfig):
         self.config, c = config, config
+        self.source = DEMO if c.start == "demo" else Path(c.start)
         recipe.make_writable("run_dir", Path(c.run_dir))
         self.rank, self.processes, self.device = distributed.join()
         rows = c.optimizer.batch_size // c.optimizer.accumulate
@@ -120,7 +122,7 @@ class Training:
             raise CogVideoError(f"The tokens in {c.data} are of kind {self.batches.format.kind}, not for {c.stage}.")
         self.model = self._start()
         if isinstance(self.model, CogVideoTransformer):
-            self.batches.check(self.model.config)
+            self.batches.check(self.model.config, **self._digests())
         elif self.batches.format.kind != "superres":
             raise CogVideoError(f"The tokens in {c.data} have no large frames: tokenize with --kind superres.")
         self.names = list(_trained(self.model, c.stage))
@@ -208,8 +210,7 @@ class Training:
 
     def _start(self) -> Model:
         """The model before training, with weights in the types of its files; `given` tells what it was made from."""
-        c = self.config
-        folder = DEMO if c.start == "demo" else Path(c.start)
+        c, folder = self.config, self.source
         if not folder.exists():
             raise CogVideoError(f"There are no weights at {folder}: give demo or a folder to start from.")
         pipeline = (folder / "pipeline.json").exists()
@@ -243,6 +244,13 @@ class Training:
             return model
         config = model.config.video(order=order, window=c.window)
         return inherit_image_model(model, config=config, seed=c.seed)
+
+    def _digests(self) -> dict[str, str]:
+        """Of the tokenizers beside a pipeline's models; a model alone does not tell what it was trained with."""
+        if not (self.source / "tokenizers").is_dir():
+            return {}
+        parts = load_tokenizers(self.source)
+        return {"frame_tokenizer": parts.frames.digest, "text_tokenizer": parts.text.digest}
 
     def _released(self, folder: Path) -> CogVideoTransformer:
         f = self.batches.format
@@ -313,8 +321,7 @@ class Training:
         return fill_model(make, weights, where="The model", device=self.device, dtype=torch.bfloat16)
 
     def _frame_tokenizer(self) -> FrameTokenizer | None:
-        c = self.config
-        folder = DEMO if c.start == "demo" else Path(c.start)
+        c, folder = self.config, self.source
         known = [folder / "tokenizers" / "frames.safetensors", folder / FRAMES]
         path = Path(c.frame_tokenizer) if c.frame_tokenizer else next(filter(Path.exists, known), None)
         if path is None:
