@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,8 @@ def _claim_folder(out: Path, arguments: dict) -> None:
     if others:
         raise CogVideoError(f"The folder {out} holds clips made with other arguments: choose an empty folder.")
     write_text(note, text)
-    for unfinished in out.glob(".*.mp4"):  # write_video works on hidden files; a killed run may have left one
+    # A killed run may have left what write_video and write_text work on.
+    for unfinished in (*out.glob(".*.mp4"), *out.glob("*.part")):
         unfinished.unlink()
 
 
@@ -147,9 +149,13 @@ def _write_clip(path: Path, clip: Clips, seconds: float, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; one that holds the text already is left alone."""
+    """Writes a file whole or not at all; one that holds the text already is left alone.
+
+    Processes may write the same file at the same time, on machines that count their processes alike: each has a part of its
+    own, "NAME.*.part", which stays where one is killed.
+    """
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        part = path.with_name(path.name + ".part")
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
 

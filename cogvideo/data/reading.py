@@ -4,6 +4,7 @@ A file is looked through twice: first its packets, without decoding, tell when e
 frames that are wanted are decoded. Files that end early or are damaged give what is there, with a note that says so.
 """
 
+import errno
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,10 +21,16 @@ from cogvideo.errors import CogVideoError
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.error import FFmpegError
     from av.video.stream import VideoStream
 
 EXACT = 1e-3  # seconds: containers round times to their ticks
+NOT_NOW = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}  # the file may be whole
 Size = tuple[int, int]  # height, width
+
+
+class CannotReadNow(CogVideoError):
+    """The system refuses to read what may be a whole video: too many open files, a disk or a network that fails."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Timeline:
 def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None) -> Timeline:
     """When the frames between `start` and `end` (seconds of the file; None: its end) are shown.
 
-    Raises CogVideoError for a file that is missing, is no video, or holds no frames there.
+    Raises CogVideoError for a file that is missing, is no video, or holds no frames there; CannotReadNow where that is not
+    known, for the system cannot read it.
     """
     with _opened(path) as (container, stream):
         size, times, broken = None, {}, False
@@ -97,7 +105,7 @@ def read_frames(
 
     Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last number is that
     of the last frame that could be decoded, where the file breaks off earlier than its packets told, and at least the highest
-    that was wanted otherwise. Raises CogVideoError for a file that is missing or is no video.
+    that was wanted otherwise. Raises CogVideoError for a file that is missing or is no video, CannotReadNow as above.
     """
     found: dict[int, list[np.ndarray]] = {}
     waiting, last, before = sorted(wanted), -1, None
@@ -155,15 +163,34 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
                 raise CogVideoError(f"{path} holds no video: give a video file.")
             yield container, container.streams.video[0]
     except (OSError, FFmpegError) as error:
+        if _cannot_read(path, error):
+            raise CannotReadNow(
+                f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files (ulimit -n), then run again."
+            ) from None
         raise CogVideoError(f"{path} cannot be read as a video ({error.strerror}): give a whole video file.") from None
+
+
+def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:
+    """Whether an error is the system's and not the file's. FFmpeg calls some damage EIO, too: then the file is asked itself."""
+    if error.errno != errno.EIO:
+        return error.errno in NOT_NOW
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+        return False
+    except OSError as own:
+        return own.errno == errno.EIO or own.errno in NOT_NOW
 
 
 def _packets(container: "InputContainer", stream: "VideoStream") -> "Iterator[av.Packet]":
     """All packets up to the end, or to where the file breaks off."""
     from av.error import FFmpegError
 
-    with suppress(FFmpegError):
+    try:
         yield from container.demux(stream)
+    except FFmpegError as error:
+        if _cannot_read(container.name, error):
+            raise
 
 
 def _decoded(container: "InputContainer", stream: "VideoStream") -> "Iterator[av.VideoFrame]":

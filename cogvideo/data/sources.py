@@ -2,11 +2,14 @@
 
 import csv
 import json
+import math
+import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 import numpy as np
 from einops import rearrange
@@ -38,11 +41,16 @@ PATH_KEYS = ("path", "file", "video")
 
 @dataclass(frozen=True)
 class FileClip:
-    """A video file, or the part of it from `start` to `end` seconds, and its caption. source: its name in the data set."""
+    """A video file, or the part of it from `start` to `end` seconds, and its caption.
+
+    source: its name in the data set. group: the same for all that was filmed together, parts of one video first of all; a
+    training is not tested with what it has seen of a group.
+    """
 
     source: str
     path: Path
     caption: str
+    group: str
     start: float = 0.0
     end: float | None = None
 
@@ -63,6 +71,10 @@ class DigitsClip:
     source: str
     caption: str
     clip: Clips
+
+    @property
+    def group(self) -> str:
+        return self.source
 
     def timeline(self) -> Timeline:
         count = round(float(self.clip.duration.max()) * FPS) + 1
@@ -118,8 +130,7 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in known:
         return None
-    place, _, query = rest.partition("?")
-    options = dict(parse_qsl(query))
+    place, options = rest.partition("?")[0], read_options(spec)
     if unknown := options.keys() - known[kind]:
         raise CogVideoError(
             f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known[kind]))}."
@@ -127,11 +138,25 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
     return kind, place, options
 
 
+def read_options(spec: str) -> dict[str, str]:
+    """What follows the first ? of a spec: a=b&c=d, where & is written %26, as in an address; a + is a plus."""
+    options = {}
+    for part in filter(None, spec.partition("?")[2].split("&")):
+        name, _, value = part.partition("=")
+        if not value:
+            raise CogVideoError(f"The option {name} in {spec} has no value: write {name}=VALUE or leave it out.")
+        options[unquote(name)] = unquote(value)
+    return options
+
+
 def number(text: str | float, spec: str) -> float:
+    """A finite number that an option tells."""
     try:
-        return float(text)
+        if math.isfinite(value := float(text)):
+            return value
     except ValueError:
-        raise CogVideoError(f"{text!r} in {spec} is no number: correct it.") from None
+        pass
+    raise CogVideoError(f"{text!r} in {spec} is no number: correct it.")
 
 
 def digits_clip(split: str, seed: int, index: int, world: World = World()) -> Clips:
@@ -197,7 +222,8 @@ def _captioned(spec: str) -> Dataset:
     for row in read_captions(file):
         path = file.parent / row["path"]
         if path.is_file():
-            clips.append(FileClip(row["path"], path, row["caption"], row["start"] or 0.0, row["end"]))
+            name = os.path.normpath(row["path"])
+            clips.append(FileClip(row["path"], path, row["caption"], name, row["start"] or 0.0, row["end"]))
         else:
             missing.append(row["path"])
     return Dataset(spec, clips, missing)
@@ -213,7 +239,9 @@ def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
     clips: list[Clip] = []
     for video, name in zip(videos, classes, strict=True):
         start, end = parts.get(video.stem) or (0.0, None)
-        clips.append(FileClip(video.relative_to(folder).as_posix(), video, texts[name], start, end))
+        # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a part of a video.
+        group = re.sub(r"_c\d+$" if kind == "ucf101" else r"_\d{6}_\d{6}$", "", video.stem)
+        clips.append(FileClip(video.relative_to(folder).as_posix(), video, texts[name], group, start, end))
     return Dataset(spec, clips, [])
 
 
@@ -237,7 +265,7 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
                 missing.append(name)
                 continue
             for caption in captions[:each]:
-                clips.append(FileClip(name, part[0], caption, part[1], part[2]))
+                clips.append(FileClip(name, part[0], caption, video, part[1], part[2]))
     except OSError as error:
         raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
     except (ValueError, KeyError, TypeError):
@@ -253,7 +281,7 @@ def _webvid(spec: str, place: str, options: dict[str, str]) -> Dataset:
             raise CogVideoError(f"Line {line} of {file} has no videoid or name: give a CSV file of WebVid.")
         name = str(row["videoid"])
         if name in files:
-            clips.append(FileClip(name, files[name], str(row["name"])))
+            clips.append(FileClip(name, files[name], str(row["name"]), name))
         else:
             missing.append(name)
     return Dataset(spec, clips, missing)

@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from cogvideo.data.dataset import write_text
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, check_rates, plan
+from cogvideo.data.reading import CannotReadNow
 from cogvideo.data.sources import Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
+    FINISHING,
     MANIFEST,
     Sample,
     TokenFormat,
@@ -44,6 +46,7 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 COMPRESS = 8  # pixels along a side of a frame token
 ENLARGED = 3  # how many times larger the frames are that super-resolution makes
 AT_ONCE = 32  # frames that are encoded together
+SETTINGS = "settings.json"
 TOLD = 100  # problems that the manifest tells in full; the shards tell all
 
 
@@ -77,21 +80,18 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write the training sequences of a data set to the folder `out` (see data/tokenized.py) -> its manifest.
 
-    load: gives the tokenizers; with workers > 1 it is called in each process and must be picklable. The result does not
+    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The result does not
     depend on the number of processes. A shard is written when all of its clips are done; shards that are there and belong to
     the same clips are kept, so a stopped run goes on, a finished one is left as it is, and a data set that has grown is gone
     on with. Processes of torchrun (RANK, WORLD_SIZE), on one machine or many, share the shards; the last one writes the
-    manifest, the others return one with complete False. Clips that cannot be read are told in it. Raises CogVideoError for a
-    folder with other tokens, one that cannot be written, rates that the text model cannot write, and data sets without any
-    sequence.
+    manifest, the others return one with complete False. Clips that are no whole videos are told in it. Raises CogVideoError
+    for a folder with other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
+    sequence, and videos that the system cannot read now.
     """
     out, parts = Path(out), load()
     settings = _with_rates(settings, parts.text)
     made = _format(settings, parts)
-    shards = [
-        _Shard(i, begin, tuple(dataset.clips[begin : begin + settings.shard_clips]))
-        for i, begin in enumerate(range(0, len(dataset.clips), settings.shard_clips))
-    ]
+    shards = _shards(dataset, settings.shard_clips)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         _claim(out, made, settings)
@@ -101,7 +101,13 @@ def tokenize(
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
             with tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress) as bar:
-                _run((load, settings, made, out, device), own, min(workers, len(own)), bar)
+                job = (settings, made, out, device)
+                if min(workers, len(own)) > 1:
+                    _share((load, *job), own, min(workers, len(own)), bar)
+                else:
+                    work = _Worker(parts, *job)
+                    for shard in own:
+                        work(shard, bar.update)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
@@ -113,23 +119,33 @@ def tokenize(
 @dataclass(frozen=True)
 class _Shard:
     number: int
-    begin: int  # number of the first clip in the data set
     clips: tuple[Clip, ...]
+    digest: str  # tells these clips from others
 
-    @property
-    def digest(self) -> str:
-        """What tells the clips of a shard from others: names, captions, parts, sizes of the files."""
-        facts = [
-            (c.source, c.caption, c.start, c.end, c.path.stat().st_size)
-            if isinstance(c, FileClip)
-            else (c.source, c.caption)
-            for c in self.clips
-        ]
-        return hashlib.sha256(repr((self.begin, facts)).encode()).hexdigest()[:16]
+
+def _shards(dataset: Dataset, size: int) -> list[_Shard]:
+    """Shards of `size` clips, whose digests are of names, groups, captions, parts and sizes of the files as they are now."""
+    shards = []
+    for number, begin in enumerate(range(0, len(dataset.clips), size)):
+        clips = tuple(dataset.clips[begin : begin + size])
+        facts = [(c.source, c.group, c.caption, _part(c) if isinstance(c, FileClip) else None) for c in clips]
+        digest = hashlib.sha256(repr((begin, facts)).encode()).hexdigest()[:16]
+        shards.append(_Shard(number, clips, digest))
+    return shards
+
+
+def _part(clip: FileClip) -> tuple[float, float | None, int]:
+    """Where a clip begins and ends, and the size of its file."""
+    try:
+        return clip.start, clip.end, clip.path.stat().st_size
+    except OSError as error:
+        raise CogVideoError(
+            f"{clip.path} is not to be had any more ({error.strerror}): put it back, or run again without it."
+        ) from None
 
 
 def sequences(
-    clip: Clip, number: int, parts: Tokenizers, settings: Settings, made: TokenFormat, device: str = "cpu"
+    clip: Clip, parts: Tokenizers, settings: Settings, made: TokenFormat, device: str = "cpu"
 ) -> tuple[list[Sample], str | None]:
     """The training sequences of one clip, and what is wrong with it, if anything.
 
@@ -164,7 +180,7 @@ def sequences(
         rows = [place[index] for index in indices]
         text = parts.text.encode_prompt(clip.caption, window.span)[: made.text_length]
         large = tokens[1][rows[0]] if len(sizes) > 1 else None
-        samples.append(Sample(tokens[0][rows], text, window.span, number, group_of(clip.source), large))
+        samples.append(Sample(tokens[0][rows], text, window.span, group_of(clip.group), large))
     return samples, timeline.note
 
 
@@ -214,11 +230,13 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
     """Make the folder and note the settings in it; a folder of other tokens is refused, lest both be mixed."""
     out.mkdir(parents=True, exist_ok=True)
     note, text = (
-        out / "settings.json",
+        out / SETTINGS,
         json.dumps({"format": asdict(made), "settings": asdict(settings)}, indent=1) + "\n",
     )
-    others = note.read_text("utf-8") != text if note.exists() else any(out.iterdir())
-    if others:
+    # First what else is there, then the note: another process may write it, and then shards, at this moment.
+    others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
+    wrong = note.read_text("utf-8") != text if note.exists() else others
+    if wrong:
         raise CogVideoError(f"The folder {out} holds something else, or tokens of other settings: choose an empty one.")
     write_text(note, text)
 
@@ -231,18 +249,20 @@ def _is_done(out: Path, shard: _Shard) -> bool:
 class _Worker:
     """Makes shards in one process."""
 
-    def __init__(self, load: Callable[[], Tokenizers], settings: Settings, made: TokenFormat, out: Path, device: str):
-        self.parts, self.settings, self.made, self.out, self.device = load(), settings, made, out, device
+    def __init__(self, parts: Tokenizers, settings: Settings, made: TokenFormat, out: Path, device: str):
+        self.parts, self.settings, self.made, self.out, self.device = parts, settings, made, out, device
         self.parts.frames.to(device)
 
     def __call__(self, shard: _Shard, tick: Callable[[], object]) -> None:
         """Write a shard; tick() is called after every clip."""
         samples, problems = [], []
-        for number, clip in enumerate(shard.clips, shard.begin):
+        for clip in shard.clips:
             try:
-                made, problem = sequences(clip, number, self.parts, self.settings, self.made, self.device)
+                made, problem = sequences(clip, self.parts, self.settings, self.made, self.device)
                 samples += made
-            except (CogVideoError, OSError, ValueError) as error:
+            except CannotReadNow:
+                raise  # it would be told to be the clip's problem for ever
+            except (CogVideoError, ValueError) as error:
                 problem = str(error)
             if problem:
                 problems.append([clip.source, problem])
@@ -256,12 +276,8 @@ def _rates(samples: list[Sample]) -> dict[str, int]:
     return dict(Counter(f"{(FRAMES - 1) / sample.span if sample.span else 0:g}" for sample in samples))
 
 
-def _run(job: tuple, shards: list[_Shard], workers: int, bar: tqdm) -> None:
-    if workers <= 1:
-        work = _Worker(*job)
-        for shard in shards:
-            work(shard, bar.update)
-        return
+def _share(job: tuple, shards: list[_Shard], workers: int, bar: tqdm) -> None:
+    """Let processes make the shards. job: load and the further arguments of _Worker."""
     # Spawned, not forked: torch's and FFmpeg's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ticks, stop, told = context.Value("q", 0), context.Event(), 0
@@ -293,12 +309,13 @@ class _Stopped(Exception):
     """The first process wants no more clips."""
 
 
-def _begin(job: tuple, ticks: Any, stop: Any) -> None:
+def _begin(job: tuple[Any, ...], ticks: Any, stop: Any) -> None:
     global _process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _process = (_Worker(*job), ticks, stop)
+    load, *others = job
+    _process = (_Worker(load(), *others), ticks, stop)
 
 
 def _end_with_parent() -> None:
@@ -330,12 +347,30 @@ def _finish(
     for file in out.glob("*shard-*"):
         if file.name not in names:
             file.unlink(missing_ok=True)
+    try:
+        manifest = _finished(out, dataset) or _write_manifest(out, names, made, settings, text, dataset)
+    except FileNotFoundError:  # another process was faster, and took ours for what a killed one left
+        if not (manifest := _finished(out, dataset)):
+            raise
+    for file in (*out.glob(FINISHING + "*"), *out.glob(SETTINGS + ".*")):
+        file.unlink(missing_ok=True)
+    return manifest
+
+
+def _finished(out: Path, dataset: Dataset) -> dict[str, Any] | None:
+    """The manifest, if it tells the files that are there."""
     with suppress(OSError, ValueError, KeyError):
         manifest = json.loads((out / MANIFEST).read_text("utf-8"))
         if manifest["missing"] == len(dataset.missing) and all(
             (out / name).stat().st_size == facts["bytes"] for name, facts in manifest["files"].items()
         ):
             return manifest
+    return None
+
+
+def _write_manifest(
+    out: Path, names: list[str], made: TokenFormat, settings: Settings, text: TextTokenizer, dataset: Dataset
+) -> dict[str, Any]:
     problems, rates = [], Counter()
     for name in names:
         notes = read_notes(out / name) or {}

@@ -5,7 +5,7 @@ A folder holds shard-00000.safetensors, .., index.safetensors and, once it is co
     frames [n,T,N]  tokens; high_res [n,9N] (superres only)
     text [sum L], text_end [n]  ids of the frame-rate text and the caption, one after another; where each sample's end
     span [n]  seconds that the frames span, 0 without a frame-rate text
-    clip, group [n]  number of the clip in the data set; what tells its video file from others
+    group [n]  what tells its video file from others
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.text import left_pad
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
+FINISHING = ".finishing-"  # how files begin that are to become one of these
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 TEST_SHARE = 0.05  # of the video files
 
@@ -64,12 +65,11 @@ class TokenFormat:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sequence. frames [T,N], high_res [9N] int64; text: ids; clip, group: see above."""
+    """One training sequence. frames [T,N], high_res [9N] int64; text: ids; group: see above."""
 
     frames: Tensor
     text: Sequence[int]
     span: float | None
-    clip: int
     group: int
     high_res: Tensor | None = None
 
@@ -95,8 +95,7 @@ def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes:
         "frames": column([s.frames for s in samples], whole, made.num_frames, made.frame_tokens),
         "text": torch.tensor([i for s in samples for i in s.text], dtype=torch.int32),
         "text_end": lengths.cumsum(0),
-        "span": torch.tensor([s.span or 0.0 for s in samples], dtype=torch.float32),
-        "clip": torch.tensor([s.clip for s in samples], dtype=torch.int64),
+        "span": torch.tensor([s.span or 0.0 for s in samples], dtype=torch.float64),  # span_key of it is looked up
         "group": torch.tensor([s.group for s in samples], dtype=torch.int64),
     }
     if made.kind == "superres":
@@ -138,7 +137,7 @@ def finish(
         columns["group"].append(group)
         columns["text_length"].append(torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).int())
     index = {name: torch.cat(parts) for name, parts in columns.items()}
-    part = folder / f".finishing-{os.getpid()}"  # processes may finish at the same time
+    part = folder / f"{FINISHING}{os.getpid()}"  # processes may finish at the same time
     save_tensors(index, part)
     os.replace(part, folder / INDEX)
     manifest = {
@@ -193,6 +192,7 @@ class TokenizedBatches:
         self.manifest = read_manifest(self.folder)
         self.format: TokenFormat = from_dict(TokenFormat, self.manifest["format"], str(self.folder / MANIFEST))
         self.text_length = text_length
+        self._sound: set[str] = set()  # files whose hash was found right
         self._names = list(self.manifest["files"])
         self._names.remove(INDEX)
         for name, facts in self.manifest["files"].items():
@@ -214,8 +214,13 @@ class TokenizedBatches:
         """Sequences in a split."""
         return len(self._splits[split])
 
-    def check(self, config: ModelConfig) -> None:
-        """Raise CogVideoError unless a model of this geometry can be trained on these tokens."""
+    def check(
+        self, config: ModelConfig, *, frame_tokenizer: str | None = None, text_tokenizer: str | None = None
+    ) -> None:
+        """Raise CogVideoError unless a model of this geometry, with tokenizers of these digests, can be trained on these tokens.
+
+        Digests that are not given are not compared.
+        """
         f = self.format
         ours = {name: getattr(f, name) for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image")}  # fmt: skip
         wrong = [name for name, value in ours.items() if getattr(config, name) != value]
@@ -224,6 +229,22 @@ class TokenizedBatches:
                 f"The tokens in {self.folder} have {wrong[0]} {ours[wrong[0]]}, the model {getattr(config, wrong[0])}: "
                 "tokenize the videos with the weights that are to be trained."
             )
+        if f.text_length > config.text_length:
+            raise CogVideoError(
+                f"The texts in {self.folder} have up to {f.text_length} ids, the model has {config.text_length} text slots: "
+                "tokenize the videos with the weights that are to be trained."
+            )
+        if f.pad_id >= config.vocab_size:
+            raise CogVideoError(
+                f"The texts in {self.folder} have the id {f.pad_id}, the model only {config.vocab_size} of them: tokenize the "
+                "videos with the weights that are to be trained."
+            )
+        for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer)):
+            if digest not in (None, getattr(f, name)):
+                raise CogVideoError(
+                    f"The tokens in {self.folder} were made by another {name.replace('_', ' ')} than the model's: tokenize the "
+                    "videos with the weights that are to be trained."
+                )
         order = "interpolation" if f.kind == "interpolation" else "sequential"
         if config.num_frames > 1 and config.order != order:
             raise CogVideoError(
@@ -271,12 +292,13 @@ class TokenizedBatches:
         return text, shard.get_slice("frames")[row], large
 
     def _checked(self, name: str) -> Any:
-        """A file of the folder, mapped into memory, once its hash is found right."""
+        """A file of the folder, mapped into memory, once its hash is found right; that is looked at once."""
         file = self.folder / name
         try:
-            if _sha256(file) == self.manifest["files"][name]["sha256"]:
+            if name in self._sound or _sha256(file) == self.manifest["files"][name]["sha256"]:
+                self._sound.add(name)
                 return safe_open(file, framework="pt")
-        except OSError:
+        except (OSError, SafetensorError):
             pass
         raise CogVideoError(f"{file} is missing or damaged: delete it and run `cogvideo data tokenize` again.")
 
@@ -306,4 +328,8 @@ def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):  # a shard may be larger than memory
+            found.update(chunk)
+    return found.hexdigest()

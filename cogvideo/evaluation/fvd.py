@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
 
+from cogvideo.data.sources import read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.distances import check_features, frechet_distance, kernel_distance
 from cogvideo.evaluation.recipes import Recipe, find_recipe
@@ -195,8 +196,7 @@ def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
     """
     if seeds < 1:
         raise CogVideoError(f"There cannot be {seeds} generations: give 1 or more seeds.")
-    place, _, query = spec.partition("?")
-    options = dict(parse_qsl(query))
+    place, options = spec.partition("?")[0], read_options(spec)
     if place.startswith("digits:") or spec == "demo" or (Path(spec) / "pipeline.json").exists():
         seed += 1
     elif seeds > 1 and "weights" not in options:
@@ -211,18 +211,17 @@ def real_sides(spec: str, n: int, seed: int, *, device: str = "auto", progress: 
     from cogvideo.evaluation.sources import open_side
 
     if spec.startswith("digits:"):
-        other = _reseeded(spec, 1) if "seed" in dict(parse_qsl(spec.partition("?")[2])) else spec
+        other = _reseeded(spec, 1) if "seed" in read_options(spec) else spec
         return open_side(spec, n, seed=seed), open_side(other, n, seed=seed + 1)
     side = open_side(spec, 2 * n, seed=seed, device=device, progress=progress)
     return replace(side, names=side.names[:n]), replace(side, names=side.names[n:])
 
 
 def _reseeded(spec: str, step: int) -> str:
-    place, _, query = spec.partition("?")
-    options = dict(parse_qsl(query))
+    place, options = spec.partition("?")[0], read_options(spec)
     if not options["seed"].isdigit():
         raise CogVideoError(f"{options['seed']!r} in {spec} is no number: correct it.")
-    return f"{place}?{urlencode(options | {'seed': int(options['seed']) + step})}"
+    return f"{place}?{urlencode(options | {'seed': int(options['seed']) + step}, quote_via=quote)}"
 
 
 def check_count(n: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import torch
@@ -279,7 +279,7 @@ def evaluate_kinetics(
 def _spec(kind: str, folder: str | Path, **options: object) -> str:
     """What sources.open_side takes."""
     told = {name: value for name, value in options.items() if value is not None and (name, value) != ("split", ALL)}
-    return f"{kind}:{folder}" + (f"?{urlencode(told)}" if told else "")
+    return f"{kind}:{folder}" + (f"?{urlencode(told, quote_via=quote)}" if told else "")
 
 
 def _finish(protocol: dict, out: str | Path | None, **scores: dict | None) -> dict:

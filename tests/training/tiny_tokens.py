@@ -38,7 +38,7 @@ def write_tokens(folder: Path, *, kind: str = "sequential", shards: int = 2, cli
             tokens = torch.full((frames, 6), int(rng.integers(10)))
             text = rng.integers(11, 28, size=rng.integers(2, 6)).tolist()
             large = tokens[0].repeat(9) if kind == "superres" else None
-            samples.append(Sample(tokens, text, 4.0, clip, clip, large))
+            samples.append(Sample(tokens, text, 4.0, clip, large))
         write_shard(folder / name, samples, made, {})
     finish(folder, names, made, unguided={"4.0": [11, 12], "0.0": [12]}, notes={})
     return folder

@@ -53,10 +53,11 @@ def test_captions_in_json_lines(tmp_path, video):
 def test_captions_in_csv(tmp_path, video):
     put(tmp_path, "a.mp4", content=video)
     (tmp_path / "captions.csv").write_text(
-        'path,caption,start,end\na.mp4,"red, then blue",,\na.mp4,x,0.5,1.5\n', "utf-8-sig"
+        'path,caption,start,end\na.mp4,"red, then blue",,\n./a.mp4,x,0.5,1.5\n', "utf-8-sig"
     )
     clips = open_dataset(str(tmp_path)).clips
     assert [(clip.caption, clip.start, clip.end) for clip in clips] == [("red, then blue", 0, None), ("x", 0.5, 1.5)]
+    assert clips[0].group == clips[1].group
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,9 @@ def test_ucf101(tmp_path, video):
     (tmp_path / "zh.csv").write_text("YoYo,玩悠悠球\nTaiChi,打太极\n", "utf-8")
     texts = [clip.caption for clip in open_dataset(f"ucf101:{tmp_path}?prompts={tmp_path / 'zh.csv'}").clips]
     assert texts == ["打太极", "玩悠悠球"]
+    put(tmp_path, "TaiChi/v_TaiChi_g01_c02.avi", "TaiChi/v_TaiChi_g02_c01.avi", content=video)
+    groups = [clip.group for clip in open_dataset(f"ucf101:{tmp_path}").clips]
+    assert groups == ["v_TaiChi_g01", "v_TaiChi_g01", "v_TaiChi_g02", "v_YoYo_g01"]
 
 
 def test_kinetics_takes_parts_of_whole_videos(tmp_path, video):
@@ -103,6 +107,7 @@ def test_kinetics_takes_parts_of_whole_videos(tmp_path, video):
     )
     trimmed, whole = open_dataset(f"kinetics:{tmp_path}?split=train.csv").clips
     assert (trimmed.caption, trimmed.start, trimmed.end) == ("flying kite", 0, None)
+    assert (trimmed.group, whole.group) == ("aaaaaaaaaaa", "bbbbbbbbbbb")
     assert (whole.caption, whole.start, whole.end, first_number(whole)) == ("zumba", 1, 2, 10)
 
 
@@ -120,6 +125,13 @@ def test_vatex(tmp_path, video):
     assert dataset.missing == ["gone_000004_000006"]
     assert [c.caption for c in open_dataset(spec + "&language=zh").clips] == ["aaaaa_aaaaa 一", "bbbbbbbbbbb 一"]
     assert len(open_dataset(spec + "&each=2").clips) == 4
+    assert [c.group for c in dataset.clips] == ["aaaaa_aaaaa", "bbbbbbbbbbb"]
+
+
+def test_options_are_read_as_in_an_address_but_for_the_plus(tmp_path, video):
+    put(tmp_path, "1.mp4", content=video)
+    (tmp_path / "a+b &c.csv").write_text("videoid,name\n1,x\n")
+    assert len(open_dataset(f"webvid:{tmp_path}?captions=a+b %26c.csv").clips) == 1
 
 
 def test_webvid(tmp_path, video):
@@ -147,6 +159,10 @@ def test_webvid(tmp_path, video):
         ("webvid:{0}/empty?captions=bad.json", "holds no videos"),
         ("digits:train?clips=0", "clips of 1 or more"),
         ("digits:train?clips=many", "'many' in .* is no number"),
+        ("digits:train?clips=inf", "'inf' in .* is no number"),
+        ("digits:train?seed=nan", "'nan' in .* is no number"),
+        ("ucf101:{0}?split=", "option split in .* has no value: write split=VALUE"),
+        ("digits:train?clips", "option clips in .* has no value"),
         ("{0}/gone.jsonl", "holds no clips; x.mp4, the first of its files, is missing"),
         ("{0}/bad.jsonl", "is damaged"),
     ],

@@ -7,7 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +21,11 @@ import torch
 from worlds.videos import cut, make_video
 
 from cogvideo import cli
+from cogvideo.data import tokenize as tokenize_module
 from cogvideo.data.digits import SPANS, render
-from cogvideo.data.sources import open_dataset
-from cogvideo.data.tokenize import Settings, sequences, tokenize
+from cogvideo.data.reading import CannotReadNow
+from cogvideo.data.sources import FileClip, open_dataset
+from cogvideo.data.tokenize import Settings, _claim, sequences, tokenize
 from cogvideo.data.tokenized import TokenizedBatches, shard_name
 from cogvideo.data.tokenizers import Tokenizers, load_tokenizers
 from cogvideo.errors import CogVideoError
@@ -95,6 +100,36 @@ def test_a_damaged_shard_is_made_again_when_it_is_deleted(digits, parts):
     assert contents(digits) == whole
 
 
+def test_what_a_killed_one_left_is_neither_in_the_way_nor_left(parts, tmp_path):
+    """Killed while it wrote the settings, then while it wrote the manifest."""
+    for left in ("settings.json.0a1b2c3d.part", ".finishing-1", ".finishing-1.part"):
+        (tmp_path / left).write_text("{")
+        tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: parts, progress=False)
+        assert sorted(contents(tmp_path)) == ["index.safetensors", "manifest.json", "settings.json", shard_name(0)]
+
+
+def test_processes_may_begin_at_the_same_moment(parts, tmp_path, monkeypatch):
+    """Each has written its part before the other moves its own to its place."""
+    made, both, real = parts_format(parts), threading.Barrier(2, timeout=30), os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (both.wait(), real(*paths)))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: _claim(tmp_path, made, Settings()), range(2)))
+    assert list(contents(tmp_path)) == ["settings.json"]
+
+
+def test_a_process_whose_part_another_took_has_finished(parts, tmp_path, monkeypatch):
+    dataset = open_dataset("digits:train?clips=1")
+    real, faster = tokenize_module.finish, []
+
+    def slow(*arguments, **named):
+        """The other process writes the manifest, then this one finds its part gone."""
+        faster.append(real(*arguments, **named))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(tokenize_module, "finish", slow)
+    assert tokenize(dataset, tmp_path, lambda: parts, progress=False) == faster[0]
+
+
 def test_processes_give_the_same_bytes(digits, parts, tmp_path, monkeypatch):
     """Two processes of a pool; then two of torchrun, the first of which leaves the manifest to the second."""
     dataset, settings = open_dataset("digits:train?clips=6"), Settings(shard_clips=2)
@@ -125,6 +160,85 @@ def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
     assert made["samples"] == 3 and made["rates"]["1"] == 1  # 4 s
     batch = TokenizedBatches(tmp_path / "out", 3, seed=0)(0)
     assert batch.text_mask.sum(1).max() == parts.text_length  # longer captions are cut
+
+
+def test_parts_of_one_video_are_not_shared_by_train_and_test(tmp_path, parts):
+    """Two parts of each of four files, whose names would be hashed to both splits if each part stood for itself."""
+    for name in "1234":
+        make_video(tmp_path / f"{name}.mp4", [i / 8 for i in range(24)])
+    rows = [{"videoID": f"{name}_00000{s}_00000{s + 2}", "enCap": [f"a red {name}"]} for name in "1234" for s in (0, 1)]
+    (tmp_path / "v.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    settings = Settings(rates=(4.0,))
+    tokenize(open_dataset(f"vatex:{tmp_path}?captions=v.json"), out, lambda: parts, settings, progress=False)
+    batches = TokenizedBatches(out, 2, seed=0, caption_dropout=0, test_share=0.5)
+    assert (batches.count("train"), batches.count("test")) == (4, 4)
+    seen = {}
+    for split in ("train", "test"):
+        found = [batches(step, split=split) for step in range(2)]
+        seen[split] = {
+            str(ids[mask].tolist()) for b in found for ids, mask in zip(b.text_ids, b.text_mask, strict=True)
+        }
+    assert len(seen["train"]) == len(seen["test"]) == 2 and not seen["train"] & seen["test"]
+
+
+def test_a_video_that_goes_while_tokens_are_made_is_its_own_problem(tmp_path, parts):
+    for name in "ab":
+        make_video(tmp_path / f"{name}.mp4", [i / 8 for i in range(24)])
+    rows = [{"path": f"{name}.mp4", "caption": name} for name in "ab"]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset, settings = open_dataset(str(tmp_path)), Settings(shard_clips=1)
+
+    def load() -> Tokenizers:
+        (tmp_path / "b.mp4").unlink()
+        return parts
+
+    with pytest.raises(
+        CogVideoError, match=r"b.mp4 is not to be had any more \(No such file or directory\): put it back"
+    ):
+        tokenize(dataset, tmp_path / "out", load, settings, progress=False)
+    assert not (tmp_path / "out").exists()
+    make_video(tmp_path / "b.mp4", [i / 8 for i in range(24)])
+    b = dataset.clips[1]
+    going = replace(dataset, clips=[Going(**vars(dataset.clips[0]), other=b.path), b])
+    made = tokenize(going, tmp_path / "out", lambda: parts, settings, progress=False)
+    assert made["samples"] == 1 and "b.mp4 cannot be read as a video" in dict(made["problems"]["first"])["b.mp4"]
+
+
+@dataclass(frozen=True)
+class Going(FileClip):
+    """A clip during which another file is deleted."""
+
+    other: Path = Path()
+
+    def timeline(self):
+        self.other.unlink()
+        return super().timeline()
+
+
+def test_what_the_system_cannot_read_stops_the_run(tmp_path, parts):
+    """It is no property of the clips: they are read when there are files to open again."""
+    make_video(tmp_path / "a.mp4", [i / 8 for i in range(24)])
+    (tmp_path / "captions.jsonl").write_text('{"path": "a.mp4", "caption": "a"}')
+    (clip,) = open_dataset(str(tmp_path)).clips
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(CannotReadNow, match=r"a.mp4 cannot be read now \(Too many open files\): .* run again"):
+            clip.timeline()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    (tmp_path / "a.mp4").unlink()
+    (tmp_path / "a.mp4").symlink_to("/proc/self/mem")  # its first byte cannot be read: EIO, as of a lost disk
+    with pytest.raises(CannotReadNow, match="a.mp4 cannot be read now"):
+        tokenize(open_dataset(str(tmp_path)), tmp_path / "out", lambda: parts, progress=False)
+    assert list(contents(tmp_path / "out")) == ["settings.json"]
+
+
+def test_one_process_loads_the_tokenizers_once(parts, tmp_path):
+    loaded = []
+    tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: loaded.append(1) or parts, progress=False)
+    assert loaded == [1]
 
 
 def test_clips_that_give_nothing(tmp_path, parts):
@@ -192,7 +306,7 @@ def test_pairs_of_super_resolution_show_one_moment(tmp_path, parts):
 def test_a_sequence_is_not_given_twice(parts):
     (clip,) = open_dataset("digits:train?clips=1").clips
     made = parts_format(parts)
-    one, many = (sequences(clip, 0, parts, Settings(per_clip=n, rates=(0.5, 1, 2, 4, 8)), made)[0] for n in (1, 9))
+    one, many = (sequences(clip, parts, Settings(per_clip=n, rates=(0.5, 1, 2, 4, 8)), made)[0] for n in (1, 9))
     assert len(one) == 1 and 1 < len(many) <= 2  # an eighth of a second more than the action: two places
 
 
@@ -262,7 +376,8 @@ def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
 
 def test_the_processes_of_a_killed_one_end(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cogvideo", "data", "tokenize", "digits:train?clips=1000", out, "--workers", "2"]
+    command = [sys.executable, "-m", "cogvideo", "data", "tokenize", "digits:train?clips=200", out, "--workers", "2"]
+    command += ["--shard-clips", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(out.glob("shard-*")):
         assert process.poll() is None

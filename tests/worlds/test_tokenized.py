@@ -1,12 +1,14 @@
 """Tokenized folders: what is written is read, in an order that seed and step alone decide, and damage is one sentence."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
 import torch
 
 from cogvideo.config import ModelConfig
+from cogvideo.data import tokenized
 from cogvideo.data.tokenized import (
     Sample,
     TokenFormat,
@@ -14,6 +16,7 @@ from cogvideo.data.tokenized import (
     finish,
     read_notes,
     shard_name,
+    span_key,
     write_shard,
 )
 from cogvideo.errors import CogVideoError
@@ -27,7 +30,7 @@ def sample(clip: int, number: int = 0, made: TokenFormat = FORMAT) -> Sample:
     frames = torch.randint(made.image_tokens, (made.num_frames, 6), generator=generator)
     large = torch.randint(made.image_tokens, (54,), generator=generator) if made.kind == "superres" else None
     text = [100 + clip] * (1 + clip % 4)
-    return Sample(frames, text, None if made.num_frames == 1 else float(2 + 2 * (clip % 2)), clip, clip * 10**15, large)
+    return Sample(frames, text, None if made.num_frames == 1 else float(2 + 2 * (clip % 2)), clip * 10**15, large)
 
 
 def make(folder, clips=range(10), each=2, made=FORMAT):
@@ -90,6 +93,36 @@ def test_dropped_captions_keep_the_frame_rate_and_test_captions_stay(tmp_path):
     assert all(text[0] >= 100 for step in range(20) for text, _ in rows(batches(step, split="test")))
 
 
+def test_a_span_is_found_again_that_has_no_short_binary_form(tmp_path):
+    """Ten frames a second span 0.4 s, which 32 bits read back as 0.4000000059604645."""
+    made = [dataclasses.replace(sample(clip), span=0.4) for clip in range(4)]
+    write_shard(tmp_path / shard_name(0), made, FORMAT, {})
+    finish(tmp_path, [shard_name(0)], FORMAT, unguided={span_key(0.4): [5, 6]}, notes={})
+    batches = TokenizedBatches(tmp_path, 2, seed=0, caption_dropout=1.0)
+    assert [text for text, _ in rows(batches(0))] == [[5, 6], [5, 6]]
+
+
+def test_a_file_is_hashed_once(tmp_path, monkeypatch):
+    """However often the shards come and go from the cache of open ones."""
+    hashed = []
+    monkeypatch.setattr(
+        tokenized, "_sha256", lambda path, real=tokenized._sha256: hashed.append(path.name) or real(path)
+    )
+    batches = TokenizedBatches(make(tmp_path), 10, seed=0)
+    hashed.clear()
+    for step in range(4):
+        batches(step)
+        batches._shard.cache_clear()
+    assert sorted(hashed) == [shard_name(0), shard_name(2)]
+
+
+def test_hashes_are_those_of_the_whole_file(tmp_path):
+    """Two and a half of the chunks that are read."""
+    content = bytes(range(256)) * 10240
+    (tmp_path / "a").write_bytes(content)
+    assert tokenized._sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
 def test_text_is_padded_on_the_left_to_the_slots_or_the_longest(tmp_path):
     folder = make(tmp_path)
     assert TokenizedBatches(folder, 8, seed=0)(0).text_ids.shape[1] == 4
@@ -126,6 +159,16 @@ def test_a_model_has_to_fit(tmp_path):
         batches.check(dataclasses.replace(config, frame_height=3, frame_width=2))
     with pytest.raises(CogVideoError, match="--kind interpolation"):
         batches.check(dataclasses.replace(config, order="interpolation"))
+    batches.check(config, frame_tokenizer="aa", text_tokenizer="bb")
+    with pytest.raises(CogVideoError, match="by another frame tokenizer than the model's: tokenize the videos with"):
+        batches.check(config, frame_tokenizer="ab")
+    with pytest.raises(CogVideoError, match="by another text tokenizer"):
+        batches.check(config, frame_tokenizer="aa", text_tokenizer="")
+    with pytest.raises(CogVideoError, match="up to 8 ids, the model has 7 text slots: tokenize"):
+        batches.check(dataclasses.replace(config, text_length=7, first_frame_position=7))
+    folder = make(tmp_path / "pads", made=dataclasses.replace(FORMAT, pad_id=40101))
+    with pytest.raises(CogVideoError, match="the id 40101, the model only 40101 of them"):
+        TokenizedBatches(folder, 2, seed=0).check(config)
 
 
 def test_damage_is_one_sentence(tmp_path):
