@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from cogvideo.checkpoints.native import load_model
 from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
+from cogvideo.sampling.pipeline import DEMO
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
@@ -168,6 +170,14 @@ def test_samples_by_another_frame_tokenizer_are_refused(base, tmp_path):
     changes = {"samples": 2, "frame_tokenizer": str(tmp_path / "frames.safetensors")}
     with pytest.raises(CogVideoError, match="another frame tokenizer"):
         train(write_config(base, run_dir=str(tmp_path / "run"), **changes))
+
+
+def test_tokens_of_other_tokenizers_than_the_start_s_are_refused(base, tmp_path):
+    write_weights(tmp_path / "pipe/stage1")
+    shutil.copytree(DEMO / "tokenizers", tmp_path / "pipe/tokenizers")
+    (tmp_path / "pipe/pipeline.json").touch()
+    with pytest.raises(CogVideoError, match="another frame tokenizer than the model's"):
+        train(write_config(base, run_dir=str(tmp_path / "run"), start=str(tmp_path / "pipe")))
 
 
 def test_weights_that_were_replaced_are_refused(tmp_path, monkeypatch):
