@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint-{:09}"
+WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")  # of RuntimeErrors of torch's own writer
 
 
 @contextmanager
@@ -22,27 +23,36 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what a full disk or a lost mount raises into a sentence, and leave no half-written file."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+    except BaseException as error:
         part = path.with_name(path.name + ".part")
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+        if not isinstance(error, OSError) and not (
+            isinstance(error, RuntimeError) and any(sign in str(error) for sign in WRITER)
+        ):
+            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CogVideoError(
             f"Cannot write {path} ({reason}): make room there and run the same command; the last checkpoint is kept."
         ) from None
 
 
-def save_atomic(value: object, path: Path) -> None:
-    """torch.save that leaves either the old or the new file, whatever happens; raises CogVideoError on a full disk."""
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """write(file) into a file that is the old or the new one, whatever happens; raises CogVideoError on a full disk."""
     temporary = path.with_name(path.name + ".part")
     with writing(path):
         with open(temporary, "wb") as file:
-            torch.save(value, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+def save_atomic(value: object, path: Path) -> None:
+    """torch.save as write_whole does it."""
+    write_whole(path, lambda file: torch.save(value, file))
 
 
 def read_checkpoint(path: Path, settings: dict) -> dict:
@@ -89,11 +99,18 @@ class Checkpoints:
     def load(self) -> tuple[int, dict[str, Any]]:
         """Go on from the run's checkpoint -> (step, extra), or from nothing: (0, {})."""
         path, folders = self.run_dir / FILE, self._folders()
-        if folders and (not path.exists() or int(folders[-1].name.split("-")[1]) > self._step_of(path)):
+        state = read_checkpoint(path, self.settings) if path.exists() else None
+        of_file = state["step"] if state else -1
+        of_folder = int(folders[-1].name.split("-")[1]) if folders else -1
+        if not distributed.agree(of_file, of_folder):
+            raise CogVideoError(
+                f"The processes find different checkpoints in {self.run_dir}: run_dir must be one folder that all machines "
+                "share."
+            )
+        if of_folder > of_file:
             return self._load_folder(folders[-1])
-        if not path.exists():
+        if state is None:
             return 0, {}
-        state = read_checkpoint(path, self.settings)
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in state.pop("weights").items():
@@ -105,9 +122,6 @@ class Checkpoints:
             optimizer.load_state_dict(saved)
         state.pop("settings")
         return state.pop("step"), state
-
-    def _step_of(self, path: Path) -> int:
-        return read_checkpoint(path, self.settings)["step"]
 
     def _folders(self) -> list[Path]:
         """Whole ones, by step."""
@@ -141,12 +155,14 @@ class Checkpoints:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
         from torch.distributed.checkpoint.state_dict_loader import load
 
+        from cogvideo.training.folder_reading import Planner, Reader
+
         try:
             extra = json.loads((path / "state.json").read_text())
             if extra.pop("settings") != json.loads(json.dumps(self.settings)):
                 raise _other_settings(path)
             state = self._shared_state()
-            load(state, checkpoint_id=path)
+            load(state, storage_reader=Reader(path), planner=Planner())
         except CogVideoError:
             raise
         except (Exception, CheckpointException) as error:  # torch raises many kinds for damaged files

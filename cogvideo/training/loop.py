@@ -44,11 +44,16 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self):
-        leasts = {"steps": 0, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0, "muon_lr": 0, "clip": 0}
+        leasts = {"steps": 0, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0, "muon_lr": 0, "weight_decay": 0}
         for name, least in leasts.items():
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:  # NaN is neither
                 raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-
+        if not 0 < self.clip < math.inf:
+            raise CogVideoError(f"clip, the longest gradient, must be above 0, not {self.clip}.")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise CogVideoError(f"betas must be two numbers from 0 to below 1, not {list(self.betas)}.")
+        if not 0 <= self.final_lr <= 1:
+            raise CogVideoError(f"final_lr is a share of lr, from 0 to 1, not {self.final_lr}.")
         if self.batch_size % self.accumulate:
             raise CogVideoError(f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts.")
 
@@ -129,7 +134,7 @@ def fit(
                 wrong = f"loss is {np.mean(recent[-1])}" if math.isfinite(float(norm)) else "gradient is not finite"
                 raise CogVideoError(
                     f"The {wrong} at step {step}; the checkpoint before it is kept in {run_dir}. "
-                    "Lower lr, look at the batch, or delete the folder to start again."
+                    "Look at the batch, or train with a lower lr into another run_dir."
                 )
             for optimizer in optimizers:
                 optimizer.step()
@@ -184,7 +189,7 @@ def _optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.O
 
 
 class _StopOnTerm:
-    """Inside `with`: SIGTERM and Ctrl-C ask to save and stop after the step in hand, instead of ending the process."""
+    """Inside `with`: SIGTERM and Ctrl-C ask to save and stop after the step in hand; a second Ctrl-C stops at once."""
 
     def __enter__(self) -> "_StopOnTerm":
         self.asked, self.before = 0, {}
@@ -198,4 +203,6 @@ class _StopOnTerm:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _) -> None:
+        if self.asked == number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.asked = number

@@ -1,6 +1,7 @@
 """What a training tells of itself: rows in metrics.jsonl (the truth), the same as TensorBoard curves, one line on screen."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from cogvideo.checkpoints.memory import GB
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
-from cogvideo.training.checkpoints import writing
+from cogvideo.training.checkpoints import write_whole, writing
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Work:
 
 
 class Metrics:
-    """One JSON line a row; rows of steps that a killed run made after its last checkpoint are dropped.
+    """One JSON line a row; rows that a killed run made after its last checkpoint, and damaged ones, are dropped.
 
     tensorboard: also write scalars and pictures for TensorBoard into run_dir/tensorboard. Raises CogVideoError if it is
     asked for and not installed.
@@ -33,10 +34,10 @@ class Metrics:
 
     def __init__(self, run_dir: Path, start: int, *, tensorboard: bool = False):
         self.path, self.board = run_dir / "metrics.jsonl", None
-        rows = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= start]
-        with writing(self.path):
-            self.path.write_text("".join(row + "\n" for row in kept))
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        kept = "".join(row + "\n" for row in text.splitlines() if _step_of(row) <= start)
+        if kept != text:
+            write_whole(self.path, lambda file: file.write(kept.encode()))
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -64,6 +65,14 @@ class Metrics:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def _step_of(row: str) -> float:
+    """Infinity for a row that is cut off."""
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 class Pace:

@@ -3,7 +3,9 @@
 `cogvideo train CONFIG.yaml` on one process, `torchrun --nproc-per-node=8 -m cogvideo train CONFIG.yaml` on many.
 """
 
+import hashlib
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
 from cogvideo.checkpoints.tensors import DTYPES
 from cogvideo.config import from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
+from cogvideo.data.tokenizers import load_tokenizers
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_first_frame, generate_key_frames, interpolate_frames
@@ -30,7 +33,7 @@ from cogvideo.sampling.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training import distributed, recipe
-from cogvideo.training.checkpoints import writing
+from cogvideo.training.checkpoints import write_whole, writing
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.inheritance import image_model_of
 from cogvideo.training.loop import OptimizerConfig, fit
@@ -54,7 +57,7 @@ class TrainingConfig:
         "fp32"  # of products; trained weights, sums and the stream between layers stay fp32
     )
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
-    compile: bool = False  # blocks by torch.compile
+    compile: bool = False  # blocks by torch.compile; meant for GPUs
     window: int | None = None  # of the temporal channel, where `start` is an image model that stage 1 or 2 inherits
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
@@ -62,7 +65,7 @@ class TrainingConfig:
     log_every: int = 10
     evaluate_every: int = 500
     sample_every: int = 500
-    samples: int = 4  # clips of a picture of samples; 0: none
+    samples: int = 4  # clips of a picture of samples; 0: none. One process draws them, of all but superres
     frame_tokenizer: str | None = None  # frames.safetensors or ice_image.pt for samples; None: that of `start`
     tensorboard: bool = True
 
@@ -72,6 +75,8 @@ class TrainingConfig:
                 raise CogVideoError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.seed < 0 or self.samples < 0 or not 0 <= self.caption_dropout <= 1:
             raise CogVideoError("seed and samples must be at least 0, and caption_dropout from 0 to 1.")
+        if self.recompute and self.stage == "superres":
+            raise CogVideoError("Super-resolution cannot recompute its blocks: leave recompute away.")
 
 
 def train(path: str | Path, overrides: list[str] | None = None) -> None:
@@ -99,6 +104,7 @@ class Training:
 
     def __init__(self, config: TrainingConfig):
         self.config, c = config, config
+        self.source = DEMO if c.start == "demo" else Path(c.start)
         recipe.make_writable("run_dir", Path(c.run_dir))
         self.rank, self.processes, self.device = distributed.join()
         rows = c.optimizer.batch_size // c.optimizer.accumulate
@@ -116,7 +122,7 @@ class Training:
             raise CogVideoError(f"The tokens in {c.data} are of kind {self.batches.format.kind}, not for {c.stage}.")
         self.model = self._start()
         if isinstance(self.model, CogVideoTransformer):
-            self.batches.check(self.model.config)
+            self.batches.check(self.model.config, **self._digests())
         elif self.batches.format.kind != "superres":
             raise CogVideoError(f"The tokens in {c.data} have no large frames: tokenize with --kind superres.")
         self.names = list(_trained(self.model, c.stage))
@@ -127,12 +133,13 @@ class Training:
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
+            entry = "both" if isinstance(self.model, CogVideoTransformer) else "forward"
             for block in self.model.blocks:
-                block.both = torch.compile(block.both)  # type: ignore[union-attr,method-assign]
-        if self.processes > 1:
-            distributed.shard(self.model)  # type: ignore[arg-type]
+                setattr(block, entry, torch.compile(getattr(block, entry)))
         test = partial(self.batches, device=self.device, split="test")
-        picture = self._samples(test(0)) if c.samples and self.processes == 1 else None
+        picture = self._samples(test(0)) if c.samples else None
+        if self.processes > 1:
+            distributed.shard(self.model)
         trained = dict(model.named_parameters())
         fit(
             model,
@@ -151,8 +158,13 @@ class Training:
             tensorboard=c.tensorboard,
             label=c.stage,
         )
-        weights = {name: distributed.whole(trained[name].detach()).cpu() for name in self.names}
-        if not (folder / "model" / "config.json").exists():
+        (saved,) = distributed.most((folder / "model" / "config.json").exists())  # all must go the same way
+        if not saved:
+            weights = {}
+            for name in self.names:
+                weight = distributed.whole(trained[name].detach())
+                if self.rank == 0:
+                    weights[name] = weight.cpu()
             distributed.first_only(lambda: self._save(weights, folder / "model"))
 
     def losses(self, batch: Batch) -> Tensor:
@@ -163,7 +175,8 @@ class Training:
                     batch.text_ids, batch.frames, batch.text_mask, recompute=self.config.recompute
                 )
             assert batch.high_res is not None
-            return self.model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
+            ids, mask = shorten(batch.text_ids, batch.text_mask, self.model.config.text_slots - 1)
+            return self.model.loss(ids, batch.frames[:, 0], batch.high_res, text_mask=mask)
 
     @torch.no_grad()
     def test_loss(self, batches: list[Batch]) -> dict[str, float]:
@@ -184,8 +197,9 @@ class Training:
     def settings(self) -> dict:
         """What a checkpoint must agree with; how many processes there are is not part of it."""
         c = self.config
-        own = ("stage", "start", "seed", "dtype", "window", "caption_dropout")
+        own = ("stage", "seed", "dtype", "window", "caption_dropout")
         return {name: getattr(c, name) for name in own} | {
+            "start": self.given,
             "optimizer": {k: list(v) if isinstance(v, tuple) else v for k, v in to_dict(c.optimizer).items()},
             "model": to_dict(self.model.config),
             "data": {name: facts["sha256"] for name, facts in self.batches.manifest["files"].items()},
@@ -195,22 +209,24 @@ class Training:
         return torch.autocast(self.device.type, torch.bfloat16) if self.config.dtype == "bf16" else nullcontext()
 
     def _start(self) -> Model:
-        """The model before training, with weights in the types of its files."""
-        c = self.config
-        folder = DEMO if c.start == "demo" else Path(c.start)
+        """The model before training, with weights in the types of its files; `given` tells what it was made from."""
+        c, folder = self.config, self.source
         if not folder.exists():
             raise CogVideoError(f"There are no weights at {folder}: give demo or a folder to start from.")
         pipeline = (folder / "pipeline.json").exists()
         if c.stage == "superres":
             if not pipeline and not (folder / "config.json").exists():
                 raise CogVideoError(f"{folder} is not a native folder: run `cogvideo weights convert` on it first.")
-            return DirectSuperResolution.from_pretrained(folder / "superres" if pipeline else folder)
+            large = DirectSuperResolution.from_pretrained(folder / "superres" if pipeline else folder)
+            self.given = fingerprint(large)
+            return large
         stage = "stage2" if c.stage == "stage2" else "stage1"
         if pipeline:
             folder = folder / stage
         elif is_released(folder):
             folder = folder / (STAGE2 if stage == "stage2" else STAGE1)
         model = load_model(folder, dtype=None) if (folder / "config.json").exists() else self._released(folder)
+        self.given = fingerprint(model)
         if c.stage == "image":
             return image_model_of(model) if model.config.temporal else model
         order = "interpolation" if stage == "stage2" else "sequential"
@@ -220,9 +236,21 @@ class Training:
                     f"{folder} holds a {model.config.order} model, and {stage} is {order}: give weights of {stage}, or of an "
                     "image model to inherit."
                 )
+            if c.window not in (None, model.config.window):
+                raise CogVideoError(
+                    f"{folder} was trained with window {model.config.window}, not {c.window}: leave window away, or inherit "
+                    "an image model."
+                )
             return model
         config = model.config.video(order=order, window=c.window)
         return inherit_image_model(model, config=config, seed=c.seed)
+
+    def _digests(self) -> dict[str, str]:
+        """Of the tokenizers beside a pipeline's models; a model alone does not tell what it was trained with."""
+        if not (self.source / "tokenizers").is_dir():
+            return {}
+        parts = load_tokenizers(self.source)
+        return {"frame_tokenizer": parts.frames.digest, "text_tokenizer": parts.text.digest}
 
     def _released(self, folder: Path) -> CogVideoTransformer:
         f = self.batches.format
@@ -230,7 +258,12 @@ class Training:
 
     def _save(self, weights: dict[str, Tensor], folder: Path) -> None:
         """The start's own frozen weights, bit for bit, with what was trained."""
-        model = self._start()
+        given, model = self.given, self._start()
+        if self.given != given:
+            raise CogVideoError(
+                f"The weights at {self.config.start} are others than when the training began: put them back and run the same "
+                "command."
+            )
         own = dict(model.named_parameters())
         with torch.no_grad():
             for name, weight in weights.items():
@@ -244,9 +277,22 @@ class Training:
         """Draws pictures: above each other, test clips and what the model makes of their texts and given frames."""
         from PIL import Image
 
-        c, frames = self.config, self._frame_tokenizer()
-        if frames is None or not isinstance(self.model, CogVideoTransformer):
+        c, frames, why = self.config, None, ""
+        if not isinstance(self.model, CogVideoTransformer):
+            why = "of super-resolution there are none"
+        elif self.processes > 1:
+            why = "only a training by one process draws them"
+        elif (frames := self._frame_tokenizer()) is None:
+            why = f"{c.start} has no frame tokenizer, so name one by frame_tokenizer"
+        if frames is None:
+            if self.rank == 0:
+                print(f"No samples will be drawn: {why} (samples: 0 asks for none).", file=sys.stderr)
             return None
+        if frames.digest != self.batches.format.frame_tokenizer:
+            raise CogVideoError(
+                f"The tokens in {c.data} are of another frame tokenizer than the one for samples: name theirs by "
+                "frame_tokenizer."
+            )
         real = batch.frames[: c.samples]
         folder = Path(c.run_dir) / "samples"
         folder.mkdir(exist_ok=True)
@@ -260,8 +306,7 @@ class Training:
             pixels = nn.functional.pad((pictures.float().clamp(0, 1) * 255).round(), (0, 2, 0, 2), value=255).byte()
             sheet = rearrange(pixels.cpu().numpy(), "(row t) c h w -> (row h) (t w) c", t=real.shape[1])
             path = folder / f"step-{step:09}.png"
-            with writing(path):
-                Image.fromarray(sheet).save(path)
+            write_whole(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
             return sheet
 
         return draw
@@ -276,8 +321,7 @@ class Training:
         return fill_model(make, weights, where="The model", device=self.device, dtype=torch.bfloat16)
 
     def _frame_tokenizer(self) -> FrameTokenizer | None:
-        c = self.config
-        folder = DEMO if c.start == "demo" else Path(c.start)
+        c, folder = self.config, self.source
         known = [folder / "tokenizers" / "frames.safetensors", folder / FRAMES]
         path = Path(c.frame_tokenizer) if c.frame_tokenizer else next(filter(Path.exists, known), None)
         if path is None:
@@ -291,6 +335,23 @@ def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> No
     for name, weight in model.named_parameters():
         frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
         weight.data = weight.data.to(products if frozen else torch.float32)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Tells other weights of the same shapes apart, by some hundred numbers of each: reading all would take minutes."""
+    total = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        some = weight.detach().flatten()[:: max(1, weight.numel() // 256)].contiguous()
+        total.update(f"{name} {list(weight.shape)} {weight.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def shorten(text_ids: Tensor, text_mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Texts [B,L], padded on the left, in at most `slots` slots: longer ones lose their end."""
+    slots = min(slots, text_ids.shape[1])
+    first = text_ids.shape[1] - text_mask.sum(1).clamp(min=slots)
+    places = first[:, None] + torch.arange(slots, device=text_ids.device)
+    return text_ids.gather(1, places), text_mask.gather(1, places)
 
 
 def sample_frames(model: CogVideoTransformer, text_ids: Tensor, text_mask: Tensor, frames: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Two gloo processes against one: the same losses, each kind of checkpoint read by the other, no states of frozen weights."""
 
+import json
+import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -9,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from training.tiny_tokens import losses, write_config, write_tokens, write_weights
+from torch.distributed.checkpoint.state_dict_saver import save
+from training.tiny_tokens import losses, write_config, write_superres, write_tokens, write_weights
 
 from cogvideo.checkpoints.native import load_model
 from cogvideo.errors import CogVideoError
+from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
 from cogvideo.training.run import train
 
@@ -36,10 +41,16 @@ def runs(tmp_path_factory) -> Path:
         config(f"bf16{end}", recompute=True, dtype="bf16")
     train(f"{folder}/parts-one.yaml")
     train(f"{folder}/bf16-one.yaml")
+    write_tokens(folder / "large", kind="superres")
+    write_superres(folder / "large-weights")
+    large = {"stage": "superres", "data": str(folder / "large"), "start": str(folder / "large-weights")}
+    config("superres", **large)
+    train(config("superres-one", **large))
+    (folder / "faults").mkdir()
     for name in ("two", "from-two", "from-one"):
         config(name)
     _one_process(f"{folder}/from-one.yaml:3")
-    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml", "bf16.yaml"]
+    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml", "bf16.yaml", "superres.yaml", "faults"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
     subprocess.run([*command, *(f"{folder}/{file}" for file in files)], check=True, timeout=600)
     train(f"{folder}/from-two.yaml")
@@ -66,6 +77,24 @@ def test_bf16_by_two_processes(runs):
     """Frozen matrices are shared out in bf16, the rest in fp32; sums in another order differ by bf16's rounding."""
     assert losses(runs / "bf16") == pytest.approx(losses(runs / "bf16-one"), abs=0.03)
     assert losses(runs / "bf16")[0] == pytest.approx(losses(runs / "bf16-one")[0], abs=2e-3)
+
+
+def test_super_resolution_by_two_processes(runs):
+    assert losses(runs / "superres") == pytest.approx(losses(runs / "superres-one"), abs=1e-5)
+
+
+def test_a_fault_of_one_process_is_told_to_all(runs):
+    first, second = (json.loads((runs / "faults" / f"told-{rank}.json").read_text()) for rank in (0, 1))
+    assert first[0] == "disk gone" and "Process 0" in second[0]
+    assert "all machines share" in first[1] and "all machines share" in second[1]
+
+
+def test_processes_without_an_address_are_told_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in distributed.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(CogVideoError, match="torchrun"):
+        distributed.join()
 
 
 @pytest.mark.parametrize("name", ["from-two", "from-one"])
@@ -113,3 +142,31 @@ def test_a_full_disk_and_a_damaged_folder_are_told(tmp_path):
         file.write_bytes(b"cut")
     with pytest.raises(CogVideoError, match="damaged"):
         checkpoints.load()
+
+
+class Hostile:
+    """What makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_in_a_foreign_folder_is_run(tmp_path):
+    model, folder, made = torch.nn.Linear(3, 3), tmp_path / "checkpoint-000000003", tmp_path / "made"
+    checkpoints = Checkpoints(tmp_path, model, [torch.optim.AdamW(model.parameters())], {"seed": 0})
+    checkpoints._save_folder(3, {})
+    listed = (folder / ".metadata").read_bytes()
+    (folder / ".metadata").write_bytes(pickle.dumps(Hostile(made)))
+    with pytest.raises(CogVideoError, match="damaged"):
+        checkpoints.load()
+    (folder / ".metadata").write_bytes(listed)
+    assert checkpoints.load()[0] == 3
+    state = checkpoints._shared_state()
+    state["optimizers"]["param_groups"][0]["lr"] = Hostile(made)
+    save(state, checkpoint_id=folder)
+    with pytest.raises(CogVideoError, match="damaged"):
+        checkpoints.load()
+    assert not made.exists()

@@ -15,7 +15,8 @@ from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import CogVideoTransformer
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.checkpoints import writing
+from cogvideo.training.loop import OptimizerConfig, _StopOnTerm, fit
 from cogvideo.training.muon import Muon
 
 TINY = ModelConfig(
@@ -120,6 +121,31 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         run(tmp_path, 4)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"betas": (0.9,)},
+        {"betas": (0.9, 1.0)},
+        {"weight_decay": -1.0},
+        {"clip": 0.0},
+        {"lr": float("nan")},
+        {"final_lr": 2.0},
+    ],
+)
+def test_settings_of_the_optimiser_that_cannot_be_used_are_named(change):
+    with pytest.raises(CogVideoError, match=next(iter(change))):
+        OptimizerConfig(steps=1, batch_size=1, **change)
+
+
+def test_only_what_a_disk_does_is_called_so(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), writing(tmp_path / "x"):
+        (tmp_path / "x.part").touch()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(CogVideoError, match="make room"), writing(tmp_path / "x"):
+        raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed")
+    assert not list(tmp_path.iterdir())
+
+
 def test_learning_rate_warms_up_and_follows_one_cosine():
     config = OptimizerConfig(steps=1000, batch_size=1, lr=1.0, warmup=100, final_lr=0.1)
     assert config.rate_at(49) == pytest.approx(0.5, rel=0.02)
@@ -156,6 +182,14 @@ def test_sigterm_and_ctrl_c_save_and_stop(tmp_path, number):
         number == signal.SIGINT
     )  # which the command line turns into exit code 130
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 5
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), _StopOnTerm() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_muon_moves_linear_weights_by_an_orthogonal_step_and_adamw_the_rest(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +14,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from training.tiny_tokens import IMAGE, losses, write_config, write_tokens, write_weights
+from safetensors.torch import load_file, save_file
+from training.tiny_tokens import (
+    IMAGE,
+    losses,
+    train_watched,
+    write_config,
+    write_superres,
+    write_tokens,
+    write_weights,
+)
 
 from cogvideo.checkpoints.native import load_model
 from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
-from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.sampling.pipeline import DEMO
+from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
-from cogvideo.training.run import TrainingConfig, train
+from cogvideo.training.run import TrainingConfig, shorten, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +60,7 @@ def test_stages_1_and_2_move_the_temporal_channel_alone(tmp_path, kind, video, d
     write_tokens(tmp_path / "tokens", kind=kind)
     write_weights(tmp_path / "weights", **video)
     stage = "stage2" if video else "stage1"
-    train(write_config(tmp_path, stage=stage, dtype=dtype, recompute=dtype == "bf16"))
+    train_watched(write_config(tmp_path, stage=stage, dtype=dtype, recompute=dtype == "bf16"))
     before, after = weights_of(tmp_path / "weights"), weights_of(tmp_path / "run/model")
     trained = load_model(tmp_path / "run/model").temporal_parameters().keys()
     moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
@@ -80,7 +90,7 @@ def test_an_inherited_image_model_becomes_a_stage(base, tmp_path):
     assert losses(tmp_path / "run") == losses(base / "run")  # weights/ was inherited from it in the same way
 
 
-def test_image_model_and_super_resolution(tmp_path):
+def test_image_model_and_super_resolution(tmp_path, capsys):
     write_tokens(tmp_path / "tokens", kind="image")
     write_weights(tmp_path / "weights")
     train(write_config(tmp_path, stage="image"))
@@ -89,15 +99,19 @@ def test_image_model_and_super_resolution(tmp_path):
     assert after.config.num_frames == 1
     assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])  # type: ignore[union-attr]
     write_tokens(tmp_path / "large", kind="superres")
-    geometry = SuperResolutionConfig(
-        num_layers=1, hidden_size=16, num_heads=2, vocab_size=30, image_tokens=10, begin_of_image=29, low_height=2,
-        low_width=3, text_slots=7, low_position=7, base_positions=13,
-    )  # fmt: skip
-    DirectSuperResolution.from_config(geometry).save_pretrained(tmp_path / "superres")
+    write_superres(tmp_path / "superres")
     changes = {"data": str(tmp_path / "large"), "start": str(tmp_path / "superres"), "run_dir": str(tmp_path / "sr")}
-    train(write_config(tmp_path, stage="superres", **changes))
+    train(write_config(tmp_path, stage="superres", samples=1, **changes))
+    assert "No samples will be drawn" in capsys.readouterr().err
     assert losses(tmp_path / "sr")[-1] < losses(tmp_path / "sr")[0]
     DirectSuperResolution.from_pretrained(tmp_path / "sr/model")
+
+
+def test_texts_that_are_too_long_lose_their_end():
+    ids = torch.tensor([[0, 0, 0, 1, 2], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4]])
+    short, mask = shorten(ids, ids > 0, 3)
+    assert short.tolist() == [[0, 1, 2], [1, 2, 3], [1, 2, 3]] and torch.equal(mask, short > 0)
+    assert torch.equal(shorten(ids, ids > 0, 9)[0], ids)
 
 
 def test_parts_of_a_batch_add_up_to_it(base, tmp_path):
@@ -123,7 +137,13 @@ def test_what_is_told(base, tmp_path):
     torch.manual_seed(0)
     tokenizer = FrameTokenizer(PatchVQVAE(10, (8, 8, 4, 4)))
     tokenizer.save(tmp_path / "frames.safetensors")
-    changes = {"samples": 2, "sample_every": 3, "frame_tokenizer": str(tmp_path / "frames.safetensors")}
+    tokens = write_tokens(tmp_path / "tokens", tokenizer=tokenizer.digest)
+    changes = {
+        "samples": 2,
+        "data": str(tokens),
+        "sample_every": 3,
+        "frame_tokenizer": str(tmp_path / "frames.safetensors"),
+    }
     train(write_config(base, run_dir=str(tmp_path / "run"), tensorboard=True, dtype="bf16", **changes))
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -138,16 +158,42 @@ def test_what_is_told(base, tmp_path):
     assert [event.step for event in board.Images("samples")] == [0, 3, 6]
     picture = Image.open(tmp_path / "run/samples/step-000000006.png")
     assert picture.size == (5 * 26, 2 * 2 * 18)  # five frames of 24 x 16 pixels and margins, two clips, real and made
-    real = TokenizedBatches(base / "tokens", 4, seed=0)(0, split="test").frames[0, 0]
+    real = TokenizedBatches(tokens, 4, seed=0)(0, split="test").frames[0, 0]
     shown = torch.from_numpy(np.array(picture.crop((0, 0, 24, 16)), dtype=np.float32))
     decoded = FrameTokenizer.load(tmp_path / "frames.safetensors").decode(real.view(1, 2, 3))[0]
     assert (shown.permute(2, 0, 1) - 255 * decoded.clamp(0, 1)).abs().max() <= 1
     assert picture.crop((0, 0, 24, 16)).tobytes() == picture.crop((0, 18, 24, 34)).tobytes()  # the given frame
 
 
+def test_samples_by_another_frame_tokenizer_are_refused(base, tmp_path):
+    FrameTokenizer(PatchVQVAE(10, (8, 8, 4, 4))).save(tmp_path / "frames.safetensors")
+    changes = {"samples": 2, "frame_tokenizer": str(tmp_path / "frames.safetensors")}
+    with pytest.raises(CogVideoError, match="another frame tokenizer"):
+        train(write_config(base, run_dir=str(tmp_path / "run"), **changes))
+
+
+def test_tokens_of_other_tokenizers_than_the_start_s_are_refused(base, tmp_path):
+    write_weights(tmp_path / "pipe/stage1")
+    shutil.copytree(DEMO / "tokenizers", tmp_path / "pipe/tokenizers")
+    (tmp_path / "pipe/pipeline.json").touch()
+    with pytest.raises(CogVideoError, match="another frame tokenizer than the model's"):
+        train(write_config(base, run_dir=str(tmp_path / "run"), start=str(tmp_path / "pipe")))
+
+
+def test_weights_that_were_replaced_are_refused(tmp_path, monkeypatch):
+    write_tokens(tmp_path / "tokens")
+    write_weights(tmp_path / "weights")
+    path = stopped(tmp_path, tmp_path / "run", monkeypatch)
+    weights = weights_of(tmp_path / "weights")
+    weights["blocks.0.mlp.up.weight"] += 1
+    save_file(weights, tmp_path / "weights/model.safetensors")
+    with pytest.raises(CogVideoError, match="other settings"):
+        train(path)
+
+
 def test_a_finished_run_is_not_run_again(base):
     before = {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
-    train(base / "run.yaml")
+    train(write_config(base))
     assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
 
 
@@ -238,6 +284,8 @@ def test_a_shard_that_is_missing_or_damaged_is_named(tmp_path):
         ({"data": "/nowhere"}, "/nowhere"),
         ({"dtype": "fp8"}, "fp8"),
         ({"log_every": 0}, "log_every"),
+        ({"window": 3}, "window None, not 3"),
+        ({"stage": "superres", "recompute": True}, "recompute"),
         ({"run_dir": "/proc/nowhere"}, "run_dir"),
         ({"optimizer": {"steps": 6, "batch_size": 4, "accumulate": 3}}, "parts"),
         ({"seed": 1, "run_dir": "finished"}, "other settings"),

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoints.native import inherit_image_model, save_model
-from cogvideo.config import ModelConfig
+from cogvideo.config import ModelConfig, from_dict, load_yaml
 from cogvideo.data.tokenized import Sample, TokenFormat, finish, shard_name, write_shard
 from cogvideo.model import CogVideoTransformer
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.training import distributed
+from cogvideo.training.run import Training, TrainingConfig
 
 IMAGE = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=6,
@@ -22,12 +25,12 @@ FORMAT = TokenFormat(
 )  # fmt: skip
 
 
-def write_tokens(folder: Path, *, kind: str = "sequential", shards: int = 2, clips: int = 10) -> Path:
+def write_tokens(folder: Path, *, kind: str = "sequential", shards: int = 2, clips: int = 10, tokenizer="f") -> Path:
     """Clips that have one and the same token in all places of all frames: a rule that can be learned."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     frames = 1 if kind in ("image", "superres") else 5
-    made = replace(FORMAT, kind=kind, num_frames=frames)
+    made = replace(FORMAT, kind=kind, num_frames=frames, frame_tokenizer=tokenizer)
     names = [shard_name(number) for number in range(shards)]
     for number, name in enumerate(names):
         samples = []
@@ -46,6 +49,27 @@ def write_weights(folder: Path, **video) -> Path:
     image = CogVideoTransformer(IMAGE).initialize(0)
     save_model(inherit_image_model(image, config=IMAGE.video(**video), seed=0), folder)
     return folder
+
+
+def write_superres(folder: Path) -> Path:
+    """A native folder of a super-resolution with as many text slots as the tokens have, as recipes make it."""
+    geometry = SuperResolutionConfig(
+        num_layers=1, hidden_size=16, num_heads=2, vocab_size=30, image_tokens=10, begin_of_image=29, low_height=2,
+        low_width=3, text_slots=FORMAT.text_length, low_position=7, base_positions=13,
+    )  # fmt: skip
+    DirectSuperResolution.from_config(geometry).save_pretrained(folder)
+    return folder
+
+
+def train_watched(path: str | Path) -> None:
+    """Train, and hold all weights in memory that are not trained against what they were before: bit for bit."""
+    training = Training(from_dict(TrainingConfig, load_yaml(path), str(path)))
+    weights = training.model.named_parameters()
+    before = {name: weight.detach().clone() for name, weight in weights if name not in training.names}
+    training.run()
+    after = dict(training.model.named_parameters())
+    for name, weight in before.items():
+        assert torch.equal(distributed.whole(after[name].detach()), weight), name
 
 
 def write_config(folder: Path, **changes) -> Path:

@@ -1,19 +1,45 @@
-"""What test_distributed.py runs under torchrun: trains by the files it is given; at `name.yaml:STEP` that step is missing."""
+"""What test_distributed.py runs under torchrun: trains by the files it is given; at `name.yaml:STEP` that step is missing.
 
+A folder in place of a file: each process writes there what it is told where process 0 alone fails or has a checkpoint.
+"""
+
+import json
 import sys
+from pathlib import Path
 
 import torch
+from tiny_tokens import train_watched
 
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
-from cogvideo.training.run import train
+from cogvideo.training.checkpoints import Checkpoints, save_atomic
+
+
+def faults(folder: Path) -> None:
+    rank, own, told = distributed.rank(), folder / f"own-{distributed.rank()}", []
+    own.mkdir()
+    if rank == 0:
+        save_atomic({"step": 3, "weights": {}, "optimizers": [], "settings": {}}, own / "checkpoint.pt")
+
+    def fail() -> None:
+        raise OSError("disk gone")
+
+    for work in (lambda: distributed.first_only(fail), Checkpoints(own, torch.nn.Linear(1, 1), [], {}).load):
+        try:
+            work()
+        except (OSError, CogVideoError) as error:
+            told.append(str(error))
+    (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     read = TokenizedBatches.__call__
-    distributed.leave, leave = lambda: None, distributed.leave  # one process group for all trainings
     for argument in sys.argv[1:]:
+        if Path(argument).is_dir():
+            faults(Path(argument))
+            continue
         path, _, missing = argument.partition(":")
 
         def cut_off(self, step, device="cpu", split="train", missing=missing):
@@ -23,7 +49,7 @@ if __name__ == "__main__":
 
         TokenizedBatches.__call__ = cut_off  # type: ignore[method-assign]
         try:
-            train(path)
+            train_watched(path)
         except CogVideoError as error:
             assert missing and str(error) == "missing", error
-    leave()
+    distributed.leave()
