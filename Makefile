@@ -17,8 +17,9 @@ demo: .venv/installed
 		2> $(DEMO)/log.txt || { cat $(DEMO)/log.txt; exit 1; }
 	@echo "Done. Open this page in a browser: $(CURDIR)/$(DEMO)/index.html"
 
+# One process a core, each with one thread: most tests are too small for more.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/python -m ruff check $(CHECKED)
