@@ -35,8 +35,8 @@ class Board:
             if point.name in ended and point.name in self.states:
                 continue
             folder = self.sweep.folder_of(point)
-            state = notes.status(folder, self.code, self.sweep.collect)
-            self.found[point.name] = notes.read_note(folder)
+            note = self.found[point.name] = notes.read_note(folder)
+            state = notes.status(folder, note, self.code, self.sweep.collect)
             if state != self.states.get(point.name):
                 changed.append(point.name)
             self.states[point.name] = state

@@ -139,7 +139,7 @@ def _note_of(future: "Future", client: "Client", folder: Path) -> dict[str, Any]
         raise CogVideoError(GONE)
     if future.status == "finished":
         note = future.result()
-        if note["status"] not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
+        if note.get("status") not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
             return note
         said = f"it ran on {note['host']}, whose files are not here: put the sweep on a disk that all of them share"
         return note | {"status": "failed", "reason": "lost", "error": said}

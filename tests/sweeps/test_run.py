@@ -65,6 +65,10 @@ def alive(attempt: str) -> list[psutil.Process]:
     return found
 
 
+def state(folder, fingerprint: str, collect: list[str]) -> str:
+    return notes.status(folder, notes.read_note(folder), fingerprint, collect)
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """A scheduler and a worker, started by hand. Gives the address."""
@@ -164,7 +168,7 @@ def test_stop_ends_a_point_whose_driver_is_dead(tmp_path):
     note = wait_for(lambda: notes.read_note(folder))
     driver.kill()
     driver.wait()
-    assert notes.status(folder, note["fingerprint"], []) == "running"
+    assert state(folder, note["fingerprint"], []) == "running"
     assert run.stop(file).startswith("Stopped the sweep study: 1 points were running")
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
     assert run.stop(file) == "Nothing of the sweep study is running."
@@ -190,7 +194,7 @@ def point(tmp_path):
 def test_a_notebook_that_ended_counts_though_its_guard_died(point):
     file, folder, note = point
     sweep = load(file)
-    assert notes.status(folder, note["fingerprint"], []) == "interrupted"
+    assert state(folder, note["fingerprint"], []) == "interrupted"
     found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))
     assert (found["status"], found["attempt"]) == ("done", "first") and found == notes.read_note(folder)
     assert run.run(file) == 0  # nothing left to do
@@ -201,12 +205,12 @@ def test_a_notebook_that_ended_counts_though_its_guard_died(point):
 def test_what_is_done_is_done_until_code_or_metrics_change(point):
     file, folder, note = point
     notes.write_note(folder, note | {"status": "done", "seconds": 1.0})
-    assert notes.status(folder, note["fingerprint"], ["score"]) == "done"
-    assert notes.status(folder, note["fingerprint"], ["score", "fvd"]) == "incomplete"
-    assert notes.status(folder, "other", ["score"]) == "changed"
+    assert state(folder, note["fingerprint"], ["score"]) == "done"
+    assert state(folder, note["fingerprint"], ["score", "fvd"]) == "incomplete"
+    assert state(folder, "other", ["score"]) == "changed"
     notebook = load(file).notebook
     notebook.write_text(notebook.read_text().replace("size * rate", "size + rate"))
-    assert notes.status(folder, fingerprint(notebook), ["score"]) == "changed"
+    assert state(folder, fingerprint(notebook), ["score"]) == "changed"
 
 
 def test_a_stop_reaches_those_who_wait_for_the_lock(point):
