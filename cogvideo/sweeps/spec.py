@@ -14,11 +14,8 @@ from cogvideo.sweeps.parameters import Parameter, code_cells, read_parameters
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _PACKAGE = Path(__file__).parents[1]
-NO_RESULTS = (
-    "cli*.py",
-    "sweeps/*",
-    "reports/*",
-)  # code that runs notebooks and reads their results, but does not make them
+# Code that runs notebooks and reads their results, but does not make them.
+NO_RESULTS = ("cli*.py", "sweeps/*", "reports/*")
 
 
 @dataclass(frozen=True)
