@@ -203,9 +203,9 @@ def save_clips(
 
 def _clips_of(folder: Path) -> dict[str, Path]:
     """Files of the clips that a point kept, by prompt."""
-    files, prompts = notes.read_json(folder / "result.json").get("files", {}), {}
-    if "sample_prompts" in files:
-        prompts = dict(enumerate(json.loads((folder / files["sample_prompts"]).read_text("utf-8"))))
+    files = notes.read_json(folder / "result.json").get("files", {})
+    told = folder / files.get("sample_prompts", "")
+    prompts = dict(enumerate(json.loads(told.read_text("utf-8")))) if told.is_file() else {}
     named = {
         prompts.get(i, {}).get("prompt", f"clip {i + 1}"): folder / n for i, n in enumerate(files.get("samples", []))
     }

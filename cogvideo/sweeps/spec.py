@@ -99,6 +99,8 @@ def load(file: str | Path) -> Sweep:
     values = load_yaml(file)
     seeds = values.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise CogVideoError(f"{file}: seeds must be their number, at least 1, or a list of them, not {seeds}.")
         values["seeds"] = list(range(seeds))
     if "baseline" in values:
         values["baseline"] = str(values["baseline"])

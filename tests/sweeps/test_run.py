@@ -178,6 +178,10 @@ def test_stop_ends_a_point_whose_driver_is_dead(tmp_path):
     assert run.stop(file).startswith("Stopped the sweep study: 1 points were running")
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
     assert run.stop(file) == "Nothing of the sweep study is running."
+    driver = faults.start(file)  # one that has just begun is stopped before it begins a point
+    wait_for(lambda: notes.is_locked(sweep.folder / "lock"))
+    assert run.stop(file).startswith("Stopped the sweep study: 0 points") and driver.wait(LONG) == 130
+    assert notes.read_note(folder)["attempt"] == note["attempt"]
 
 
 @pytest.fixture
