@@ -151,8 +151,8 @@ def read_ratings(file: str | Path) -> list[Rating]:
     Raises CogVideoError for a file that cannot be read, other damage, and answers that are none.
     """
     try:
-        lines = Path(file).read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = Path(file).read_text("utf-8", errors="replace").split("\n")  # a line may end within a letter
+    except OSError as error:
         raise CogVideoError(f"The ratings {file} cannot be read ({error}): give the file of a study.") from None
     found = []
     for number, line in enumerate(lines, 1):
@@ -175,7 +175,8 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     """Bradley-Terry strengths by variant, the strongest first; their mean is 0.
 
     Where some variants have won all or none of their answers against the others, the most likely strengths are endless: then
-    SMOOTHING answers for each side are added to every pair of variants that was asked. Raises CogVideoError without answers, and
+    SMOOTHING answers for each side are added to every pair of variants that was asked, and intervals are at least those of
+    independent answers. Raises CogVideoError without answers, and
     where variants were not compared with each other, not even by way of others.
     """
     names = sorted({name for r in ratings for name in (r.left, r.right)})
@@ -191,10 +192,13 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     asked = (wins + wins.T) > 0
     if not _reaches_all(asked):
         raise CogVideoError("Not all variants were compared with each other, not even by way of others: rate more.")
-    if not (_reaches_all(wins > 0) and _reaches_all(wins.T > 0)):
+    endless = not (_reaches_all(wins > 0) and _reaches_all(wins.T > 0))
+    if endless:
         wins = wins + SMOOTHING * asked
     mean = _most_likely(wins)
     deviation = _deviations(mean, wins, ratings, place)
+    if endless:  # answers that are all alike surprise so little that the sandwich is far too thin
+        deviation = np.maximum(deviation, np.sqrt(np.diag(_inverse(mean, wins))))
     found = {
         name: Strength(
             float(mean[i]), float(mean[i] - WITHIN * deviation[i]), float(mean[i] + WITHIN * deviation[i]),
@@ -226,11 +230,12 @@ def _odds(mean: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(mean[None] - mean[:, None]))
 
 
-def _information(mean: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _inverse(mean: np.ndarray, wins: np.ndarray) -> np.ndarray:
+    """Of the information: the covariance of the strengths if all answers were independent."""
     chance = _odds(mean)
-    weight = counts * chance * (1 - chance)
+    weight = (wins + wins.T) * chance * (1 - chance)
     np.fill_diagonal(weight, 0)
-    return np.diag(weight.sum(1)) - weight
+    return np.linalg.pinv(np.diag(weight.sum(1)) - weight, hermitian=True)
 
 
 def _most_likely(wins: np.ndarray) -> np.ndarray:
@@ -238,7 +243,7 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
     counts, mean = wins + wins.T, np.zeros(len(wins))
     for _ in range(100):
         slope = (wins - counts * _odds(mean)).sum(1)
-        step = np.linalg.pinv(_information(mean, counts), hermitian=True) @ slope
+        step = _inverse(mean, wins) @ slope
         mean += step * min(1.0, 2.0 / max(1e-12, float(abs(step).max())))
         if abs(step).max() < 1e-10:
             break
@@ -254,7 +259,7 @@ def _deviations(mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], p
         surprise = {"left": 1.0, "right": 0.0, "same": 0.5}[r.answer] - chance[a, b]
         slopes[r.pair][a] += surprise
         slopes[r.pair][b] -= surprise
-    inverse = np.linalg.pinv(_information(mean, wins + wins.T), hermitian=True)
+    inverse = _inverse(mean, wins)
     middle = sum(np.outer(slope, slope) for slope in slopes.values())
     return np.sqrt(np.diag(inverse @ middle @ inverse))
 

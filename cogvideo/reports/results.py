@@ -90,9 +90,9 @@ def read_results(path: str | Path) -> Results:
         name=sweep.name,
         question=sweep.question,
         rows=rows,
-        parameters=[name for name in sweep.points[0].parameters if name in rows[0]],
+        parameters=[name for name in map(table.parameter_column, sweep.points[0].parameters) if name in rows[0]],
         metrics=_metrics(sweep, rows),
-        variant=sweep.variant,
+        variant=sweep.variant and table.parameter_column(sweep.variant),
         baseline=sweep.baseline,
         folder=folder,
         repeat=[f"cogvideo sweep run reports/sweeps/{sweep.file.name}"],
@@ -143,8 +143,9 @@ def _plain(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
 
 def _metrics(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the sweep collects; without that, all columns of numbers that are neither parameters nor the sweep's own."""
-    own = {*table.FIRST, *table.LAST, *sweep.points[0].parameters}
-    wanted = sweep.collect or [name for name in rows[0] if name not in own]
+    parameters = sweep.points[0].parameters
+    own = {*table.FIRST, *table.LAST, *map(table.parameter_column, parameters)}
+    wanted = [table.metric_column(name, parameters) for name in sweep.collect] or [n for n in rows[0] if n not in own]
     return [name for name in wanted if any(isinstance(row.get(name), (int, float)) for row in rows)]
 
 
@@ -202,9 +203,9 @@ def save_clips(
 
 def _clips_of(folder: Path) -> dict[str, Path]:
     """Files of the clips that a point kept, by prompt."""
-    files, prompts = notes.read_json(folder / "result.json").get("files", {}), {}
-    if "sample_prompts" in files:
-        prompts = dict(enumerate(json.loads((folder / files["sample_prompts"]).read_text("utf-8"))))
+    files = notes.read_json(folder / "result.json").get("files", {})
+    told = folder / files.get("sample_prompts", "")
+    prompts = dict(enumerate(json.loads(told.read_text("utf-8")))) if told.is_file() else {}
     named = {
         prompts.get(i, {}).get("prompt", f"clip {i + 1}"): folder / n for i, n in enumerate(files.get("samples", []))
     }

@@ -10,10 +10,11 @@ from typing import Any
 from cogvideo.errors import CogVideoError
 from cogvideo.reports import html, plots
 from cogvideo.reports.results import NOT_RUN, USABLE, Results, fvd_card, read_results, sample_clips
-from cogvideo.sweeps.statistics import CONFIDENCE, Difference, differences, summarize
+from cogvideo.sweeps.statistics import CONFIDENCE, Difference, corrected, differences, summarize
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
 LABEL = " label"  # a column that no table has
+DIRTY = "-dirty"  # how a commit ends when files differed from it
 TITLES = {
     "fvd": "FVD", "kvd": "kernel distance (KVD)", "action": "action right", "part": "part of the action right",
     "same": "one object all the time", "digit": "digit right", "color": "colour right", "loss": "test loss, nats a token",
@@ -53,7 +54,8 @@ def report(
 def differences_of(results: Results) -> list[Difference]:
     """Every variant less the baseline in every metric, in pairs of the same seed; none without a baseline.
 
-    Where other parameters vary, too, pairs have the same ones, and the variant's name tells which.
+    Where other parameters vary, too, pairs have the same ones, and the variant's name tells which. p values are Holm's over
+    all comparisons of one metric.
     """
     found: list[Difference] = []
     for label, rows in results.groups().items():
@@ -61,7 +63,7 @@ def differences_of(results: Results) -> list[Difference]:
         if results.variant and results.baseline in names and "seed" in rows[0]:
             some = differences(rows, results.variant, results.baseline, results.metrics)
             found += [replace(d, variant=_label(d.variant, label)) for d in some]
-    return found
+    return corrected(found)
 
 
 def labelled(results: Results) -> list[dict[str, Any]]:
@@ -102,10 +104,8 @@ def _read(notes: str | Path) -> str:
 
 
 def _facts(results: Results) -> str:
-    states = Counter(row["status"] for row in results.rows)
-    counts = ", ".join(
-        f"{count} {'done' if state in ('done', 'changed') else state}" for state, count in states.items()
-    )
+    states = Counter("done" if row["status"] in USABLE else row["status"] for row in results.rows)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     seeds = sorted({row["seed"] for row in results.usable if row.get("seed") is not None})
     started = sorted(str(row["started"])[:16] for row in results.usable if row.get("started"))
     when = f"{started[0].replace('T', ' ')} to {started[-1].replace('T', ' ')} UTC" if started else "unknown"
@@ -129,8 +129,8 @@ def _verdict(results: Results, found: Sequence[Difference]) -> list[str]:
     parts = [
         html.heading("Which orderings hold"),
         html.paragraph(
-            f"Every variant is compared with {results.baseline} in pairs of the same seed, which share prompts, first frames and "
-            f"batches. Intervals are Student's, {CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the "
+            f"Every variant is compared with {results.baseline} in pairs of the same seed. "
+            f"Intervals are Student's, {CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the "
             "comparisons of one metric. An ordering holds where the interval excludes zero."
         ),
     ]
@@ -287,10 +287,10 @@ def _repeat(results: Results) -> list[str]:
         for told in _distinct(results, "versions")
     )
     commits = _distinct(results, "commit")
-    lines = [f"git checkout {commits[0].rstrip('+')}", *results.repeat, f"cogvideo report {results.repeat[0].split()[-1]} -o report.html"]  # fmt: skip
+    lines = [f"git checkout {commits[0].removesuffix(DIRTY)}", *results.repeat, f"cogvideo report {results.repeat[0].split()[-1]} -o report.html"]  # fmt: skip
     parts = [html.heading("How to repeat it"), html.preformatted("\n".join(lines))]
-    if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
-        parts.append(html.paragraph(f"Commits of the points: {', '.join(commits)}; + marks files that differed."))
+    if len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits):
+        parts.append(html.paragraph(f"Commits of the points: {', '.join(commits)}; {DIRTY} marks files that differed."))
     parts.append(html.paragraph(f"Environment: {versions}. Hosts: {', '.join(_distinct(results, 'host'))}."))
     return parts
 

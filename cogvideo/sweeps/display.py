@@ -35,8 +35,8 @@ class Board:
             if point.name in ended and point.name in self.states:
                 continue
             folder = self.sweep.folder_of(point)
-            state = notes.status(folder, self.code, self.sweep.collect)
-            self.found[point.name] = notes.read_note(folder)
+            note = self.found[point.name] = notes.read_note(folder)
+            state = notes.status(folder, note, self.code, self.sweep.collect)
             if state != self.states.get(point.name):
                 changed.append(point.name)
             self.states[point.name] = state
@@ -79,7 +79,7 @@ class Board:
     def table(self, rows: int, workers: int = 0) -> Table:
         """Running and failed points first; at most so many rows."""
         names = sorted(self.states, key=lambda name: ORDER.index(self.states[name]))  # stable: else as in the file
-        table = Table(title=f"sweep {self.sweep.name}", caption=self.summary(workers), expand=False)
+        table = Table(title=f"sweep {escape(self.sweep.name)}", caption=self.summary(workers), expand=False)
         for column in ("point", "state", ""):
             table.add_column(column, overflow="fold" if not column else "ellipsis")
         for name in names[:rows]:

@@ -30,6 +30,7 @@ def _die_with_the_guard() -> None:
 
 
 def _run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]  # jsonschema's, for IRIs: two seconds to load
     from nbclient.exceptions import DeadKernelError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError

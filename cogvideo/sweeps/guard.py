@@ -27,7 +27,7 @@ from cogvideo.sweeps import RESULT_FILE, notes
 from cogvideo.sweeps.spec import fingerprint
 
 ATTEMPT = "COGVIDEO_SWEEP_ATTEMPT"  # in the environment of all processes of one run of a point
-INTERVAL = 0.25  # seconds between looks
+INTERVAL = 0.5  # seconds between looks
 GRACE = 10.0  # seconds that papermill has to save the notebook after its kernel was killed
 OURS = ("point.json", "outcome.json", "executed.ipynb", "result.json", "log.txt")
 PACKAGES = ("torch", "numpy", "papermill")  # whose versions are noted, beside Python's and our own

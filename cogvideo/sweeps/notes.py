@@ -90,10 +90,9 @@ def _flock(path: Path, kind: int) -> IO[str] | None:
     return file
 
 
-def status(folder: Path, fingerprint: str, collect: list[str]) -> str:
+def status(folder: Path, note: dict[str, Any], fingerprint: str, collect: list[str]) -> str:
     """waiting, running, done, failed, stopped; interrupted: its process died; changed: done by other code; incomplete:
-    done without a metric that is now to be collected."""
-    note = read_note(folder)
+    done without a metric that is now to be collected. note: the folder's, read once, since it may change at any time."""
     found = note.get("status", "waiting")
     if found == "running" and not is_locked(folder / "lock"):
         return "interrupted"

@@ -46,7 +46,9 @@ def code_cells(notebook: Path) -> list[dict[str, Any]]:
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """Parameters by name. Raises CogVideoError without exactly one cell of them, and for one that is not Python."""
-    cells = [cell["source"] for cell in code_cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    cells = [
+        cell["source"] for cell in code_cells(notebook) if "parameters" in cell.get("metadata", {}).get("tags", [])
+    ]
     if len(cells) != 1:
         raise CogVideoError(f"{notebook} has {len(cells)} cells tagged 'parameters': exactly one must be.")
     try:

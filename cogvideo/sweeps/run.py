@@ -42,6 +42,8 @@ def run(
             f"The sweep {sweep.name} is being run already: look with `cogvideo sweep status`, or `cogvideo sweep stop` it."
         )
     with lock:
+        name = uuid.uuid4().hex
+        notes.set_run(sweep.folder, name)  # before anything that takes time, so that a stop meanwhile counts
         board = Board(sweep, fingerprint(sweep.notebook))
         board.look()
         todo = [point for point in sweep.points if board.states[point.name] != "done"]
@@ -54,11 +56,11 @@ def run(
                 _ends_like_ctrl_c(),
                 connect(workers, scheduler, slurm, sweep, len(todo)) as (client, tend),
             ):
-                stopped = _drive(client, tend, board, display, todo)
+                stopped = _drive(client, tend, board, display, todo, name)
         written = table.write(sweep)
         failed = [point.name for point in sweep.points if board.states[point.name] == "failed"]
-        for name in failed:
-            display.say(f"{name} failed: {board.detail(name)}")
+        for point in failed:
+            display.say(f"{point} failed: {board.detail(point)}")
         display.say(f"{board.summary()}\n{written}")
         return STOPPED if stopped else min(len(failed), 125)
 
@@ -95,10 +97,11 @@ def _plan(board: Board, todo: list[Point]) -> str:
     )
 
 
-def _drive(client: "Client", tend: Callable[[], None], board: Board, display: Display, todo: list[Point]) -> bool:
-    """Hand the points to the cluster and wait for them. Returns whether the sweep was stopped."""
-    sweep, run = board.sweep, uuid.uuid4().hex
-    notes.set_run(sweep.folder, run)
+def _drive(
+    client: "Client", tend: Callable[[], None], board: Board, display: Display, todo: list[Point], run: str
+) -> bool:
+    """Hand the points to the cluster and wait for them. run: our name. Returns whether the sweep was stopped."""
+    sweep = board.sweep
     futures: dict[Future, Point] = {}
     for rank, point in enumerate(todo):
         note = board.found[point.name]
@@ -139,7 +142,7 @@ def _note_of(future: "Future", client: "Client", folder: Path) -> dict[str, Any]
         raise CogVideoError(GONE)
     if future.status == "finished":
         note = future.result()
-        if note["status"] not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
+        if note.get("status") not in notes.VERDICTS or note.get("reason") == "lost" or _arrived(folder, note):
             return note
         said = f"it ran on {note['host']}, whose files are not here: put the sweep on a disk that all of them share"
         return note | {"status": "failed", "reason": "lost", "error": said}
@@ -180,7 +183,10 @@ def _wait_for_points(sweep: Sweep) -> None:
 
 
 def stop(file: str | Path) -> str:
-    """Stop a sweep from another terminal, driver or no driver. Returns a sentence that says what was stopped."""
+    """Stop a sweep from another terminal, driver or no driver. Returns a sentence that says what was stopped.
+
+    Raises CogVideoError for what does not stop.
+    """
     sweep = load(file)
     held = _held(sweep)
     if not held and not notes.is_locked(sweep.folder / "lock"):
@@ -188,7 +194,11 @@ def stop(file: str | Path) -> str:
     notes.set_run(sweep.folder, notes.STOPPED)
     _wait_for_points(sweep)
     deadline = time.monotonic() + STOPPING
-    while notes.is_locked(sweep.folder / "lock") and time.monotonic() < deadline:
+    while notes.is_locked(sweep.folder / "lock"):
+        if time.monotonic() > deadline:
+            raise CogVideoError(
+                f"The driver of the sweep {sweep.name} has not ended in {STOPPING:.0f} s: look with `cogvideo sweep status`."
+            )
         time.sleep(0.2)
     return f"Stopped the sweep {sweep.name}: {len(held)} points were running; `cogvideo sweep run` goes on with it."
 

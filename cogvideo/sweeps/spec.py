@@ -14,7 +14,8 @@ from cogvideo.sweeps.parameters import Parameter, code_cells, read_parameters
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _PACKAGE = Path(__file__).parents[1]
-NO_RESULTS = ("cli*.py", "sweeps/*")  # code that runs notebooks and reads their results, but does not make them
+# Code that runs notebooks and reads their results, but does not make them.
+NO_RESULTS = ("cli*.py", "sweeps/*", "reports/*")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def load(file: str | Path) -> Sweep:
     values = load_yaml(file)
     seeds = values.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise CogVideoError(f"{file}: seeds must be their number, at least 1, or a list of them, not {seeds}.")
         values["seeds"] = list(range(seeds))
     if "baseline" in values:
         values["baseline"] = str(values["baseline"])

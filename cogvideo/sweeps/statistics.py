@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """`variant` less `baseline`, in pairs of the same seed; p is two-sided, and Holm's where several were asked together."""
+    """`variant` less `baseline`, in pairs of the same seed; p is two-sided."""
 
     variant: str
     baseline: str
@@ -92,19 +92,25 @@ def difference(
 
 
 def differences(rows: Sequence[Mapping[str, Any]], by: str, baseline: str, metrics: Sequence[str]) -> list[Difference]:
-    """All other variants less the baseline; p values are Holm's over the comparisons of one metric.
+    """All other variants less the baseline; p values are those of each comparison alone (see corrected).
 
     Raises CogVideoError when the table does not have the baseline.
     """
     variants = list(dict.fromkeys(row[by] for row in rows))
     if baseline not in variants:
         raise CogVideoError(f"The table has no {by} {baseline!r}: choose one of {', '.join(map(str, variants))}.")
-    found: list[Difference] = []
-    for metric in metrics:
-        some = [difference(rows, by, variant, baseline, metric) for variant in variants if variant != baseline]
-        known = [d for d in some if d is not None]
-        found += [replace(d, p=p) for d, p in zip(known, holm([d.p for d in known]), strict=True)]
-    return found
+    others = [variant for variant in variants if variant != baseline]
+    found = [difference(rows, by, variant, baseline, metric) for metric in metrics for variant in others]
+    return [d for d in found if d is not None]
+
+
+def corrected(found: Sequence[Difference]) -> list[Difference]:
+    """The same with p values after Holm over all comparisons of one metric."""
+    p: dict[int, float] = {}
+    for metric in {d.metric for d in found}:
+        places = [i for i, d in enumerate(found) if d.metric == metric]
+        p |= zip(places, holm([found[i].p for i in places]), strict=True)
+    return [replace(d, p=p[i]) for i, d in enumerate(found)]
 
 
 def holm(p: Sequence[float]) -> list[float]:

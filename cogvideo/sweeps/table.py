@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,15 +34,23 @@ def gather(sweep: Sweep) -> "DataFrame":
 
 def row(folder: Path, code: str, collect: list[str], name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     note = notes.read_note(folder)
-    note["status"] = notes.status(folder, code, collect)
+    note["status"] = notes.status(folder, note, code, collect)
     found = {"point": name} | {column: note.get(column) for column in FIRST[1:]}
     for parameter, value in parameters.items():
-        found[f"parameter_{parameter}" if parameter in FIRST + LAST else parameter] = value
+        found[parameter_column(parameter)] = value
     if note["status"] in ("done", "changed"):
         for metric, value in notes.read_json(folder / "result.json").get("metrics", {}).items():
-            found[f"metric_{metric}" if metric in found or metric in LAST else metric] = value
+            found[metric_column(metric, parameters)] = value
     found |= {column: note.get(column) for column in LAST}
     return {k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k, v in found.items()}
+
+
+def parameter_column(name: str) -> str:
+    return f"parameter_{name}" if name in FIRST + LAST else name
+
+
+def metric_column(name: str, parameters: Iterable[str]) -> str:
+    return f"metric_{name}" if name in FIRST + LAST or name in map(parameter_column, parameters) else name
 
 
 def write(sweep: Sweep) -> Path:

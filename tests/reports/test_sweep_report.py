@@ -66,7 +66,9 @@ def sweep(tmp_path):
             "loss": rng.uniform(),
         }
         if number == 1:
-            metrics["loss"] = None
+            metrics["loss"], note["fingerprint"] = None, "of other code"
+        if number == 2:
+            note["commit"] += "-dirty"
         files = {}
         if point.parameters["seed"] == 2:
             clip = rng.integers(256, size=(8, 64, 64, 3), dtype=np.uint8)
@@ -161,7 +163,9 @@ def test_every_number_is_in_the_table(sweep, tmp_path):
     assert len(page_of["file"].loaded) == 2 + 2 * len(VARIANTS)  # plots; a video and a strip for each clip
     assert page_of["file"].tables["failed"][1][3] == "ValueError: <no>"
     assert "cogvideo sweep run reports/sweeps/mini.yaml" in page_of["table"].text
-    assert "git checkout 0123456789ab" in page_of["table"].text
+    assert "git checkout 0123456789ab\n" in page_of["table"].text
+    assert "Commits of the points: 0123456789ab, 0123456789ab-dirty; -dirty marks" in page_of["table"].text
+    assert "12 points: 11 done, 1 failed." in page_of["table"].text  # what was done by other code is done, too
 
 
 def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
@@ -176,7 +180,7 @@ def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
             "status": "done",
             **p.parameters,
             "fvd": float(i),
-            "action": i / 8,
+            "action": i**2 / 64,
             "loss": 1.0,
             "seconds": 1.0,
         }
@@ -193,7 +197,23 @@ def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
     assert [(row[0], row[2], row[7]) for row in fvd] == [
         ("overlap-2, steps 4", "2", "worse"), ("overlap-2, steps 8", "2", "worse"),
     ]  # fmt: skip
+    raw = [float(stats.ttest_rel([i**2, (i + 1) ** 2], [(i - 2) ** 2, (i - 1) ** 2]).pvalue) for i in (2, 6)]
+    told = [row[5] for row in page.tables["differences"][1:] if row[1] == "action right"]
+    assert told == [f"{p:.2g}" for p in holm(raw)]  # over both numbers of steps
     assert len(page.loaded) == 3 and "Over steps" in page.text
+
+
+def test_names_that_are_the_table_s_own(sweep):
+    """A metric called as a column of the table, or as a parameter, is read from its own column."""
+    values = yaml.safe_load(sweep.file.read_text())
+    sweep.file.write_text(yaml.safe_dump(values | {"collect": ["seconds", "steps", "fvd"]}))
+    for i, point in enumerate(load(sweep.file).points):
+        measured = {"metrics": {"seconds": 1.0 + i, "steps": 2.0 + i, "fvd": 3.0 + i}}
+        (sweep.folder_of(point) / "result.json").write_text(json.dumps(measured))
+    results = read_results(sweep.file)
+    assert results.metrics == ["metric_seconds", "metric_steps", "fvd"]
+    assert [results.usable[0][name] for name in results.metrics] == [1.0, 2.0, 3.0]
+    assert results.usable[0]["steps"] == 4 and results.usable[0]["seconds"] > 50
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -30,7 +30,7 @@ print(kind)
 held = []
 while kind == "memory":
     held.append(bytearray(20_000_000))
-    time.sleep(0.01)
+    time.sleep(0.03)
 while kind == "endless":
     time.sleep(0.1)
 if kind == "raises":
@@ -39,16 +39,19 @@ if kind == "fine":
     record({"score": 1.5, "seconds": 3})"""
 
 
+LONG = 900  # seconds: a machine may be busy
+
+
 def command(*arguments: object) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(faults.ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "cogvideo", "sweep", *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment, capture_output=True, text=True, timeout=LONG,
     )  # fmt: skip
 
 
-def wait_for(condition, seconds: float = 60):
-    deadline = time.monotonic() + seconds
+def wait_for(condition):
+    deadline = time.monotonic() + LONG
     while not (found := condition()):
         assert time.monotonic() < deadline, "nothing came of it"
         time.sleep(0.1)
@@ -65,6 +68,10 @@ def alive(attempt: str) -> list[psutil.Process]:
     return found
 
 
+def state(folder, fingerprint: str, collect: list[str]) -> str:
+    return notes.status(folder, notes.read_note(folder), fingerprint, collect)
+
+
 @pytest.fixture
 def cluster(tmp_path):
     """A scheduler and a worker, started by hand. Gives the address."""
@@ -73,36 +80,39 @@ def cluster(tmp_path):
     def start(program: str, *arguments: object) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.dask_{program}", "--no-dashboard", *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(faults.ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | cluster_module.QUIET | {"PYTHONPATH": str(faults.ROOT)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     local = ["--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0"]
     scheduler = start("scheduler", *local, "--scheduler-file", place)
     tcp = wait_for(lambda: notes.read_json(place).get("address"))
-    worker = start("worker", tcp, "--nthreads", 2, "--memory-limit", 0)
+    worker = start("worker", tcp, "--no-nanny", "--nthreads", 2, "--memory-limit", 0)
     yield tcp
     for process in (worker, scheduler):
         process.terminate()
-        process.wait(20)
+        process.wait(LONG)
 
 
 def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cluster):
     """On a scheduler and a worker started by hand: one runs out of memory, one loops, one raises, one says nothing."""
 
-    def sweep(kinds: list[str], minutes: float) -> subprocess.CompletedProcess:
+    def sweep(kinds: list[str], minutes: float) -> tuple[subprocess.CompletedProcess, pd.DataFrame]:
         limits = {"memory": "600MB", "minutes": minutes}
         cells, cell, grid = ["1 + 1", KINDS, "2 + 2"], 'kind: str = "fine"\n', {"kind": kinds}
         file = write_sweep(tmp_path, cells, cell, grid=grid, resources=limits, collect=["score"])
-        return command("run", file, "--scheduler", cluster)
+        done = command("run", file, "--scheduler", cluster)
+        table = pd.read_parquet(tmp_path / "runs" / "study" / "table.parquet")
+        assert table["kind"].tolist() == kinds, done.stdout + done.stderr
+        return done, pd.read_csv(tmp_path / "runs" / "study" / "table.csv").set_index("kind")
 
-    alone = sweep(["fine"], 5.0)
-    assert alone.returncode == 0, alone.stdout + alone.stderr
-    usual = pd.read_csv(tmp_path / "runs" / "study" / "table.csv")["seconds"][0]
-    limit = float(4 * usual + 10) / 60  # two at once on a busy machine
-    done = sweep(["endless", "memory", "raises", "silent", "fine"], limit)
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert "1 of 5 points done; 4 new" in done.stdout
-    rows = pd.read_csv(tmp_path / "runs" / "study" / "table.csv").set_index("kind")
+    first, others = sweep(["memory", "raises", "silent", "fine"], 60.0)
+    assert first.returncode == 3, first.stdout + first.stderr
+    limit = float(2 * others["seconds"].max() + 4) / 60  # as busy as the machine is
+    last, rows = sweep(["endless", "fine"], limit)
+    assert last.returncode == 1, last.stdout + last.stderr
+    assert "1 of 2 points done; 1 new" in last.stdout and rows.loc["fine"].equals(others.loc["fine"])
+    said, rows = first.stdout + last.stdout, pd.concat([others, rows.loc[["endless"]]])
     assert rows["status"].to_dict() == {
         "endless": "failed", "memory": "failed", "raises": "failed", "silent": "failed", "fine": "done"
     }  # fmt: skip
@@ -113,33 +123,32 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
     used, most = re.fullmatch(r"([\d.]+) GB of ([\d.]+) GB", rows.error["memory"]).groups()
     assert float(most) == 0.6 < float(used) < 2
     assert rows.score["fine"] == 1.5 and rows.metric_seconds["fine"] == 3 and rows.score.isna().sum() == 4
-    assert 0 < rows.seconds["fine"] == usual < 60 * limit <= rows.seconds["endless"]
+    assert 0 < rows.seconds["fine"] < 60 * limit <= rows.seconds["endless"]
     for kind in ("endless", "memory", "raises"):
-        assert f"kind={kind}" in done.stdout and f"{rows.reason[kind]} in cell 4" in done.stdout
+        assert f"kind={kind}" in said and f"{rows.reason[kind]} in cell 4" in said
         folder = next((tmp_path / "runs" / "study").glob(f"kind={kind}_*"))
         assert json.loads((folder / "point.json").read_text())["cell"] == 4
         book = nbformat.read(folder / "executed.ipynb", 4)
         code = [cell for cell in book.cells if cell.cell_type == "code"]
         assert "print(kind)" in code[3].source and not code[4].outputs
         assert code[3].outputs[0].text == f"{kind}\n"  # also of those whose kernel was killed
-    table = pd.read_parquet(tmp_path / "runs" / "study" / "table.parquet")
-    assert table["kind"].tolist() == ["endless", "memory", "raises", "silent", "fine"]
-    assert table.set_index("kind")["peak_memory"]["memory"] > 5e8
+    assert rows.peak_memory["memory"] > 5e8
 
 
-def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path):
+def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path, capsys):
     """A small one of what tests/sweeps/faults.py does; the undisturbed result is known here."""
     points, pause = 4, 1.0
     file = faults.make(tmp_path, points, pause)
-    kills, code = faults.disturb(file, tmp_path, points, random.Random(0), (2.0, 6.0))
+    kills, code = faults.disturb(file, tmp_path, points, random.Random(0), (1.5, 4.0))
     assert code == 0 and kills, file.with_suffix(".out").read_text()
     rows = faults.table(file)
     known = [(name, seed, random.Random(f"{name}{seed}").random()) for name in "ab" for seed in (0, 1)]
     assert list(zip(rows["name"], rows["seed"], rows["score"], strict=True)) == known
     assert sorted(faults.ended(tmp_path)) == [f"ended {name} {seed}" for name, seed, _ in known]
-    again = command("run", file)  # nothing is left to do
-    assert again.returncode == 0 and "4 of 4 points done" in again.stdout and "running" not in again.stdout
-    assert "4 done" in command("status", file).stdout
+    assert run.run(file) == 0  # nothing is left to do
+    said = capsys.readouterr().out
+    assert "4 of 4 points done" in said and "running" not in said
+    assert command("status", file).stdout.count("4 done") == 1
 
 
 def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
@@ -148,9 +157,10 @@ def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     folder = sweep.folder_of(sweep.points[0])
     driver = faults.start(file)
     note = wait_for(lambda: notes.read_note(folder))
-    assert command("run", file).stderr.startswith("Error: The sweep study is being run already")
+    with pytest.raises(CogVideoError, match="study is being run already"):
+        run.run(file)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(60) == 130
+    assert driver.wait(LONG) == 130
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
     assert "1 stopped" in file.with_suffix(".out").read_text()
     assert not psutil.pid_exists(note["guard"])
@@ -164,10 +174,14 @@ def test_stop_ends_a_point_whose_driver_is_dead(tmp_path):
     note = wait_for(lambda: notes.read_note(folder))
     driver.kill()
     driver.wait()
-    assert notes.status(folder, note["fingerprint"], []) == "running"
+    assert state(folder, note["fingerprint"], []) == "running"
     assert run.stop(file).startswith("Stopped the sweep study: 1 points were running")
     assert notes.read_note(folder)["status"] == "stopped" and not alive(note["attempt"])
     assert run.stop(file) == "Nothing of the sweep study is running."
+    driver = faults.start(file)  # one that has just begun is stopped before it begins a point
+    wait_for(lambda: notes.is_locked(sweep.folder / "lock"))
+    assert run.stop(file).startswith("Stopped the sweep study: 0 points") and driver.wait(LONG) == 130
+    assert notes.read_note(folder)["attempt"] == note["attempt"]
 
 
 @pytest.fixture
@@ -190,7 +204,7 @@ def point(tmp_path):
 def test_a_notebook_that_ended_counts_though_its_guard_died(point):
     file, folder, note = point
     sweep = load(file)
-    assert notes.status(folder, note["fingerprint"], []) == "interrupted"
+    assert state(folder, note["fingerprint"], []) == "interrupted"
     found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))
     assert (found["status"], found["attempt"]) == ("done", "first") and found == notes.read_note(folder)
     assert run.run(file) == 0  # nothing left to do
@@ -201,12 +215,12 @@ def test_a_notebook_that_ended_counts_though_its_guard_died(point):
 def test_what_is_done_is_done_until_code_or_metrics_change(point):
     file, folder, note = point
     notes.write_note(folder, note | {"status": "done", "seconds": 1.0})
-    assert notes.status(folder, note["fingerprint"], ["score"]) == "done"
-    assert notes.status(folder, note["fingerprint"], ["score", "fvd"]) == "incomplete"
-    assert notes.status(folder, "other", ["score"]) == "changed"
+    assert state(folder, note["fingerprint"], ["score"]) == "done"
+    assert state(folder, note["fingerprint"], ["score", "fvd"]) == "incomplete"
+    assert state(folder, "other", ["score"]) == "changed"
     notebook = load(file).notebook
     notebook.write_text(notebook.read_text().replace("size * rate", "size + rate"))
-    assert notes.status(folder, fingerprint(notebook), ["score"]) == "changed"
+    assert state(folder, fingerprint(notebook), ["score"]) == "changed"
 
 
 def test_a_stop_reaches_those_who_wait_for_the_lock(point):

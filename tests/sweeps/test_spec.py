@@ -71,6 +71,7 @@ def test_yaml_floats_and_truth_values(tmp_path):
         ({"grid": {"size": [1]}, "parameters": {"size": 1}}, "size is given in two places"),
         ({"grid": {"size": [1]}, "points": [{"size": 1}]}, "size is given in two places"),
         ({"grid": {"seed": [1]}, "seeds": 2}, "seeds are given twice"),
+        ({"seeds": 0}, "seeds must be their number, at least 1"),
         ({"seeds": ["a"]}, "seed must be of type int"),
         ({"points": [3]}, "points must be a list of groups"),
         ({"parameters": {"output_dir": "x"}}, "output_dir is set to the folder of each point"),

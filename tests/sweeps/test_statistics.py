@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from cogvideo import CogVideoError
-from cogvideo.sweeps.statistics import Summary, difference, differences, holm, summarize
+from cogvideo.sweeps.statistics import Summary, corrected, difference, differences, holm, summarize
 
 
 def table(**scores):
@@ -53,10 +53,14 @@ def test_holm_by_hand():
 def test_many_looks_are_corrected_by_metric():
     rng = np.random.default_rng(0)
     rows = table(**{name: rng.normal(shift, 1, 6) for name, shift in (("ours", 0), ("a", 3), ("b", 0.1), ("c", 1))})
-    found = differences(rows, "variant", "ours", ["fvd"])
-    alone = [difference(rows, "variant", name, "ours", "fvd") for name in "abc"]
-    assert [d.p for d in found] == pytest.approx(holm([d.p for d in alone if d]))
-    assert [d.variant for d in found] == ["a", "b", "c"] and all(d.baseline == "ours" for d in found)
+    rows = [row | {"loss": row["fvd"] ** 2} for row in rows]
+    alone = differences(rows, "variant", "ours", ["fvd", "loss"])
+    assert [(d.variant, d.metric) for d in alone] == [(name, metric) for metric in ("fvd", "loss") for name in "abc"]
+    assert alone == [difference(rows, "variant", d.variant, "ours", d.metric) for d in alone]
+    found = corrected(alone[::2] + alone[1::2])  # in any order
+    for metric in ("fvd", "loss"):
+        raw, after = ([d.p for d in some if d.metric == metric] for some in (alone[::2] + alone[1::2], found))
+        assert after == holm(raw) != raw
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
