@@ -138,6 +138,24 @@ def test_changing_a_token_changes_values_at_the_key_of_its_patch_alone():
     assert np.argwhere(grid).tolist() == [[1, 1, 0]]  # row 1, column 0
 
 
+@pytest.mark.parametrize("name", ["stage 1", "stage 2", "image model"])
+def test_known_frames_are_read_one_place_later(name):
+    """A patch that is made reads at its own place; one that is known, where it is held: one place later."""
+    config = CONFIGS[name]
+    known = {"stage 1": {0}, "stage 2": {0, 2, 4}, "image model": set()}[name]
+    found = capture(small_model(config), TEXT, clip(config), layers=[0], channels=["spatial"])
+    spread = found.at_readers(np.arange(len(found.queries), dtype=np.float32))
+    for time, row, column in np.ndindex(config.num_frames, 3, 4):
+        patch = 4 * row + column
+        if time in known and patch == 11:
+            assert np.isnan(spread[time, row, column])
+            with pytest.raises(CogVideoError, match=f"No place holds the last patch of frame {time}"):
+                found.reader(time, patch)
+        else:
+            query = 12 * time + patch + (time in known)
+            assert spread[time, row, column] == query == found.reader(time, patch)
+
+
 def test_words_label_the_text():
     model, frames = small_model(IMAGE), clip(IMAGE)
     assert capture(model, TEXT, frames, layers=[0]).words == ("0", "0", "12", "13", "14")
@@ -168,6 +186,7 @@ def test_words_label_the_text():
         ({"frames": torch.zeros(2, 5, 12, dtype=torch.long)}, "A capture takes one clip"),
         ({"frames": torch.full((5, 12), 10)}, r"The clip holds ids outside 0\.\.9"),
         ({"text_ids": torch.tensor([25])}, r"The text holds ids outside 0\.\.19"),
+        ({"text_ids": torch.full((7,), 12)}, r"The text has 7 slots, but this model takes 1\.\.6"),
         ({"text_mask": torch.ones(4)}, "A capture takes one clip"),
         ({"max_bytes": 1000}, "more than max_bytes allows .* choose fewer layers, heads or queries, or raise max_bytes"),
     ],
