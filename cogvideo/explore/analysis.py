@@ -155,17 +155,16 @@ def rollout(captured: Captured) -> np.ndarray:
 def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mean") -> np.ndarray:
     """[T, rows, columns]: how much every patch of the clip attends to a text slot, mean or max over captured layers and heads.
 
-    Raises CogVideoError for a slot that does not exist or is padding, and unless all places were captured.
+    NaN at the last patch of frames that are known beforehand (`Captured.at_readers`). Raises CogVideoError for a slot that does not exist or is padding, and unless all places were captured.
     """
-    length, t, _ = captured.sizes
+    length = len(captured.text_ids)
     _all_places(captured)
     if not 0 <= slot < length or not captured.text_mask[slot]:
         real = np.flatnonzero(captured.text_mask)
         raise CogVideoError(f"There is no word in text slot {slot}: choose one of {real[0]}..{real[-1]}.")
     if reduce not in ("mean", "max"):
         raise CogVideoError(f"Heat is the mean or max over layers and heads, not {reduce!r}.")
-    c, weights = captured.config, captured.maps(channel)[..., slot]
-    return getattr(weights, reduce)((0, 1)).reshape(t, c.frame_height, c.frame_width)
+    return captured.at_readers(getattr(captured.maps(channel)[..., slot], reduce)((0, 1)))
 
 
 def side_by_side(tables: Mapping[str, Any], label: str = "of") -> Any:
@@ -192,10 +191,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _distances(captured: Captured) -> np.ndarray:
-    """[Q, rows, columns]: from the query's patch to every patch of a frame."""
-    c, places = captured.config, captured.queries[:, 1]
+    """[Q, rows, columns]: from the query's patch to every patch of a frame; NaN where it holds begin-of-image."""
+    c, (times, places) = captured.config, captured.queries.T
+    patches = np.where(np.isin(times, captured.made), places, places - 1)[:, None, None]
     rows, columns = np.mgrid[: c.frame_height, : c.frame_width]
-    return np.hypot(rows - (places // c.frame_width)[:, None, None], columns - (places % c.frame_width)[:, None, None])
+    apart = np.hypot(rows - patches // c.frame_width, columns - patches % c.frame_width)
+    return np.where(patches < 0, np.nan, apart)
 
 
 def _lags(times: np.ndarray, num_frames: int, channel: str) -> np.ndarray:

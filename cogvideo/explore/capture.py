@@ -14,7 +14,7 @@ Letters: L text slots, T frames, N places a frame, Q queries, D hidden, H heads,
 So what patch j looked at while it was drawn is the row of the *query* at place j, and weight on the *key* at place j is
 weight on patch j-1. The last patch of a frame is no key: nothing ever looks at it. `Captured.patches` makes this shift,
 once for all. Rows of frames that are known beforehand (frame 0 of stage 1, given frames of stage 2) predict nothing: there
-the row at place j tells what the place that holds patch j-1 looks at.
+the row at place j tells what the place that holds patch j-1 looks at (`Captured.at_readers`, `Captured.reader`).
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo import sequence
 from cogvideo.checkpoints.memory import GB
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
@@ -91,6 +92,31 @@ class Captured:
         """Put keys [..., L+N] or [..., L+T*N] (weights, or what is visible) where one sees them: see the head of this file."""
         length, c = len(self.text_ids), self.config
         return to_patches(keys, length, c.frame_height, c.frame_width)
+
+    @property
+    def made(self) -> list[int]:
+        """Times of the frames that the model makes; the others are known beforehand."""
+        return [time for time in sequence.trained_frames(self.config) if time < len(self.frames)]
+
+    def at_readers(self, rows: np.ndarray) -> np.ndarray:
+        """Values of all places [..., T*N], put at the patches that read: [..., T, rows, columns]; see the head of this file.
+
+        NaN at the last patch of frames that are known beforehand, which no place holds.
+        """
+        c, (_, t, n) = self.config, self.sizes
+        rows = rows.reshape(*rows.shape[:-1], t, n)
+        held = np.concatenate([rows[..., 1:], np.full_like(rows[..., :1], np.nan)], -1)
+        made = np.isin(np.arange(t), self.made)[:, None]
+        return np.where(made, rows, held).reshape(*rows.shape[:-1], c.frame_height, c.frame_width)
+
+    def reader(self, time: int, patch: int) -> int:
+        """Number of the query whose row tells what this patch looks at; raises CogVideoError where it was not captured."""
+        held = time not in self.made
+        if held and patch == self.config.frame_tokens - 1:
+            raise CogVideoError(
+                f"No place holds the last patch of frame {time}, which is known beforehand: choose another."
+            )
+        return self.row(time, patch + held)
 
     def row(self, time: int, place: int) -> int:
         """Number of the query at this place; raises CogVideoError where it was not captured."""

@@ -113,7 +113,7 @@ def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *,
     (rollout: from where nothing arrives). Each row has its own scale, from 0 to its largest weight on a patch.
     """
     index = len(captured.layers) - 1 if layer is None else captured.layers.index(layer)
-    row, shown = captured.row(time, place), {}
+    row, shown = captured.reader(time, place), {}
     for channel in ("spatial", "temporal") if captured.gate is not None else ("spatial",):
         weights = captured.patches(captured.maps(channel)[index, :, row].mean(0))
         shown[f"{channel}\nlayer {captured.layers[index]}"] = (
@@ -145,14 +145,19 @@ def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *,
 
 
 def plot_words(captured: Captured, pixels: np.ndarray, *, channel: str = "spatial", reduce: str = "mean") -> Any:
-    """Which patches look at each word, over the whole clip: rows are words, columns frames; one scale for all words."""
+    """Which patches look at each word, over the whole clip: rows are words, columns frames; one scale for all words.
+
+    Hatched: the last patch of a frame that is known beforehand, which looks at nothing.
+    """
     real = [int(slot) for slot in np.flatnonzero(captured.text_mask)]
     heats = [word_heat(captured, slot, channel, reduce=reduce) for slot in real]
     figure, axes = _clip_axes(len(real), pixels, words=False)
-    most = max(float(heat.max()) for heat in heats)
+    most = max(float(np.nanmax(heat)) for heat in heats)
     for line, slot, heat in zip(axes, real, heats, strict=True):
-        _frames(line, pixels, heat, np.ones_like(heat, bool), most=most, config=captured.config)
-        line[0].set_ylabel(f"{captured.words[slot]}\n{heat.max():.2f}", fontsize=8, rotation=0, ha="right", va="center")
+        _frames(line, pixels, heat, np.isfinite(heat), most=most, config=captured.config)
+        line[0].set_ylabel(
+            f"{captured.words[slot]}\n{np.nanmax(heat):.2f}", fontsize=8, rotation=0, ha="right", va="center"
+        )
     figure.suptitle(f"attention to each word, {channel} channel, {reduce} over layers and heads", fontsize=10)
     return _labelled(figure, "attention to each word over the clip")
 

@@ -136,6 +136,8 @@ def one_clip(
             f"A capture takes one clip: text [L], its mask [L] and frames [T,{c.frame_tokens}], "
             f"not {list(text_ids.shape)}, {list(text_mask.shape)} and {list(frames.shape)}."
         )
+    if not 1 <= text_ids.shape[1] <= c.text_length:
+        raise CogVideoError(f"The text has {text_ids.shape[1]} slots, but this model takes 1..{c.text_length}.")
     check_ids(text_ids, c.vocab_size, "The text")
     check_ids(frames, c.image_tokens, "The clip")
     return text_ids, frames, text_mask

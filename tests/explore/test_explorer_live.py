@@ -25,6 +25,7 @@ from cogvideo.explore import explorer
 pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
 explorer.live([explorer.clip_scene(pipe, "a red 3 bounces", np.load("clip.npy"))])
 """
+CROWDED = 1.5  # processes for each core, from which on a slow answer tells nothing of the explorer
 # Press a key and tell how many milliseconds pass until what it asks for is drawn.
 TIMED = """async (key) => {
   const root = document.querySelector(".cv-explorer");
@@ -139,9 +140,9 @@ def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
         assert page.locator(".cv-status").inner_text().startswith("“a” is read most by frame")
         # Keys are the explorer's, not the notebook's: there is still one cell.
         assert page.locator(".jp-Notebook .jp-Cell").count() == 1
-    # Half a second of a machine of one's own: where others run, as much longer as they leave less of it to us. The
-    # quickest of each kind counts.
-    crowd = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    quickest = {kind: min(taken) for kind, taken in times.items()}
+    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(f"milliseconds: {times}; processes for each core: {crowd:.1f}")
-    for kind, taken in times.items():
-        assert min(taken) < 500 * crowd, (kind, taken, crowd)
+    if max(quickest.values()) >= 500 and crowd > CROWDED:
+        pytest.skip(f"{quickest} ms, with {crowd:.1f} processes for each core: too many to time anything")
+    assert max(quickest.values()) < 500, times

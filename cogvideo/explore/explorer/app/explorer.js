@@ -120,10 +120,11 @@ class Explorer {
     const { scene, layer, word, head } = this.state;
     const { patch } = this;
     const query = this.reader(patch);
-    this.masks[this.scene.stage] ??= await Masks.of(this.info.masks[this.scene.stage]);
-    const sizes = { l: this.scene.words.length, n: this.n, places: this.places };
-    const share = this.info.scenes[scene].gates[layer].mean;
-    const shown = { ...sizes, patch, query, word, mask: this.masks[this.scene.stage], layer, scene, head };
+    const { stage, words, gates } = this.scene; // now: another may be chosen while answers are under way
+    const sizes = { l: words.length, n: this.n, places: this.places };
+    const share = gates[layer].mean;
+    this.masks[stage] ??= await Masks.of(this.info.masks[stage]);
+    const shown = { ...sizes, patch, query, word, mask: this.masks[stage], layer, scene, head };
     if (word === null) {
       const row = await this.maps.row(scene, layer, query);
       shown.reading = readingOf(row, head, share, query, sizes);
@@ -466,8 +467,12 @@ function open() {
 
 /** The widget, as anywidget calls it. */
 function render({ model, el }) {
-  const explorer = new Explorer(el, model.get("info"), new LiveMaps(model));
-  return () => explorer.close();
+  const maps = new LiveMaps(model);
+  const explorer = new Explorer(el, model.get("info"), maps);
+  return () => {
+    explorer.close();
+    maps.close();
+  };
 }
 
 export default { render };

@@ -62,19 +62,25 @@ class PackedMaps {
   }
 }
 
-/** Maps computed by the kernel: every question has a number, and its answer comes with that number. */
+/** Maps computed by the kernel: every question has a number, and its answer comes with that number. Numbers are random:
+ *  other views of the same widget, and other browsers, ask the same kernel and hear its answers as well. */
 class LiveMaps {
   constructor(model) {
     this.model = model;
     this.open = new Map();
     this.answers = new Map();
-    model.on("msg:custom", (message, buffers) => {
+    this.hear = (message, buffers) => {
       const question = this.open.get(message.number);
       if (!question) return;
       this.open.delete(message.number);
       if (message.error) question.reject(new Error(message.error));
       else question.resolve(this.unpack(message, buffers));
-    });
+    };
+    model.on("msg:custom", this.hear);
+  }
+
+  close() {
+    this.model.off("msg:custom", this.hear);
   }
 
   unpack({ heads, norms }, buffers) {
@@ -89,7 +95,7 @@ class LiveMaps {
   ask(question) {
     const name = JSON.stringify(question);
     if (this.answers.has(name)) return this.answers.get(name);
-    const number = (this.last = (this.last ?? 0) + 1);
+    const number = Math.floor(Math.random() * Number.MAX_SAFE_INTEGER);
     const answer = new Promise((resolve, reject) => this.open.set(number, { resolve, reject }));
     this.model.send({ number, ...question });
     this.answers.set(name, answer);
