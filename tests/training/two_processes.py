@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_tokens import train_watched
+from tiny_tokens import train_watched  # pyright: ignore[reportMissingImports]
 
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
