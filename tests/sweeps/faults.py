@@ -53,7 +53,7 @@ def start(file: Path) -> subprocess.Popen:
 
 
 def busy_workers(driver: subprocess.Popen) -> list[psutil.Process]:
-    """Dask's worker processes that have started the guard of a point; those that only begin would never get to work."""
+    """Dask's worker processes that have started the guard of a point."""
     try:
         children = psutil.Process(driver.pid).children()
         return [child for child in children if "dask_worker" in " ".join(child.cmdline()) and child.children()]
@@ -81,9 +81,12 @@ def disturb(
                 driver.wait()
                 drivers += 1
                 driver = start(file)
-            elif time.monotonic() > due and (victims := busy_workers(driver)):
+            victims = busy_workers(driver)
+            if victims and time.monotonic() > due:
                 chance.choice(victims).kill()
                 kills += 1
+                victims = []
+            if not victims:  # the next time counts from when somebody is at work: a slow machine gets through, too
                 due = time.monotonic() + chance.uniform(*every)
             time.sleep(0.1)
     finally:
