@@ -121,7 +121,7 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
     }  # fmt: skip
     assert rows.error["raises"] == "ValueError: no such thing, really" and rows.error["endless"] == f"{limit:g} min"
     used, most = re.fullmatch(r"([\d.]+) GB of ([\d.]+) GB", rows.error["memory"]).groups()
-    assert float(most) == 0.6 < float(used) < 2
+    assert float(most) == 0.6 <= float(used) < 2  # rounded
     assert rows.score["fine"] == 1.5 and rows.metric_seconds["fine"] == 3 and rows.score.isna().sum() == 4
     assert 0 < rows.seconds["fine"] < 60 * limit <= rows.seconds["endless"]
     for kind in ("endless", "memory", "raises"):
@@ -132,14 +132,14 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
         code = [cell for cell in book.cells if cell.cell_type == "code"]
         assert "print(kind)" in code[3].source and not code[4].outputs
         assert code[3].outputs[0].text == f"{kind}\n"  # also of those whose kernel was killed
-    assert rows.peak_memory["memory"] > 5e8
+    assert rows.peak_memory["memory"] > 6e8
 
 
 def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path, capsys):
     """A small one of what tests/sweeps/faults.py does; the undisturbed result is known here."""
     points, pause = 4, 1.0
     file = faults.make(tmp_path, points, pause)
-    kills, code = faults.disturb(file, tmp_path, points, random.Random(0), (1.5, 4.0))
+    kills, code = faults.disturb(file, tmp_path, points, random.Random(0), (0.5, 2.0))
     assert code == 0 and kills, file.with_suffix(".out").read_text()
     rows = faults.table(file)
     known = [(name, seed, random.Random(f"{name}{seed}").random()) for name in "ab" for seed in (0, 1)]
