@@ -14,7 +14,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from cogvideo import sequence
-from cogvideo.data.digits import ACTION_NAMES, COLOR_NAMES, Clips, sample_clips
+from cogvideo.data.digits import ACTION_NAMES, COLOR_NAMES, DURATIONS, Clips, sample_clips
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.analysis import gate_table, object_patches
 from cogvideo.explore.capture import Recording, record
@@ -36,7 +36,14 @@ class Study(NamedTuple):
 
 
 def moving_clips(n: int, seed: int = 0, seconds: float = 4.0) -> Clips:
-    """n clips of the demo world's test split whose digit moves left, right, up or down and takes `seconds` for it."""
+    """n clips of the demo world's test split whose digit moves left, right, up or down and takes `seconds` for it.
+
+    Raises CogVideoError for seconds that no action takes.
+    """
+    if seconds not in DURATIONS:
+        raise CogVideoError(
+            f"No action of the demo world takes {seconds:g} s: choose of {', '.join(f'{one:g}' for one in DURATIONS)}."
+        )
     pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="test")
     moves = np.array([name.startswith("moves") for name in ACTION_NAMES])
     fit = np.flatnonzero(moves[pool.action[:, 0]] & (pool.duration[:, 0] == seconds))[:n]

@@ -131,6 +131,8 @@ def test_clips_that_are_asked_for_move():
     assert len(clips) == 5 and (clips.duration == 4).all()
     assert all(ACTION_NAMES[action].startswith("moves") for action in clips.action[:, 0])
     assert (facts.moving_clips(5, seed=3).kind == clips.kind).all()
+    with pytest.raises(CogVideoError, match="No action of the demo world takes 3 s: choose of 1, 2, 4, 8"):
+        facts.moving_clips(5, seconds=3.0)
 
 
 def test_recordings_of_the_demo_are_what_its_models_saw():

@@ -70,6 +70,9 @@ def test_a_patch_is_shown_with_its_words_its_frames_and_what_it_cannot_see(captu
         boxes = [patch for patch in axes[1, 1 + time].patches if patch.get_hatch()]
         assert len(boxes) == hidden.sum()
     assert [bar.get_width() for bar in axes[1, 0].patches] == pytest.approx(temporal.words[2:].tolist())
+    known = plots.plot_patch(captured, pixels, 0, 6, layer=1).axes[1]  # held at place 7, marked at patch 6
+    weights = captured.patches(captured.spatial[1, :, captured.row(0, 7)].mean(0))
+    np.testing.assert_allclose(known.images[0].get_array(), weights.grid[0])
     followed = captured.patches(analysis.rollout(captured)[row])
     np.testing.assert_allclose(axes[3, 2].images[0].get_array(), followed.grid[1])
 
@@ -86,6 +89,8 @@ def test_words_are_drawn_over_the_clip(captured, pixels):
     assert [axis.get_ylabel().split("\n")[0] for axis in axes[:, 0]] == list(WORDS[2:])
     heat = analysis.word_heat(captured, 4, "temporal", reduce="max")
     np.testing.assert_allclose(axes[2, 3].images[0].get_array(), heat[3])
+    hatched = [sum(bool(patch.get_hatch()) for patch in axis.patches) for axis in axes[2]]
+    assert hatched == [1, 0, 0, 0, 0]  # frame 0 is known beforehand: no place holds its last patch
 
 
 def test_gates_show_mean_and_part(captured):
