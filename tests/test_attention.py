@@ -69,7 +69,8 @@ def test_the_loss_of_a_head_and_its_gradients(frozen):
     m = 2 * ROWS["cpu"] + 37
     x, weight = torch.randn(m, 12, generator=generator), torch.randn(40, 12, generator=generator)
     targets, upstream = torch.randint(40, (m,), generator=generator), torch.rand(m, generator=generator)
-    x.requires_grad_(), weight.requires_grad_(not frozen)
+    x.requires_grad_()
+    weight.requires_grad_(not frozen)
     inputs = [x] if frozen else [x, weight]
     expected = F.cross_entropy(x @ weight.T, targets, reduction="none")
     losses = linear_cross_entropy(x, weight, targets)

@@ -139,6 +139,7 @@ def train_variant(
                 "model": to_dict(config),
                 "optimizer": to_dict(optimizer),
             },
+            log_every=max(1, share // 12),  # enough points for a curve
             label=f"{name}, {stage}",
         )
         models[stage] = model.eval()

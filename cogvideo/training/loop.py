@@ -135,7 +135,8 @@ def fit(
                 optimizer.step()
             pace.add(time.monotonic() - clock)
             done = step + 1
-            if done % log_every == 0 or done == config.steps:
+            tests = evaluate if done % evaluate_every == 0 or done == config.steps else None
+            if done % log_every == 0 or done == config.steps or tests is not None:
                 by_frame = np.mean(recent, 0).tolist()
                 row = {"step": done, "loss": sum(map(np.mean, recent)) / len(recent), "gradient_norm": float(norm)}
                 row["lr"] = config.lr * config.rate_at(step)
@@ -144,8 +145,8 @@ def fit(
                 if gates := gate_values(model):
                     row["gates"] = gates
                 row |= pace.row() | memory_row(device)
-                if evaluate is not None and (done % evaluate_every == 0 or done == config.steps):
-                    row |= evaluate()
+                if tests is not None:
+                    row |= tests()
                 bar.set_postfix(on_screen(row), refresh=False)
                 if log:
                     log.write(row | {"seconds": round(time.monotonic() - began, 1)})

@@ -317,6 +317,13 @@ def test_clips_of_another_geometry_are_refused(pipe, demo):
     for wrong in (demo[0].pixels[:, :32], demo[0].pixels[:4], demo[0].pixels[..., 0]):
         with pytest.raises(CogVideoError, match="5 or more of 64 x 64 pixels"):
             explorer.clip_scene(pipe, "a red 3", wrong)
+    for prompt, seconds, words in (
+        ("a red 3", 3.0, "not trained"),
+        (" ", 4.0, "empty"),
+        ("a red 3 " * 20, 4.0, "text slots"),
+    ):
+        with pytest.raises(CogVideoError, match=words):
+            explorer.clip_scene(pipe, prompt, demo[0].pixels, seconds=seconds)
 
 
 def test_scenes_are_the_sequences_of_the_generation(pipe):

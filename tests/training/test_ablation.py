@@ -7,10 +7,12 @@ from einops import rearrange
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.data.digits import sample_clips
+from cogvideo.evaluation.alignment import draw_questions
 from cogvideo.training.ablation import (
     SECONDS,
     VARIANTS,
     find_variant,
+    frame_rate_control,
     make_clips,
     questions,
     score_clips,
@@ -100,6 +102,26 @@ def test_scores_of_real_and_of_frozen_clips():
     frozen = score_clips(np.repeat(real[:, :1], 17, 1), asked)
     assert frozen["digit"] == frozen["same"] == 1 and frozen["action"] == 0
     assert asked.spans.tolist() == [SECONDS] * 36 and rearrange(asked.clips.duration, "n 1 -> n").max() == 8
+
+
+def test_frame_rate_control_of_real_and_of_frozen_clips():
+    """n = 70 is more than one batch. Frozen clips are right where next to nothing of the action fits in."""
+    asked = draw_questions(70, 2, parts=True)
+
+    class Oracle:
+        def __init__(self, frames):
+            self.frames, self.answered = (frames * 255).round().byte().numpy(), []
+
+        def key_frames(self, prompts, seconds, seeds):
+            begin = len(self.answered)
+            self.answered += zip(prompts, seconds, seeds, strict=True)
+            return self.frames[begin : begin + len(prompts)]
+
+    real = Oracle(asked.real_frames())
+    assert frame_rate_control(real, 70, 2) == 1  # type: ignore[arg-type]
+    assert real.answered == list(zip(asked.prompts, asked.spans.tolist(), asked.seeds.tolist(), strict=True))
+    frozen = Oracle(asked.real_frames()[:, :1].expand(-1, 5, -1, -1, -1))
+    assert 0 < frame_rate_control(frozen, 70, 2) < 0.5  # type: ignore[arg-type]
 
 
 def test_what_is_refused(base, tmp_path):

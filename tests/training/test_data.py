@@ -5,6 +5,7 @@ import pytest
 import torch
 from einops import rearrange
 
+from cogvideo import CogVideoError
 from cogvideo.data.digits import ACTION_NAMES, SPANS, World, render, sample_clips
 from cogvideo.sampling.pipeline import DEMO
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -118,3 +119,20 @@ def test_super_resolution_pairs_show_the_same_moment(tokenizers):
     small = frames.decode(rearrange(batch.frames[:, 0], "b (h w) -> b h w", h=8))
     large = frames.decode(rearrange(batch.high_res, "b (h w) -> b h w", h=24))
     assert (torch.nn.functional.avg_pool2d(large, 3) - small).abs().mean() < 0.02
+
+
+def test_finite_clips_come_again_and_again(tokenizers):
+    text, frames = tokenizers
+
+    def beginnings(clips, split="train"):
+        batches = DigitsBatches(
+            "sequential", 8, text=text, frames=frames, world=World(), seed=3, clips=clips
+        )  # fmt: skip
+        firsts = torch.cat([batches(step, split=split).frames[:, 0] for step in range(6)])
+        return {tuple(first.tolist()) for first in firsts}
+
+    few = beginnings(4)
+    assert 2 <= len(few) <= 4 and few == beginnings(4)
+    assert len(beginnings(None)) > 30 and len(beginnings(4, "test")) > 30
+    with pytest.raises(CogVideoError, match="0 clips"):
+        beginnings(0)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,14 +17,13 @@ from safetensors.torch import load_file
 from training.tiny_tokens import IMAGE, losses, write_config, write_tokens, write_weights
 
 from cogvideo.checkpoints.native import load_model
-from cogvideo.config import load_yaml
+from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
-from cogvideo.training.loop import OptimizerConfig
-from cogvideo.training.run import train
+from cogvideo.training.run import TrainingConfig, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,7 +139,7 @@ def test_what_is_told(base, tmp_path):
     picture = Image.open(tmp_path / "run/samples/step-000000006.png")
     assert picture.size == (5 * 26, 2 * 2 * 18)  # five frames of 24 x 16 pixels and margins, two clips, real and made
     real = TokenizedBatches(base / "tokens", 4, seed=0)(0, split="test").frames[0, 0]
-    shown = torch.tensor(list(picture.crop((0, 0, 24, 16)).getdata())).view(16, 24, 3)
+    shown = torch.from_numpy(np.array(picture.crop((0, 0, 24, 16)), dtype=np.float32))
     decoded = FrameTokenizer.load(tmp_path / "frames.safetensors").decode(real.view(1, 2, 3))[0]
     assert (shown.permute(2, 0, 1) - 255 * decoded.clamp(0, 1)).abs().max() <= 1
     assert picture.crop((0, 0, 24, 16)).tobytes() == picture.crop((0, 18, 24, 34)).tobytes()  # the given frame
@@ -254,6 +254,8 @@ def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message)
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_the_presets_are_the_release_s_optimiser(name):
-    optimizer = OptimizerConfig(**load_yaml(ROOT / "configs" / f"{name}.yaml")["optimizer"])
+    config = from_dict(TrainingConfig, load_yaml(ROOT / "configs" / f"{name}.yaml"), name)
+    optimizer = config.optimizer
+    assert config.stage == name and config.window == (10 if name == "stage2" else None)
     assert (optimizer.lr, list(optimizer.betas), optimizer.clip) == (2e-4, [0.9, 0.95], 0.1)
     assert optimizer.weight_decay == 0 and optimizer.muon_lr == 0  # Adam

@@ -77,10 +77,11 @@ def scenes(
 def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: float = 4.0) -> Scene:
     """A clip that was not generated here, uint8 [T,H,W,3], as key frames of stage 1: as many of it as a sequence has.
 
-    seconds: how long the clip lasts, for the frame-rate text. Raises CogVideoError for frames of another size and for
-    fewer than a sequence has.
+    seconds: how long the clip lasts, for the frame-rate text. Raises CogVideoError for frames of another size, for fewer
+    than a sequence has, and for prompts and seconds that the pipeline would refuse.
     """
     c = pipe.stage1.config
+    pipe._spans([prompt], seconds)
     height, width = pipe.pixels(torch.zeros(1, 1, c.frame_tokens, dtype=torch.int64, device=pipe.device)).shape[2:4]
     if frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or len(frames) < c.num_frames:
         raise CogVideoError(
@@ -104,13 +105,13 @@ def _scene(
     pipe: Pipeline, title: str, stage: str, prompt: str, settings: str, tokens: Tensor, span: float, begin: float
 ) -> Scene:
     """tokens [T,N] that span `span` seconds from `begin` on."""
-    ids = pipe.text.encode_prompt(prompt + pipe.sampling.key_frame_suffix, span)
+    ids = pipe._text([prompt], [span], pipe.sampling.key_frame_suffix)[0][0]
     rate = frame_rate_text(span)
     pieces = pipe.text.pieces(pipe.text.encode(rate))
     labels = [f"{span:g} s"] if len(pieces) == 1 else pieces
     hints = [f"frame-rate text, {rate} to the model: the frames span {span:g} s"] * len(pieces)
     labels, hints = [*labels, "⏎"], [*hints, "new line: ends the frame-rate text"]
-    words = pipe.text.pieces(ids[len(labels) :])
+    words = pipe.text.pieces(ids[len(labels) :].tolist())
     labels, hints = labels + words, hints + ["piece of the prompt"] * len(words)
     return Scene(
         title=title,
@@ -118,7 +119,7 @@ def _scene(
         prompt=prompt,
         settings=settings,
         model=pipe.stage1 if stage == "stage 1" else pipe.stage2,
-        text_ids=torch.tensor(ids, device=pipe.device),
+        text_ids=ids,
         words=tuple(zip(labels, hints, strict=True)),
         frames=tokens,
         pixels=pipe.pixels(tokens[None])[0],

@@ -1,0 +1,11 @@
+"""Trainings set how many threads torch takes; the tests after them get what they had."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
