@@ -1,6 +1,7 @@
 """Shared by all tests: where the fixtures lie, how many threads torch takes, and the command line."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def i3d_file() -> Path:
     from cogvideo.evaluation.i3d_weights import fetch_i3d
 
     return fetch_i3d(cache_dir())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _listen_to_ctrl_c():
+    """A runner in the background hands down a SIGINT that is ignored; tests send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
