@@ -245,7 +245,7 @@ def test_jobs_of_slurm(tmp_path, monkeypatch):
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     slurm = tmp_path / "slurm.yaml"
-    slurm.write_text("cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\n")
+    slurm.write_text("cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\ndeath_timeout: 600\n")
     file = write_sweep(tmp_path, points=[{"size": 3, "seed": 1}])
     done = command("run", file, "--slurm", slurm)
     assert done.returncode == 0, done.stdout + done.stderr
