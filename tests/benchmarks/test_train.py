@@ -25,7 +25,8 @@ def test_both_loops_compute_the_same_losses_and_take_the_same_steps(stage):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_take_the_same_steps():
+def test_compiled_blocks_take_the_same_steps(monkeypatch):
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")  # another test may have loaded that one already
     settings = replace(TINY, width=32, compile=True)
     compiled, plain = (measure(s, "stage 1", "lean", 1e9) for s in (settings, replace(settings, compile=False)))
     assert compiled["losses"] == pytest.approx(plain["losses"], abs=1e-4)
