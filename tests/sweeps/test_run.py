@@ -236,7 +236,8 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
 def test_jobs_of_slurm(tmp_path, monkeypatch):
     """With a stand-in for the queue alone: an sbatch that runs the script at once, an scancel that ends it."""
     programs = {
-        "sbatch": 'setsid bash "$1" > /dev/null 2>&1 &\necho "Submitted batch job $!"',
+        # As the real one it keeps the script: dask-jobqueue deletes it at once.
+        "sbatch": f'cp "$1" {tmp_path}/script\nsetsid bash {tmp_path}/script > /dev/null 2>&1 &\necho "Submitted batch job $!"',
         "scancel": 'kill -- "-$1"',
     }
     (tmp_path / "bin").mkdir()
