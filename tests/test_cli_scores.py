@@ -1,29 +1,18 @@
 """The commands for scores and protocols as a user meets them: what they hand on, and one sentence for every mistake."""
 
 import json
-import sys
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 
-from cogvideo import cli
 from cogvideo.data.video import write_video
 
 
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """run("evaluate", ...) -> (exit code, stdout, stderr), in this process, with a cache of its own."""
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cogvideo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return int(end.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def test_help_names_the_commands(run):

@@ -6,7 +6,6 @@ No scripts. Printed on A4, tables keep their rows whole and strips of frames sta
 import base64
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cogvideo.data.video import Video
-from cogvideo.errors import CogVideoError
+from cogvideo.page import write_whole
 
 STRIP_FRAMES = 5  # of a clip when it is printed
 
@@ -169,14 +168,4 @@ def _clip(video: Video | None) -> str:
 
 def write(path: str | Path, title: str, parts: Sequence[str]) -> Path:
     """Write the page, whole or not at all. Raises CogVideoError for a place that cannot be written."""
-    path = Path(path)
-    page = PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n" + "\n".join(parts))
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose a folder that exists.") from None
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_whole(path, PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n" + "\n".join(parts)))

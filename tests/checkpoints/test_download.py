@@ -357,7 +357,7 @@ def test_stopped_by_the_user_or_killed(server, cache, labels, stop):
 
 
 def test_two_processes_do_not_get_the_same_weights_at_once(tmp_path, monkeypatch):
-    fcntl = pytest.importorskip("fcntl")
+    fcntl = pytest.importorskip("fcntl", reason="locks of POSIX systems")
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
     with open(tmp_path / "coglm.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

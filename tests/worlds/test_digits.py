@@ -294,7 +294,7 @@ def lines(captions) -> list[dict]:
 
 
 def test_make_digits_writes_clips_and_their_truth(tmp_path):
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV reads the files again")
     captions = make_digits(
         tmp_path / "a" / "b", clips=2, seed=254, split="test", world=World("shapes", 2), progress=False
     )
