@@ -124,6 +124,7 @@ def test_a_good_file_is_kept_and_a_damaged_one_replaced(i3d_file, accept, tmp_pa
         package({CHECKPOINT_IN_TAR: b"x" * 10_000})[:5_000],
         b"\x1f\x8b" + b"\0" * 50,
     ],
+    ids=("empty", "text", "other bytes", "zeros", "no checkpoint", "cut header", "cut archive", "no gzip"),
 )
 def test_another_file_is_refused(archive, tmp_path):
     source = tmp_path / "source"
