@@ -118,8 +118,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Pieces | None) -> Ten
     if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
-    scores = (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    shape = q.shape
+    q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
+    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
+    if bias is not None:
+        scores = (scores.view(*shape[:-1], -1) + bias).flatten(0, -3)
+    return torch.bmm(scores.softmax(-1), v).view(shape)
 
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -94,16 +94,17 @@ class Clips:
     def __len__(self) -> int:
         return len(self.kind)
 
-    def caption(self, index: int, language: str = "en") -> str:
-        """What happens in clip `index`, in English ("en") or Chinese ("zh")."""
+    def caption(self, index: int, language: str = "en", *, told: bool = True) -> str:
+        """What happens in clip `index`, in English ("en") or Chinese ("zh"); not `told`: what is there, without the action."""
         parts = []
         for o in range(self.world.objects):
             color, action = COLOR_NAMES[self.color[index, o]], ACTION_NAMES[self.action[index, o]]
             name, adverb = self.world.names[self.kind[index, o]], ADVERBS[float(self.duration[index, o])]
             if language == "zh":
-                parts.append(f"一个{COLORS[color][0]}的{SHAPES.get(name, name)}{adverb[1]}{ACTIONS[action]}")
+                does = f"{adverb[1]}{ACTIONS[action]}" if told else ""
+                parts.append(f"一个{COLORS[color][0]}的{SHAPES.get(name, name)}{does}")
             else:
-                parts.append(f"a {color} {name} {action} {adverb[0]}".strip())
+                parts.append(f"a {color} {name} {f'{action} {adverb[0]}' if told else ''}".strip())
         return ("，" if language == "zh" else " and ").join(parts)
 
     def span(self, index: int) -> float:
@@ -116,8 +117,10 @@ def is_held_out(kind, color, action):
     return (kind * 7 + color * 5 + action * 3) % 11 == 0
 
 
-def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train", world: World = World()) -> Clips:
-    """Draw n clips. split "train" leaves the held-out combinations out; "test" draws from all of them.
+def sample_clips(
+    n: int, rng: np.random.Generator, *, split: str = "train", world: World = World(), held_out: bool | None = None
+) -> Clips:
+    """Draw n clips. split "train" leaves the held-out combinations out, "test" draws from all; held_out decides otherwise.
 
     Train and test use disjoint scans of handwriting; clean glyphs and shapes have one drawing each.
     """
@@ -125,7 +128,7 @@ def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train", worl
         raise CogVideoError(f"Split {split!r} is unknown: choose train or test.")
     shape = (n, world.objects)
     kind, color, action = (rng.integers(k, size=shape) for k in (len(world.names), len(COLORS), len(ACTIONS)))
-    while split == "train" and (bad := is_held_out(kind, color, action)).any():
+    while not (split == "test" if held_out is None else held_out) and (bad := is_held_out(kind, color, action)).any():
         kind[bad] = rng.integers(len(world.names), size=bad.sum())
         action[bad] = rng.integers(len(ACTIONS), size=bad.sum())
     duration = np.array(DURATIONS)[rng.integers(len(DURATIONS), size=shape)]

@@ -140,8 +140,9 @@ class _Decoder:
         n, device = c.frame_tokens, self.text.bias.device
         text_rows = len(self.text.bias)
         for memory in self.text.layers:
-            room = (_room(t[:, None].expand(-1, len(times), -1, -1, -1), n) for t in memory.text_spatial)
-            memory.spatial_cache = tuple(room)  # type: ignore[assignment]
+            # Frames lie one after another in memory, so that the cache of those being decoded is one piece of it.
+            room = (_room(t[None].expand(len(times), -1, -1, -1, -1), n) for t in memory.text_spatial)
+            memory.spatial_cache = tuple(rearrange(t, "f b h p d -> b f h p d") for t in room)  # type: ignore[assignment]
         positions = torch.stack([model.position_vectors(time) for time in times])
         causal = hidden_bias(torch.ones(n, n, dtype=torch.bool, device=device).tril(), self.text.bias.dtype)
         everything = c.num_frames * n

@@ -1,8 +1,8 @@
 """A view of the model laid out for decoding on a CPU, where a step has a row or a few and its time is that of reading weights.
 
-GB/s at which weights [O,I] are read, 2 rows, 2 threads, memory 22.8: `x @ W.T` 4-6, `W @ x.T` 19-22 but 13 where inputs are
-many (512 x 2048); oneDNN's packed weights with the rows filled up to 4: 17 there, 12-20 elsewhere. `W @ x.T` needs the rows
-of x contiguous: with the columns so, it is four times slower. 8 rows and more: packed weights are the quickest everywhere.
+Weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives, `x @ W.T` at a fifth
+(`cogvideo bench sampler` tells the share). What is left is the host's own work, so a step of one place has a plain forward of
+its own: fewer and simpler operations than Block.forward, the same result up to rounding.
 """
 
 from copy import copy
@@ -11,13 +11,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.model import Block, CogVideoTransformer, QueriesKeysValues
+from cogvideo.attention import Pieces, attend
+from cogvideo.model import Block, CogVideoTransformer, LayerMemory, QueriesKeysValues
 from cogvideo.offload import StreamedBlocks
 
-MAX_TRANSPOSED = 3  # rows up to which W @ x.T is the quickest
-FEWEST_PACKED = 4  # oneDNN is slower with fewer rows than with these
-MANY_INPUTS = 4  # times the outputs: from there on packed weights are quicker with any number of rows
+MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows from which a plain product computes more than it reads
+ROWS_AHEAD = 16  # rows that packing is told: right for 1 to 8; told 1 or 2, more of them would be slow
 MOST_COPIED = (
     4 * 10**9
 )  # bytes of a model up to which its matrices are copied, fused or packed; larger ones are read as they lie
@@ -31,27 +31,30 @@ class SmallBatchLinear(nn.Module):
         self.weight, self.bias = weight, bias
         self.packed: Tensor | None = None
         self.packing = copies and _packing_works()
-        self.column = None if bias is None else bias[:, None]
-        outputs, inputs = weight.shape
-        self.max_transposed = 0 if inputs >= MANY_INPUTS * outputs and self.packing else MAX_TRANSPOSED
 
     def forward(self, x: Tensor) -> Tensor:
         """[*,I] -> [*,O]."""
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        count = len(rows)
-        if count <= self.max_transposed:
-            # One row is done as two: for a matrix times a vector a slower kernel is taken, and for an expanded row, too.
-            columns = (rows if count > 1 else rows.repeat(2, 1)).t()
-            out = self.weight @ columns if self.column is None else torch.addmm(self.column, self.weight, columns)
-            return out.t()[:count].reshape(*x.shape[:-1], -1)
-        if count > MAX_PACKED or not self.packing:
+        count = x.numel() // x.shape[-1]
+        if self.packing and count <= MAX_PACKED:
+            return self._packed(x, "none")
+        if count > MAX_TRANSPOSED:
             return nn.functional.linear(x, self.weight, self.bias)
-        if count < FEWEST_PACKED:
-            rows = nn.functional.pad(rows, (0, 0, 0, FEWEST_PACKED - count))
+        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be contiguous.
+        rows = x.reshape(count, -1).contiguous()
+        columns = (rows if count > 1 else rows.repeat(2, 1)).t()
+        out = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
+        return out.t()[:count].reshape(*x.shape[:-1], -1)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The same with the MLP's GELU after it, in one pass where weights are packed."""
+        if self.packing and x.numel() <= MAX_PACKED * x.shape[-1]:
+            return self._packed(x, "gelu")
+        return nn.functional.gelu(self(x), approximate="tanh")
+
+    def _packed(self, x: Tensor, then: str) -> Tensor:
         if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), len(rows))
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return out[:count].reshape(*x.shape[:-1], -1)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_AHEAD)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "tanh" if then == "gelu" else "")
 
 
 class FusedBlock(Block):
@@ -72,6 +75,27 @@ class FusedBlock(Block):
         parts = [share[:, None] * spatial.dense.weight, (1 - share)[:, None] * temporal.dense.weight]
         bias = share * spatial.dense.bias + (1 - share) * temporal.dense.bias
         self.dense = SmallBatchLinear(torch.cat([part.detach() for part in parts], 1), bias.detach())
+
+    def forward(
+        self, x: Tensor, memory: LayerMemory, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+    ) -> Tensor:
+        """Block.forward; a chunk of one place a frame goes the short way."""
+        if temporal_bias is None or x.shape[2] > 1:
+            return super().forward(x, memory, spatial_bias, temporal_bias)
+        b, f, _, size = x.shape
+        heads = self.spatial.num_heads
+        # No einops here: with a few rows its bookkeeping alone would be a fifth of the step.
+        qkv = self.qkv(self.attention_norm(x)).view(b, f, 6, heads, 1, size // heads)
+        q, k, v, *later = qkv.unbind(2)  # each [b,f,h,1,d]
+        # Frames first: so lies the cache of several frames, which is then read where it is.
+        frames_first = (t.transpose(0, 1) for t in (q, *memory.spatial_extend(k, v), spatial_bias))
+        out = attend(*frames_first).transpose(0, 1).reshape(b, f, 1, size)
+        q, k, v = (t.squeeze(3).transpose(1, 2) for t in later)  # each [b,h,f,d]
+        later = attend(q, *memory.temporal_extend(k, v), temporal_bias).transpose(1, 2).reshape(b, f, 1, size)
+        x = x + self.attention_out_norm(self.dense(torch.cat([out, later], -1)))
+        up, down = self.mlp.up, self.mlp.down
+        assert isinstance(up, SmallBatchLinear)
+        return x + self.mlp_out_norm(down(up.gelu(self.mlp_norm(x))))
 
     def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
         if not both:

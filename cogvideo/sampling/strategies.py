@@ -45,27 +45,26 @@ def fork(generator: Generators, parts: int, draws: int, logits: Tensor) -> list[
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    noise = torch.empty_like(logits if isinstance(generator, torch.Generator) else logits[0])
+    rows = len(logits) if isinstance(generator, torch.Generator) else 1
     made: list[Generators] = []
     for _ in range(parts):
         copies = [torch.Generator(stream.device).set_state(stream.get_state()) for stream in streams]
         made.append(copies[0] if isinstance(generator, torch.Generator) else copies)
         for stream in streams:
             for _ in range(draws):
-                noise.exponential_(generator=stream)
+                torch.rand(rows, device=stream.device, generator=stream)
     return made
 
 
 def _sample(p: Tensor, generator: Generators = None) -> Tensor:
     """One draw [B] from every row of probabilities [B,V]."""
     if generator is None or isinstance(generator, torch.Generator):
-        noise = torch.empty_like(p).exponential_(generator=generator)
+        points = torch.rand(len(p), device=p.device, generator=generator)
     else:
-        noise = torch.stack(
-            [torch.empty_like(row).exponential_(generator=g) for row, g in zip(p, generator, strict=True)]
-        )
-    # The first of independent exponential clocks with rates p rings at token v with probability p[v]; needs no host sync.
-    return (p / noise).argmax(-1)
+        points = torch.cat([torch.rand(1, device=p.device, generator=g) for g in generator])
+    # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no host sync.
+    ends = p.cumsum(-1)
+    return torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
 
 
 @dataclass(frozen=True)

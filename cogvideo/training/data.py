@@ -38,16 +38,21 @@ SHARES = {
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
 WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
-OPENING = 0.4  # share of first frames among those that the image model is shown
+# Shares of the image model's frames: pictures without an action's name; of the others the first frames of clips; of those
+# that are left, frames from any moment under any span.
+PICTURES, OPENING, STRAYS = 0.2, 0.45, 0.2
+NUMBERED = 0.5  # of the image model's texts tell which of five frames it is, where it is one
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
-    image: OPENING of the frames are first ones under the bare caption. The others have the frame-rate texts of stages 1
-    and 2, which inherit how every state looks and no more: half are one of the four frames that stage 1 generates; half
-    are any eighth of the action under any span, so that every state is drawn often enough. (A text that told the moment
-    would make the frozen model sure of one state, and the temporal channel would have to overrule it.) sequential: five
+    image: OPENING of the frames are first ones under the bare caption (DigitsBatches makes pictures of some, of any moment
+    and under a caption that tells no action). The others have the frame-rate texts of stages 1
+    and 2, which inherit how every state looks: STRAYS are any eighth of the action under any span, so that no state is
+    taken for impossible; the rest is one of the four frames that stage 1 generates, so that the frozen model learns what
+    a span means beside an adverb (NUMBERED of these texts tell which frame it is; the others leave that to be added by the
+    temporal channel). sequential: five
     frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate rule), PARTS any shorter
     span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as
     the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed rate: the whole
@@ -55,13 +60,9 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     rate, from any moment.
     """
     n = len(clips)
-    rule = np.array([clips.span(i) for i in range(n)])
-    span = np.where(rng.random(n) < 0.5, rule, rng.choice(SPANS, n))
     steps = np.linspace(0, 1, FRAMES)
     if stage == "sequential":
-        shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)]
-        kind = rng.random(n)
-        span = np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
+        span = _key_frame_spans(clips, rng)
         return span[:, None] * steps, list(span)
     if stage == "interpolation":
         whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being filled
@@ -77,21 +78,46 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         start = np.floor(rng.random(n) * (clips.duration.max(1) * FPS + 1)) / FPS
         return start[:, None] + np.arange(FRAMES) / FPS, [(FRAMES - 1) / FPS] * n
     if stage == "superres":
+        rule = np.array([clips.span(i) for i in range(n)])
         return rng.random((n, 1)) * rule[:, None], [None] * n
+    span = _key_frame_spans(clips, rng)
+    strays = rng.random(n) < STRAYS
     eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
-    ours = rng.random(n) < 0.5
-    moment = np.where(ours, span * rng.integers(1, FRAMES, n) / (FRAMES - 1), eighth)
-    named = np.where(ours, span, rng.choice(SPANS, n))
+    moment = np.where(strays, eighth, span * rng.integers(1, FRAMES, n) / (FRAMES - 1))
+    named = np.where(strays, rng.choice(SPANS, n), span)
     opening = rng.random(n) < OPENING
     return np.where(opening, 0.0, moment)[:, None], [
         None if first else float(s) for first, s in zip(opening, named, strict=True)
     ]
 
 
+def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
+    """Spans [n] of stage 1's clips: WHOLE hold the whole action (the multi-frame-rate rule), PARTS are shorter, some any."""
+    n = len(clips)
+    rule = np.array([clips.span(i) for i in range(n)])
+    shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)]
+    kind = rng.random(n)
+    return np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
+
+
+def _frame_numbers(moments: np.ndarray, spans: list[float | None]) -> list[int]:
+    """Which of the frames 1..4 of five from the beginning each moment is; 0: none of them, or the text names no span."""
+    places = [0.0 if span is None else (FRAMES - 1) * t / span for t, span in zip(moments, spans, strict=True)]
+    return [round(place) if place < FRAMES and abs(place - round(place)) < 1e-6 else 0 for place in places]
+
+
 def _rows(clips: Clips, chosen: np.ndarray) -> Clips:
     """Some of the clips, by number."""
     arrays = (f.name for f in fields(clips) if f.name not in ("world", "split"))
     return replace(clips, **{name: getattr(clips, name)[chosen] for name in arrays})
+
+
+def _mixed(clips: Clips, others: Clips, taken: np.ndarray) -> Clips:
+    """Clips with the rows `taken` [n] from others."""
+    arrays = [f.name for f in fields(clips) if f.name not in ("world", "split")]
+    return replace(
+        clips, **{name: np.where(taken[:, None], getattr(others, name), getattr(clips, name)) for name in arrays}
+    )
 
 
 class DigitsBatches:
@@ -122,12 +148,26 @@ class DigitsBatches:
         rng = np.random.default_rng([self.seed, step, split == "test"])
         clips = self._clips(rng, split)
         times, spans = clip_times(self.stage, clips, rng)
+        picture = np.zeros(len(clips), bool)
+        if self.stage == "image":
+            # As CogView2 has seen the looks of more things than the videos show: all combinations, none with its action.
+            picture = rng.random(len(clips)) < PICTURES
+            clips = _mixed(clips, self._clips(rng, split, held_out=True), picture)
+            anywhere = clips.duration.max(1) * rng.integers(0, 9, len(clips)) / 8
+            times = np.where(picture, anywhere, times[:, 0])[:, None]
+            spans = [None if alone else span for alone, span in zip(picture, spans, strict=True)]
         prompts = [
             UNGUIDED_PROMPT
             if rng.random() < CAPTION_DROPOUT
-            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh")
+            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=not picture[i])
             for i in range(len(clips))
         ]
+        if self.stage == "image":
+            numbers = _frame_numbers(times[:, 0], spans)
+            prompts = [
+                f"{number} {prompt}" if number and rng.random() < NUMBERED else prompt
+                for number, prompt in zip(numbers, prompts, strict=True)
+            ]
         ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
         text_ids, text_mask = (t.to(device) for t in self.text.left_pad(ids))
         if self.stage == "superres":
@@ -136,13 +176,13 @@ class DigitsBatches:
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
         return Batch(text_ids, text_mask, self._scenes(clips, times, device))
 
-    def _clips(self, rng: np.random.Generator, split: str) -> Clips:
+    def _clips(self, rng: np.random.Generator, split: str, held_out: bool | None = None) -> Clips:
         weighted = self.stage in SHARES
         count = self.batch_size * (4 if weighted else 1)
         if self.finite is not None and split == "train":
             pool = _rows(self.finite, rng.integers(len(self.finite), size=count))
         else:
-            pool = sample_clips(count, rng, split=split, world=self.world)
+            pool = sample_clips(count, rng, split=split, world=self.world, held_out=held_out)
         if not weighted:
             return pool
         shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]

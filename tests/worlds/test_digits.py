@@ -66,6 +66,8 @@ def test_train_never_draws_a_held_out_combination_and_test_does(world):
     train, test = (clips_of(world, 3000, split) for split in ("train", "test"))
     assert not is_held_out(train.kind, train.color, train.action).any()
     assert 0.05 < is_held_out(test.kind, test.color, test.action).mean() < 0.14  # one in eleven
+    pictures = sample_clips(len(train), np.random.default_rng(0), world=world, held_out=True)
+    assert pictures.split == "train" and is_held_out(pictures.kind, pictures.color, pictures.action).any()
     for field, choices in (("kind", world.names), ("color", COLORS), ("action", ACTIONS)):
         assert set(np.unique(getattr(train, field))) == set(range(len(choices)))
     assert set(np.unique(train.duration)) == set(DURATIONS)
@@ -276,6 +278,8 @@ def test_captions_say_the_truth_in_both_languages():
         adverb_en, adverb_zh = ADVERBS[clips.duration[i, 0]]
         assert clips.caption(i) == " ".join(f"a {color} {clips.kind[i, 0]} {action} {adverb_en}".split())
         assert clips.caption(i, "zh") == f"一个{COLORS[color][0]}的{clips.kind[i, 0]}{adverb_zh}{ACTIONS[action]}"
+        assert clips.caption(i, told=False) == f"a {color} {clips.kind[i, 0]}"
+        assert clips.caption(i, "zh", told=False) == f"一个{COLORS[color][0]}的{clips.kind[i, 0]}"
     pairs = clips_of(World("shapes", 2), 20)
     assert all(re.fullmatch(r"a \w+ \w+ .+ and a \w+ \w+ .+", pairs.caption(i)) for i in range(20))
     assert all(pairs.caption(i, "zh").count("一个") == 2 for i in range(20))
