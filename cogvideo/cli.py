@@ -322,13 +322,14 @@ def bench_full_size(
     """Time the whole released pipeline, stage by stage, with random weights of its size."""
     from cogvideo.benchmarks import full_size
     from cogvideo.benchmarks.memory_plan import plan_table, released_geometry
+    from cogvideo.files import write_json
 
     if plan:
         typer.echo(plan_table(released_geometry(layers, hidden, heads, side), clips))
         return
     settings = full_size.Settings(layers, hidden, heads, side, dtype, device, offload, clips, seconds, seed)
     report = full_size.run(settings, source=source)
-    full_size.write(report, out)
+    write_json(out, report, parents=True)
     typer.echo(full_size.render(report))
 
 
@@ -367,11 +368,12 @@ def bench_sampler(
 ) -> None:
     """Time decoding with random weights, and tell how near it is to moving its weights and caches."""
     from cogvideo.benchmarks import sampler
+    from cogvideo.files import write_json
 
     report = sampler.run(
         sampler.Settings(
             width, layers, heads, side, frames, window, clips, guided, dtype, device, threads, most_steps, seed
         )
     )
-    sampler.write(report, out)
+    write_json(out, report, parents=True)
     typer.echo(sampler.render(report))

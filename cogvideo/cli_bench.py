@@ -17,12 +17,12 @@ def i3d(
     out: Annotated[Path | None, typer.Option(help="Write the report to a JSON file, too.")] = None,
 ) -> None:
     """Measure how many videos a second go through I3D, the network behind FVD."""
-    from cogvideo.benchmarks.full_size import write
     from cogvideo.benchmarks.i3d import measure, render
+    from cogvideo.files import write_json
 
     report = measure(frames=frames, batch=batch, threads=threads, dtype=dtype, device=device)
     if out:
-        write(report, out)
+        write_json(out, report, parents=True)
     typer.echo(render(report))
 
 
@@ -38,11 +38,11 @@ def superres(
     out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/superres.json"),
 ) -> None:
     """Compare enlarging a frame by local attention with dense attention over as many places: time and memory."""
-    from cogvideo.benchmarks.full_size import write
     from cogvideo.benchmarks.superres import Settings, render, run
+    from cogvideo.files import write_json
 
     report = run(Settings(width, layers, heads, side, device, threads, repeats, seed))
-    write(report, out)
+    write_json(out, report, parents=True)
     typer.echo(render(report))
 
 

@@ -27,14 +27,14 @@ def train(
 ) -> None:
     """Time training steps of stages 1 and 2 with random weights: tokens a second, MFU, peak memory."""
     from cogvideo.benchmarks import train as benchmark
-    from cogvideo.benchmarks.sampler import write
+    from cogvideo.files import write_json
 
     settings = benchmark.Settings(
         width, layers, heads or max(1, width // 64), side, window, clips, dtype, device, threads, recompute, compiled,
         steps, compare, seed,
     )  # fmt: skip
     report = benchmark.run(settings)
-    write(report, out)
+    write_json(out, report, parents=True)
     typer.echo(benchmark.render(report))
 
 

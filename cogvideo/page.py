@@ -1,12 +1,12 @@
 """One self-contained HTML page that plays clips: no scripts, nothing loaded from elsewhere."""
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_whole
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -50,20 +50,6 @@ def write_page(path: str | Path, sections: Sequence[tuple[str, Video | Sequence[
         cards = map(_card, [videos] if isinstance(videos, Video) else videos)
         parts.append(f"{heading}\n<section>\n{chr(10).join(cards)}\n</section>")
     return write_whole(path, PAGE.format(title=escape(sections[0][0]), body="\n".join(parts)))
-
-
-def write_whole(path: str | Path, text: str) -> Path:
-    """Write a text file, whole or not at all; raises CogVideoError for a place that cannot be written."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose a folder that exists.") from None
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _card(video: Video) -> str:

@@ -4,8 +4,6 @@ Weights are drawn on the device in the released geometry and loaded by the same 
 them stage by stage. The pictures are noise; time and memory are those of the real weights.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -211,14 +209,6 @@ def render(report: dict[str, Any]) -> str:
         f"what a copy {'to the device' if s['offload'] == 'layers' else 'in its memory'} reaches here.",
     ]
     return "\n".join(lines)
-
-
-def write(report: dict[str, Any], path: Path) -> None:
-    """The report as JSON; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def _geometry(settings: Settings) -> Geometry:

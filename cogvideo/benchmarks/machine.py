@@ -1,7 +1,6 @@
 """What a benchmark needs of any machine: its name, its bandwidth, waiting for it, memory taken, random weights."""
 
 import platform
-import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.memory import peak_memory
 from cogvideo.checkpoints.sat import fill_model
 from cogvideo.checkpoints.tensors import Weights, without_memory
+from cogvideo.files import commit
 
 COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU, more than caches hold
 
@@ -22,9 +22,6 @@ COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, processor, system, versions and commit, for reports."""
     name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
     return {
         "device": name,
         "processor": _processor(),
@@ -32,7 +29,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
     }
 
 

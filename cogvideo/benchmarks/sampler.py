@@ -4,7 +4,6 @@ A step moves the weights once, whatever the number of rows, and every row's live
 device's own read bandwidth is the limit. Early steps read shorter caches than late ones, so bytes are counted step by step.
 """
 
-import json
 import os
 import statistics
 import time
@@ -237,14 +236,6 @@ def growth(
     read = read_bandwidth(device)
     cases = tqdm(sizes, desc=name, disable=not progress)
     return [{"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]
-
-
-def write(report: dict[str, Any], path: Path) -> None:
-    """The report as JSON; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(part, path)
 
 
 def render(report: dict[str, Any]) -> str:

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from cogvideo.checkpoints.memory import GB, peak_memory
-from cogvideo.checkpoints.native import new_folder, read_folder, read_json, write_json, write_weights
+from cogvideo.checkpoints.native import new_folder, read_folder, read_json, write_weights
 from cogvideo.checkpoints.sat import empty_model, fill_model, open_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.tensors import DTYPES, Weights, tensor_bytes
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 from cogvideo.model import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeConfig, IterativeSuperResolution

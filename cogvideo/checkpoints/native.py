@@ -27,6 +27,7 @@ from cogvideo.checkpoints.tensors import (
 )
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 from cogvideo.model import CogVideoTransformer
 
 C = TypeVar("C")
@@ -138,13 +139,6 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         os.replace(part, target)
     except (OSError, SafetensorError) as error:
         raise CogVideoError(f"Cannot write {target} ({error}): choose another place.") from None
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file that is either whole or not there."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Captioned clips on disk, and the captions that the demo's text model learns from."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +24,7 @@ from cogvideo.data.digits import (
     sample_clips,
 )
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_whole
 from cogvideo.tokenizers.text import train_text_tokenizer
 
 REST = 1.0  # seconds that a file goes on after the last action has ended
@@ -149,15 +148,9 @@ def _write_clip(path: Path, clip: Clips, seconds: float, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; one that holds the text already is left alone.
-
-    Processes may write the same file at the same time, on machines that count their processes alike: each has a part of its
-    own, "NAME.*.part", which stays where one is killed.
-    """
+    """Write a file whole or not at all; one that holds the text already is left alone."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text)
 
 
 def _with_progress(items: list, progress: bool):

@@ -9,7 +9,6 @@ Real clips, and real clips passed through the frame tokenizer, answer the same q
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 from cogvideo.data.digits import ACTION_NAMES, DURATIONS, Clips, World, is_held_out, render, sample_clips
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.judge import Judge
+from cogvideo.files import commit
 from cogvideo.tokenizers.frames import FrameTokenizer
 
 PART_TOLERANCE = 0.15
@@ -202,7 +202,7 @@ def evaluate(
     result["settings"] = {
         "weights": str(weights),
         "sha256": weights_hash(DEMO if str(weights) == "demo" else weights),
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "n": n,
         "seed": seed,
         "device": str(pipe.device),
@@ -243,16 +243,6 @@ def weights_hash(folder: str | Path) -> str:
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def commit() -> str:
-    """The commit of this checkout, with "+" when files differ from it; "unknown" outside of one."""
-    here = Path(__file__).parent
-    try:
-        git = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _rebuild(frames: Tensor, tokenizer: FrameTokenizer) -> Tensor:

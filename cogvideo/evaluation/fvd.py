@@ -1,6 +1,5 @@
 """FVD with what is needed to trust it: its recipe, its floor, its spread, and its value for endless samples."""
 
-import json
 import os
 import platform
 import time
@@ -16,6 +15,7 @@ from cogvideo.data.sources import read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.distances import check_features, frechet_distance, kernel_distance
 from cogvideo.evaluation.recipes import Recipe, find_recipe
+from cogvideo.files import commit, write_json
 
 if TYPE_CHECKING:
     from cogvideo.evaluation.sources import Side
@@ -47,21 +47,6 @@ class FVDResult:
     def save(self, path: str | Path) -> Path:
         """Write JSON, whole or not at all. Raises CogVideoError if the place cannot be written."""
         return write_json(path, asdict(self))
-
-
-def write_json(path: str | Path, values: Any) -> Path:
-    """Write a result, whole or not at all. Raises CogVideoError if the place cannot be written."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CogVideoError(
-            f"The result cannot be written to {path} ({error.strerror}): choose another file."
-        ) from None
-    return path
 
 
 def fvd(
@@ -240,12 +225,10 @@ def versions(network: Any) -> dict:
     """What a result says of the I3D that it comes from and of the code."""
     import torch
 
-    from cogvideo.evaluation.alignment import commit
-
     return {
         "i3d_sha256": network.digest,
         "i3d_known": network.known,
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 

@@ -20,7 +20,7 @@ from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D
-from cogvideo.evaluation.fvd import check_place, evaluate, write_json
+from cogvideo.evaluation.fvd import check_place, evaluate
 from cogvideo.evaluation.recipes import KINETICS, check_frames, choose_clip
 from cogvideo.evaluation.scores import SPLITS, check_splits, evaluate_inception_score, lines
 from cogvideo.evaluation.sources import (
@@ -33,6 +33,7 @@ from cogvideo.evaluation.sources import (
     samples_folder,
     weights_place,
 )
+from cogvideo.files import write_json
 from cogvideo.sampling.pipeline import Pipeline, Seeds
 
 COMPRESS = 8  # pixels along a side of a frame token

@@ -2,10 +2,11 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from cogvideo.files import write_whole
 
 
 def write_report(path: str | Path, title: str, parts: Sequence[Any]) -> Path:
@@ -22,11 +23,7 @@ def write_report(path: str | Path, title: str, parts: Sequence[Any]) -> Path:
         exclude_input=True, require_js_url="", jquery_url="", mathjax_url=""
     )  # nothing from outside
     page, _ = exporter.from_notebook_node(book)
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_whole(path, page)
 
 
 def _cell(v4: Any, part: Any) -> Any:

@@ -13,9 +13,10 @@ from torch import Tensor
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
 from cogvideo.evaluation.features import CHUNK, MAX_SKIPPED, clips_of, rows_of
-from cogvideo.evaluation.fvd import check_place, write_json
+from cogvideo.evaluation.fvd import check_place
 from cogvideo.evaluation.recipes import Recipe, check_frames
 from cogvideo.evaluation.sources import Side, open_side
+from cogvideo.files import write_json
 from cogvideo.sampling.loading import choose_device
 
 SPLITS = 10

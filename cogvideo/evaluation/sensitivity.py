@@ -20,9 +20,9 @@ from cogvideo.evaluation.fvd import (
     generations,
     real_sides,
     versions,
-    write_json,
 )
 from cogvideo.evaluation.recipes import PRESETS, find_recipe
+from cogvideo.files import write_json
 
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 

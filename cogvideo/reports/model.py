@@ -14,6 +14,7 @@ from cogvideo.evaluation.fvd import card, check_place, evaluate
 from cogvideo.evaluation.fvd_plots import plot_sensitivity
 from cogvideo.evaluation.sensitivity import sensitivity
 from cogvideo.evaluation.sensitivity import table as sensitivity_table
+from cogvideo.files import commit
 from cogvideo.model import CogVideoTransformer
 from cogvideo.reports import html
 from cogvideo.sampling.pipeline import DEMO, Pipeline
@@ -65,7 +66,7 @@ def _facts(pipe: Pipeline, name: str, folder: Path, seed: int) -> str:
     numbers = sum(p.numel() for p in pipe.stage1.parameters()) / 1e6
     return (
         f"{name}, SHA-256 {alignment.weights_hash(folder)}, {numbers:.2f} M weights in stage 1. Seed {seed}. "
-        f"Commit {alignment.commit()}."
+        f"Commit {commit() or 'unknown'}."
     )
 
 

@@ -3,7 +3,6 @@
 Notebooks call `record` once, at their end: it is the way by which results leave them.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 
 RESULT_FILE = "COGVIDEO_SWEEP_RESULT"  # in the environment of a point: where its result goes
 
@@ -42,7 +42,7 @@ def record(
         paths[name] = (
             [_inside(p, place.parent) for p in path] if isinstance(path, list) else _inside(path, place.parent)
         )
-    write_json(place, {"metrics": values, "files": paths})
+    write_json(place, {"metrics": values, "files": paths}, parents=True)
     return place
 
 
@@ -60,14 +60,3 @@ def _inside(path: str | Path, folder: Path) -> str:
     if not path.exists():
         raise CogVideoError(f"The file {path} to record does not exist: write it first.")
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a file whole or not at all. Raises CogVideoError if the place cannot be written."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose another folder.") from None

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from cogvideo.sweeps import write_json
+from cogvideo.files import write_json
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     threading.Thread(target=_die_with_the_guard, daemon=True).start()
     folder = Path(job["folder"])
     outcome = _run(job, folder)
-    write_json(folder / "outcome.json", outcome | {"attempt": job["attempt"]})
+    write_json(folder / "outcome.json", outcome | {"attempt": job["attempt"]}, parents=True)
     return 0
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 import cogvideo
+from cogvideo.files import commit
 from cogvideo.sweeps import RESULT_FILE, notes
 from cogvideo.sweeps.spec import fingerprint
 
@@ -222,16 +223,6 @@ def _attempt_of(process: psutil.Process) -> str | None:
         return process.environ().get(ATTEMPT)
     except psutil.Error:
         return None
-
-
-def commit() -> str | None:
-    """The commit that the package is at, marked when files differ from it; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        git = subprocess.run(command, cwd=Path(cogvideo.__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return git.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from statistics import median
 from typing import IO, Any
 
 from cogvideo.errors import CogVideoError
-from cogvideo.sweeps import write_json
+from cogvideo.files import write_json
 
 STOPPED = "stopped"
 VERDICTS = ("done", "failed")  # a point with one of these has run to an end
@@ -36,7 +36,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 
 def write_note(folder: Path, note: dict[str, Any]) -> None:
-    write_json(folder / "point.json", note)
+    write_json(folder / "point.json", note, parents=True)
 
 
 def current_run(sweep_folder: Path) -> str:

@@ -12,6 +12,7 @@ from cogvideo.benchmarks import full_size
 from cogvideo.benchmarks.full_size import Settings
 from cogvideo.benchmarks.memory_plan import cache_bytes, device_memory, plan_table, released_geometry
 from cogvideo.checkpoints.synthetic import make_checkpoint
+from cogvideo.files import write_json
 from cogvideo.sampling import fast, interpolate_frames
 from cogvideo.sampling.loading import DTYPES, Loader
 
@@ -20,7 +21,7 @@ TINY = Settings(layers=2, hidden=64, heads=2, side=2, dtype="fp32", device="cpu"
 
 def test_the_report_tells_every_stage(tmp_path, capsys):
     report = full_size.run(TINY, progress=False)
-    full_size.write(report, tmp_path / "new" / "full_size.json")
+    write_json(tmp_path / "new" / "full_size.json", report, parents=True)
     assert json.loads((tmp_path / "new" / "full_size.json").read_text()) == report
     assert not list(tmp_path.rglob("*.part"))
     stages = {stage["stage"]: stage for stage in report["stages"]}
