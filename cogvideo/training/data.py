@@ -41,7 +41,6 @@ WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly
 # Shares of the image model's frames: pictures without an action's name; of the others the first frames of clips; of those
 # that are left, frames from any moment under any span.
 PICTURES, OPENING, STRAYS = 0.2, 0.45, 0.2
-NUMBERED = 0.5  # of the image model's texts tell which of five frames it is, where it is one
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
@@ -51,8 +50,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     and under a caption that tells no action). The others have the frame-rate texts of stages 1
     and 2, which inherit how every state looks: STRAYS are any eighth of the action under any span, so that no state is
     taken for impossible; the rest is one of the four frames that stage 1 generates, so that the frozen model learns what
-    a span means beside an adverb (NUMBERED of these texts tell which frame it is; the others leave that to be added by the
-    temporal channel). sequential: five
+    a span means beside an adverb. sequential: five
     frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate rule), PARTS any shorter
     span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as
     the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed rate: the whole
@@ -98,12 +96,6 @@ def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
     shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)]
     kind = rng.random(n)
     return np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
-
-
-def _frame_numbers(moments: np.ndarray, spans: list[float | None]) -> list[int]:
-    """Which of the frames 1..4 of five from the beginning each moment is; 0: none of them, or the text names no span."""
-    places = [0.0 if span is None else (FRAMES - 1) * t / span for t, span in zip(moments, spans, strict=True)]
-    return [round(place) if place < FRAMES and abs(place - round(place)) < 1e-6 else 0 for place in places]
 
 
 def _rows(clips: Clips, chosen: np.ndarray) -> Clips:
@@ -162,12 +154,6 @@ class DigitsBatches:
             else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=not picture[i])
             for i in range(len(clips))
         ]
-        if self.stage == "image":
-            numbers = _frame_numbers(times[:, 0], spans)
-            prompts = [
-                f"{number} {prompt}" if number and rng.random() < NUMBERED else prompt
-                for number, prompt in zip(numbers, prompts, strict=True)
-            ]
         ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
         text_ids, text_mask = (t.to(device) for t in self.text.left_pad(ids))
         if self.stage == "superres":
