@@ -118,6 +118,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Pieces | None) -> Ten
     if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
+    # flatten and view instead of einops, whose bookkeeping would cost as much again.
     shape = q.shape
     q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)

@@ -361,7 +361,9 @@ def bench_sampler(
     guided: Annotated[bool, typer.Option(help="Two rows a clip instead of one.")] = True,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     device: Device = "cpu",
-    threads: Annotated[int, typer.Option(help="CPU threads; not more than cores that are free.")] = 2,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; not more than cores that are free. 0: as many as torch takes.")
+    ] = 2,
     most_steps: Annotated[int, typer.Option(help="Steps of each kind; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
     out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/sampler.json"),

@@ -1,4 +1,4 @@
-"""Text files that are whole or not there, whatever happens while they are written; and the commit that results carry."""
+"""Text files that are whole or not there; and the commit that results carry."""
 
 import contextlib
 import json
@@ -24,12 +24,13 @@ def write_whole(path: str | Path, text: str, *, parents: bool = False) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise CogVideoError(
-            f"{path} cannot be written ({error.strerror}): make room there, or choose a folder that exists."
-        ) from None
+        if not isinstance(error, OSError | UnicodeError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CogVideoError(f"{path} cannot be written ({reason}): choose another place, or make room there.") from None
     return path
 
 
@@ -38,10 +39,10 @@ def write_json(path: str | Path, values: Any, *, parents: bool = False) -> Path:
     return write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n", parents=parents)
 
 
-def commit() -> str | None:
-    """The commit of this checkout, with "-dirty" where files differ from it; None outside of one."""
+def commit() -> str:
+    """The commit of this checkout, with "-dirty" where files differ from it; "unknown" outside of one."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"

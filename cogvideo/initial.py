@@ -52,7 +52,7 @@ def say_magnitudes(embedding: Tensor, magnitudes: dict[int, float], seed: int = 
     The mean over words is then a sum of magnitudes, so that "half of it" is one linear step away, whatever the words are.
     Words without it would have to be told apart pair by pair, by what they do together alone.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 10**6)  # not the stream that codebook_embedding begins with
     direction = nn.functional.normalize(torch.randn(embedding.shape[1], generator=generator), dim=0)
     for row, magnitude in magnitudes.items():
         embedding[row] += MAGNITUDE_SCALE * magnitude * direction

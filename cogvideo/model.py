@@ -94,9 +94,10 @@ class Block(nn.Module):
         f = x.shape[1]
         (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
         k, v = memory.spatial_extend(k, v)
-        bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), "b f one q k -> (b f) one q k")
-        q, k, v = (rearrange(t, "b f h p d -> (b f) h p d") for t in (q, k, v))
-        out = rearrange(attend(q, k, v, bias), "(b f) h q d -> b f q (h d)", f=f)
+        rows = "(b f)" if memory.wave is None else "(f b)"  # as they lie in memory, so that caches are not copied
+        bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), f"b f one q k -> {rows} one q k")
+        q, k, v = (rearrange(t, f"b f h p d -> {rows} h p d") for t in (q, k, v))
+        out = rearrange(attend(q, k, v, bias), f"{rows} h q d -> b f q (h d)", f=f)
         if later is None:
             return self.add_attention(x, self.spatial.dense(out))
         q, k, v = (rearrange(t, "b f h q d -> b h (f q) d") for t in later)

@@ -60,15 +60,15 @@ class Settings:
     guided: bool = True
     dtype: str = "fp32"
     device: str = "cpu"
-    threads: int = 2
+    threads: int = 2  # on a CPU; 0: as many as torch takes by itself
     most_steps: int = 0  # of each stage; 0: all of them
     seed: int = 0
 
     def __post_init__(self):
-        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips, self.threads)
-        if min(numbers) < 1 or self.most_steps < 0 or self.frames < 3 or self.frames % 2 == 0:
+        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
+        if min(numbers) < 1 or min(self.threads, self.most_steps) < 0 or self.frames < 3 or self.frames % 2 == 0:
             raise CogVideoError(
-                "bench sampler takes positive sizes, an odd number of frames (3 or more), and 0 or more steps."
+                "bench sampler takes positive sizes, an odd number of frames (3 or more), and 0 or more steps and threads."
             )
         if self.width % (2 * self.heads):
             raise CogVideoError(f"A width of {self.width} cannot be shared by {self.heads} heads: choose others.")
@@ -81,7 +81,7 @@ def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
     """
     settings = replace(settings, device=choose_device(settings.device))
     device = torch.device(settings.device)
-    if device.type == "cpu":
+    if device.type == "cpu" and settings.threads:
         torch.set_num_threads(settings.threads)
     limits = {"read": read_bandwidth(device), "copy": copy_bandwidth(device)}
     variants = {
@@ -231,7 +231,7 @@ def growth(
     """The figures of `measure` for several sizes of one setting, each with that size under its name."""
     settings = replace(settings, device=choose_device(settings.device))
     device = torch.device(settings.device)
-    if device.type == "cpu":
+    if device.type == "cpu" and settings.threads:
         torch.set_num_threads(settings.threads)
     read = read_bandwidth(device)
     cases = tqdm(sizes, desc=name, disable=not progress)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from cogvideo.checkpoints.released import Known, cache_dir, find, known, size_text
 from cogvideo.checkpoints.unzip import check_room, unpack
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
@@ -252,9 +253,7 @@ def _record(found: dict[str, str]) -> None:
     """Add hashes to hashes.json, which is either whole or as it was."""
     recorded = _hashes()
     if recorded | found != recorded:
-        temporary = cache_dir() / f"{HASHES}.part"
-        temporary.write_text(json.dumps(recorded | found, indent=1, sort_keys=True) + "\n")
-        os.replace(temporary, cache_dir() / HASHES)
+        write_json(cache_dir() / HASHES, dict(sorted((recorded | found).items())))
 
 
 def _hashes() -> dict[str, str]:

@@ -113,14 +113,17 @@ class Clips:
 
 
 def is_held_out(kind, color, action):
-    """True for the combinations that are never trained (one in eleven); works on ints and on arrays."""
+    """True for the combinations (one in eleven) whose action is never told in training; works on ints and on arrays.
+
+    No clip of them is trained; the image model sees their looks under captions that tell no action (training.data).
+    """
     return (kind * 7 + color * 5 + action * 3) % 11 == 0
 
 
 def sample_clips(
-    n: int, rng: np.random.Generator, *, split: str = "train", world: World = World(), held_out: bool | None = None
+    n: int, rng: np.random.Generator, *, split: str = "train", world: World = World(), all_combinations: bool = False
 ) -> Clips:
-    """Draw n clips. split "train" leaves the held-out combinations out, "test" draws from all; held_out decides otherwise.
+    """Draw n clips. split "test" draws from all combinations, "train" leaves the held-out ones out unless all are asked for.
 
     Train and test use disjoint scans of handwriting; clean glyphs and shapes have one drawing each.
     """
@@ -128,7 +131,7 @@ def sample_clips(
         raise CogVideoError(f"Split {split!r} is unknown: choose train or test.")
     shape = (n, world.objects)
     kind, color, action = (rng.integers(k, size=shape) for k in (len(world.names), len(COLORS), len(ACTIONS)))
-    while not (split == "test" if held_out is None else held_out) and (bad := is_held_out(kind, color, action)).any():
+    while split == "train" and not all_combinations and (bad := is_held_out(kind, color, action)).any():
         kind[bad] = rng.integers(len(world.names), size=bad.sum())
         action[bad] = rng.integers(len(ACTIONS), size=bad.sum())
     duration = np.array(DURATIONS)[rng.integers(len(DURATIONS), size=shape)]

@@ -25,6 +25,7 @@ from torch import Tensor
 from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.config import ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 from cogvideo.tokenizers.text import left_pad
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
@@ -151,10 +152,7 @@ def finish(
             for name in [*names, INDEX]
         },
     }
-    text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, folder / MANIFEST)
-    return json.loads(text)
+    return json.loads(write_json(folder / MANIFEST, manifest).read_text(encoding="utf-8"))
 
 
 def span_key(span: float | None) -> str:

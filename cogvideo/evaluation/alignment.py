@@ -6,7 +6,6 @@ frame-rate texts of 4, 2, 1 and 0.5 s; is the share of the action that is shown 
 Real clips, and real clips passed through the frame tokenizer, answer the same questions: the second are the ceiling.
 """
 
-import json
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 from cogvideo.data.digits import ACTION_NAMES, DURATIONS, Clips, World, is_held_out, render, sample_clips
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.judge import Judge
-from cogvideo.files import commit
+from cogvideo.files import commit, write_json
 from cogvideo.tokenizers.frames import FrameTokenizer
 
 PART_TOLERANCE = 0.15
@@ -104,7 +103,7 @@ class Questions:
         kind, color, action = self.clips.kind[:, 0], self.clips.color[:, 0], self.clips.action[:, 0]
         return {
             "language": self.languages,
-            "combination": np.where(is_held_out(kind, color, action), "never trained", "trained"),
+            "combination": np.where(is_held_out(kind, color, action), "action never told", "trained"),
             "action": np.array(ACTION_NAMES)[action],
             "digit": np.array(self.clips.world.names)[kind],
             "span": np.array([f"{span:g} s" for span in self.spans]),
@@ -202,7 +201,7 @@ def evaluate(
     result["settings"] = {
         "weights": str(weights),
         "sha256": weights_hash(DEMO if str(weights) == "demo" else weights),
-        "commit": commit() or "unknown",
+        "commit": commit(),
         "n": n,
         "seed": seed,
         "device": str(pipe.device),
@@ -210,10 +209,7 @@ def evaluate(
     }
     print(table(result))
     if out:
-        try:
-            Path(out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CogVideoError(f"The result cannot be written to {out} ({error}): choose another file.") from error
+        write_json(out, result)
     return result
 
 

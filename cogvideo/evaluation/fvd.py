@@ -228,7 +228,7 @@ def versions(network: Any) -> dict:
     return {
         "i3d_sha256": network.digest,
         "i3d_known": network.known,
-        "commit": commit() or "unknown",
+        "commit": commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 

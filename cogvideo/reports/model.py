@@ -66,7 +66,7 @@ def _facts(pipe: Pipeline, name: str, folder: Path, seed: int) -> str:
     numbers = sum(p.numel() for p in pipe.stage1.parameters()) / 1e6
     return (
         f"{name}, SHA-256 {alignment.weights_hash(folder)}, {numbers:.2f} M weights in stage 1. Seed {seed}. "
-        f"Commit {commit() or 'unknown'}."
+        f"Commit {commit()}."
     )
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_whole
 
 if TYPE_CHECKING:
     from cogvideo.sampling.pipeline import Pipeline
@@ -127,8 +128,7 @@ def fill_folder(
                 note.unlink(missing_ok=True)  # it tells of an older clip
                 video.save(part)
                 os.replace(part, paths[i])
-                note.with_suffix(".json.part").write_text(_text(records[i]), encoding="utf-8")
-                os.replace(note.with_suffix(".json.part"), note)
+                write_whole(note, _text(records[i]))
             bar.update(len(some))
     return list(paths.values())
 

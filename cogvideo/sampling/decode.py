@@ -227,8 +227,7 @@ class _Rows:
         self, strategy: Strategy, generator: Generators, c: ModelConfig, frames: int
     ) -> Callable[[Tensor, int], Tensor]:
         """The chooser of a wavefront: every frame draws from its own part of the random streams."""
-        like = torch.empty(self.clips, c.image_tokens, device=self.ids.device)
-        parts = fork(generator, frames, c.frame_tokens, like)
+        parts = fork(generator, frames, c.frame_tokens, self.clips, self.ids.device)
 
         def choose(logits: Tensor, number: int) -> Tensor:
             return self.double(draw(strategy, self.mix(logits), number, parts[number // c.frame_tokens]))

@@ -1,8 +1,8 @@
 """A view of the model laid out for decoding on a CPU, where a step has a row or a few and its time is that of reading weights.
 
 Weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives, `x @ W.T` at a fifth
-(`cogvideo bench sampler` tells the share). What is left is the host's own work, so a step of one place has a plain forward of
-its own: fewer and simpler operations than Block.forward, the same result up to rounding.
+(`cogvideo bench sampler` tells the share). What is left is the host's own work, so a step of one place has a forward of its
+own: fewer and simpler operations than Block.forward, the same result up to rounding.
 """
 
 from copy import copy
@@ -12,15 +12,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cogvideo.attention import Pieces, attend
-from cogvideo.model import Block, CogVideoTransformer, LayerMemory, QueriesKeysValues
+from cogvideo.model import Block, CogVideoTransformer, LayerMemory, Mlp, QueriesKeysValues
 from cogvideo.offload import StreamedBlocks
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
-MAX_PACKED = 64  # rows from which a plain product computes more than it reads
-ROWS_AHEAD = 16  # rows that packing is told: right for 1 to 8; told 1 or 2, more of them would be slow
-MOST_COPIED = (
-    4 * 10**9
-)  # bytes of a model up to which its matrices are copied, fused or packed; larger ones are read as they lie
+MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
+ROWS_AHEAD = (
+    16  # rows that packing is told: the layout is then right for 1 to 64; told 1 or 2, more of them would be slow
+)
+# Bytes of a model up to which its matrices are fused and packed, so that three times as much is held while decoding; larger
+# ones are read as they lie.
+MOST_COPIED = 2 * 10**9
 
 
 class SmallBatchLinear(nn.Module):
@@ -80,22 +82,22 @@ class FusedBlock(Block):
         self, x: Tensor, memory: LayerMemory, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
     ) -> Tensor:
         """Block.forward; a chunk of one place a frame goes the short way."""
-        if temporal_bias is None or x.shape[2] > 1:
+        if x.shape[2] > 1:
             return super().forward(x, memory, spatial_bias, temporal_bias)
         b, f, _, size = x.shape
-        heads = self.spatial.num_heads
+        heads, both = self.spatial.num_heads, temporal_bias is not None
         # No einops here: with a few rows its bookkeeping alone would be a fifth of the step.
-        qkv = self.qkv(self.attention_norm(x)).view(b, f, 6, heads, 1, size // heads)
-        q, k, v, *later = qkv.unbind(2)  # each [b,f,h,1,d]
+        qkv = (self.qkv if both else self.spatial.qkv)(self.attention_norm(x))
+        q, k, v, *later = qkv.view(b, f, -1, heads, 1, size // heads).unbind(2)  # each [b,f,h,1,d]
         # Frames first: so lies the cache of several frames, which is then read where it is.
         frames_first = (t.transpose(0, 1) for t in (q, *memory.spatial_extend(k, v), spatial_bias))
         out = attend(*frames_first).transpose(0, 1).reshape(b, f, 1, size)
-        q, k, v = (t.squeeze(3).transpose(1, 2) for t in later)  # each [b,h,f,d]
-        later = attend(q, *memory.temporal_extend(k, v), temporal_bias).transpose(1, 2).reshape(b, f, 1, size)
-        x = x + self.attention_out_norm(self.dense(torch.cat([out, later], -1)))
-        up, down = self.mlp.up, self.mlp.down
-        assert isinstance(up, SmallBatchLinear)
-        return x + self.mlp_out_norm(down(up.gelu(self.mlp_norm(x))))
+        if both:
+            q, k, v = (t.squeeze(3).transpose(1, 2) for t in later)  # each [b,h,f,d]
+            later = attend(q, *memory.temporal_extend(k, v), temporal_bias).transpose(1, 2).reshape(b, f, 1, size)
+            out = torch.cat([out, later], -1)
+        x = x + self.attention_out_norm((self.dense if both else self.spatial.dense)(out))
+        return x + self.mlp_out_norm(self.mlp.down(self.mlp.up.gelu(self.mlp_norm(x))))  # type: ignore[operator]
 
     def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
         if not both:
@@ -110,7 +112,8 @@ class FusedBlock(Block):
 
 @torch.no_grad()
 def prepare_for_decoding(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model that is quick with few rows; its other weights are the model's own.
+    """A view of the model that is quick with few rows, for one call under inference mode: fused and packed weights do not
+    follow when the model is trained or moved, and there are no gradients. Its other weights are the model's own.
 
     The model itself comes back where that would not pay (another device than the CPU, other precision than fp32, blocks
     that come and go) or where something hooks into its modules.
@@ -135,7 +138,8 @@ def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:
 
 def _view(module: nn.Module, copies: bool) -> nn.Module:
     if copies and type(module) is Block and module.temporal is not None:
-        linears = (module.spatial.qkv, module.spatial.dense, module.temporal.qkv, module.temporal.dense)
+        linears = [module.spatial.qkv, module.spatial.dense, module.temporal.qkv, module.temporal.dense]
+        linears += [module.mlp.up, module.mlp.down] if type(module.mlp) is Mlp else [None]
         if all(type(linear) is nn.Linear for linear in linears):  # not those in int8
             return FusedBlock(module)
     return _with_small_batch_linears(module, copies)

@@ -33,38 +33,43 @@ def keeps_no_order(strategy: Strategy) -> bool:
     return type(strategy) in (TopKStrategy, TopPStrategy, ClusterStrategy)
 
 
-def fork(generator: Generators, parts: int, draws: int, logits: Tensor) -> list[Generators]:
-    """Split the random streams of `draw` into parts of `draws` tokens each, for logits like `logits` [B,V].
+def fork(generator: Generators, parts: int, draws: int, rows: int, device: torch.device) -> list[Generators]:
+    """Split the random streams of `draw` into parts of `draws` tokens each, for logits of `rows` rows on `device`.
 
     Part i begins where the stream stands after i * draws draws, so that parts drawn in any order give the same tokens as
     one after the other. The generators given are left behind the last part.
     """
     if generator is None:
-        device = logits.device
         generator = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    rows = len(logits) if isinstance(generator, torch.Generator) else 1
+    each = rows if isinstance(generator, torch.Generator) else 1
     made: list[Generators] = []
     for _ in range(parts):
         copies = [torch.Generator(stream.device).set_state(stream.get_state()) for stream in streams]
         made.append(copies[0] if isinstance(generator, torch.Generator) else copies)
         for stream in streams:
             for _ in range(draws):
-                torch.rand(rows, device=stream.device, generator=stream)
+                torch.rand(each, dtype=torch.double, device=stream.device, generator=stream)
     return made
 
 
 def _sample(p: Tensor, generator: Generators = None) -> Tensor:
     """One draw [B] from every row of probabilities [B,V]."""
     if generator is None or isinstance(generator, torch.Generator):
-        points = torch.rand(len(p), device=p.device, generator=generator)
+        points = torch.rand(len(p), dtype=torch.double, device=p.device, generator=generator)
+    elif len(generator) != len(p):
+        raise CogVideoError(f"{len(p)} rows need one generator each, or one for all, not {len(generator)}.")
     else:
-        points = torch.cat([torch.rand(1, device=p.device, generator=g) for g in generator])
+        points = torch.cat([torch.rand(1, dtype=torch.double, device=p.device, generator=g) for g in generator])
     # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no host sync.
-    ends = p.cumsum(-1)
-    return torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
+    # In single precision CUDA's sums may fall a little from token to token, and one with p = 0 would be found there.
+    ends = p.double().cumsum(-1)
+    found = torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
+    return found.clamp_(
+        max=p.shape[-1] - 1
+    )  # a row that is not finite has no token, but must not name one that is none
 
 
 @dataclass(frozen=True)

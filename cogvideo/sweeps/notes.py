@@ -10,13 +10,12 @@ The sweep's own folder has a lock, too, for the driver, and `run`: the name of t
 
 import fcntl
 import json
-import os
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
+from cogvideo.files import write_json, write_whole
 
 STOPPED = "stopped"
 VERDICTS = ("done", "failed")  # a point with one of these has run to an end
@@ -48,9 +47,7 @@ def current_run(sweep_folder: Path) -> str:
 
 
 def set_run(sweep_folder: Path, name: str) -> None:
-    part = sweep_folder / "run.part"
-    part.write_text(name)
-    os.replace(part, sweep_folder / "run")
+    write_whole(sweep_folder / "run", name)
 
 
 def try_lock(path: Path) -> IO[str] | None:

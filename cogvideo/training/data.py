@@ -47,15 +47,14 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
     image: OPENING of the frames are first ones under the bare caption (DigitsBatches makes pictures of some, of any moment
-    and under a caption that tells no action). The others have the frame-rate texts of stages 1
-    and 2, which inherit how every state looks: STRAYS are any eighth of the action under any span, so that no state is
-    taken for impossible; the rest is one of the four frames that stage 1 generates, so that the frozen model learns what
-    a span means beside an adverb. sequential: five
-    frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate rule), PARTS any shorter
-    span, and the rest any span, so that the frame-rate text means something. interpolation: five neighbouring frames as
-    the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py), fixed rate: the whole
-    action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each other at the final frame
-    rate, from any moment.
+    and under a caption that tells no action). The others have the frame-rate texts of stages 1 and 2, which inherit how
+    every state looks: STRAYS are any eighth of the action under any span, so that no state is taken for impossible; the
+    rest is one of the four frames that stage 1 generates, so that the frozen model may learn what a span means beside an
+    adverb. sequential: five frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate
+    rule), PARTS any shorter span, and the rest any span, so that the frame-rate text means something. interpolation: five
+    neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py),
+    fixed rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each
+    other at the final frame rate, from any moment.
     """
     n = len(clips)
     steps = np.linspace(0, 1, FRAMES)
@@ -144,7 +143,7 @@ class DigitsBatches:
         if self.stage == "image":
             # As CogView2 has seen the looks of more things than the videos show: all combinations, none with its action.
             picture = rng.random(len(clips)) < PICTURES
-            clips = _mixed(clips, self._clips(rng, split, held_out=True), picture)
+            clips = _mixed(clips, self._clips(rng, split, all_combinations=True), picture)
             anywhere = clips.duration.max(1) * rng.integers(0, 9, len(clips)) / 8
             times = np.where(picture, anywhere, times[:, 0])[:, None]
             spans = [None if alone else span for alone, span in zip(picture, spans, strict=True)]
@@ -162,13 +161,13 @@ class DigitsBatches:
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
         return Batch(text_ids, text_mask, self._scenes(clips, times, device))
 
-    def _clips(self, rng: np.random.Generator, split: str, held_out: bool | None = None) -> Clips:
+    def _clips(self, rng: np.random.Generator, split: str, all_combinations: bool = False) -> Clips:
         weighted = self.stage in SHARES
         count = self.batch_size * (4 if weighted else 1)
         if self.finite is not None and split == "train":
             pool = _rows(self.finite, rng.integers(len(self.finite), size=count))
         else:
-            pool = sample_clips(count, rng, split=split, world=self.world, held_out=held_out)
+            pool = sample_clips(count, rng, split=split, world=self.world, all_combinations=all_combinations)
         if not weighted:
             return pool
         shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]

@@ -1,6 +1,5 @@
 """The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
 
-import json
 import math
 import os
 import shutil
@@ -16,6 +15,7 @@ from cogvideo.checkpoints.native import inherit_image_model, load_model, save_mo
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
 from cogvideo.data.digits import ADVERBS, SPANS, World, random_frames
 from cogvideo.errors import CogVideoError
+from cogvideo.files import write_json
 from cogvideo.initial import say_magnitudes
 from cogvideo.model import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -180,7 +180,7 @@ class Recipe:
             save_model(load_model(self._need(stage)), output / stage, dtype=torch.float16)
         superres = DirectSuperResolution.from_pretrained(self._need("superres"))
         superres.save_pretrained(output / "superres", dtype=torch.float16)
-        (output / "pipeline.json").write_text(json.dumps(to_dict(self.config.sampling), indent=2) + "\n")
+        write_json(output / "pipeline.json", to_dict(self.config.sampling))
 
     def _image_config(self) -> ModelConfig:
         text, frames = self._tokenizers()
@@ -268,15 +268,13 @@ class Recipe:
 def durations_told(text: TextTokenizer) -> dict[int, float]:
     """What the words of time say, by id: octaves of the span, less those of the action's duration (each from 2 s).
 
-    Their sum over a text is log2 of the part of the action that its frames show.
+    Their sum over the text of one object is log2(span / duration): how much of the action its frames show.
     """
     told = {frame_rate_text(span): math.log2(span / 2) for span in SPANS}
-    for duration, words in ADVERBS.items():
-        for word in words:
-            if word:
-                *_, adverb = word.split()  # "very slowly" is "slowly" and one octave more
-                told[adverb] = told.get(adverb, -math.log2(duration / 2))
-    told["very"] = -1.0
+    for duration, phrases in ADVERBS.items():
+        for phrase in filter(None, phrases):
+            word, *known = phrase.split()  # "very" says what is left of "very slowly" without "slowly"
+            told[word] = -math.log2(duration / 2) - sum(told[other] for other in known)
     return {text.encode(word)[-1]: octaves for word, octaves in told.items()}
 
 

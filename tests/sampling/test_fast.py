@@ -5,6 +5,8 @@ import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
 from torch import nn
 
+from cogvideo.attention import hidden_bias
+from cogvideo.model import LayerMemory
 from cogvideo.offload import StreamedBlocks
 from cogvideo.sampling import decode
 from cogvideo.sampling.fast import FusedBlock, SmallBatchLinear, prepare_for_decoding
@@ -13,12 +15,24 @@ from cogvideo.sampling.fast import FusedBlock, SmallBatchLinear, prepare_for_dec
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 17, 65])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("copies", [False, True])
-@pytest.mark.parametrize("outputs", [130, 20])
-def test_small_batch_linear_equals_the_plain_one(rows, bias, copies, outputs):
+@torch.inference_mode()
+def test_small_batch_linear_equals_the_plain_one(rows, bias, copies):
     torch.manual_seed(rows)
-    linear, x = nn.Linear(96, outputs, bias=bias), torch.randn(rows, 1, 96)
+    linear, x = nn.Linear(96, 130, bias=bias), torch.randn(rows, 1, 96)
     fast = SmallBatchLinear(linear.weight.detach(), linear.bias.detach() if bias else None, copies)
     torch.testing.assert_close(fast(x), linear(x), atol=1e-5, rtol=1e-5)
+    gelu = nn.functional.gelu(linear(x), approximate="tanh")
+    torch.testing.assert_close(fast.gelu(x), gelu, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_packed_once_serve_all_numbers_of_rows():
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 130)
+    fast = SmallBatchLinear(linear.weight.detach(), linear.bias.detach())
+    for rows in (2, 64, 1, 9, 200, 3):
+        x = torch.randn(96, rows).T  # not contiguous
+        torch.testing.assert_close(fast(x), linear(x), atol=1e-5, rtol=1e-5)
 
 
 def test_the_fast_clip_is_that_of_the_plain_path(monkeypatch):
@@ -34,14 +48,29 @@ def test_the_fast_clip_is_that_of_the_plain_path(monkeypatch):
 
 
 @pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("both", [False, True])
 @torch.no_grad()
-def test_fused_channels_are_those_of_the_block(places):
+def test_a_fused_block_is_the_block(places, frames, both):
+    torch.manual_seed(0)
     block = tiny("sequential", None).blocks[0]
-    block.gate.copy_(torch.linspace(-3, 3, len(block.gate)))
-    fused, h = FusedBlock(block), torch.randn(2, 2, places, len(block.gate))
-    for ours, theirs in zip(fused.project(h, True), block.project(h, True), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fused.merge(h, -h), block.merge(h, -h), atol=1e-5, rtol=1e-5)
+    for parameter in block.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    size, heads, length = len(block.gate), block.spatial.num_heads, 4
+    x = torch.randn(2, frames, places, size)
+    text = [torch.randn(2, heads, length, size // heads) for _ in range(4)]
+    hidden = torch.rand(2, frames, 1, places, length + places) < 0.3
+    spatial = hidden_bias(~hidden)
+    temporal = hidden_bias(torch.rand(2, 1, frames * places, length + frames * places) > 0.3) if both else None
+    memory = LayerMemory((text[0], text[1]), (text[2], text[3]))
+    ours, theirs = (b(x, memory, spatial, temporal) for b in (FusedBlock(block), block))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_with_other_layers_are_not_fused():
+    model = tiny("sequential", None)
+    model.blocks[0].mlp = nn.Identity()
+    assert [type(block) is FusedBlock for block in prepare_for_decoding(model).blocks][:2] == [False, True]
 
 
 def test_large_models_are_not_copied(monkeypatch):

@@ -9,7 +9,15 @@ from safetensors.torch import load_file
 from scipy.stats import chisquare
 
 from cogvideo.errors import CogVideoError
-from cogvideo.sampling.strategies import ClusterStrategy, TopKStrategy, TopPStrategy, cluster_codebook, draw
+from cogvideo.sampling.strategies import (
+    ClusterStrategy,
+    TopKStrategy,
+    TopPStrategy,
+    _sample,
+    cluster_codebook,
+    draw,
+    fork,
+)
 
 IO = load_file(DATA / "strategies" / "io.safetensors")
 CASES = json.loads((DATA / "strategies" / "meta.json").read_text())["configs"]
@@ -69,6 +77,43 @@ def test_a_row_draws_the_same_whatever_stands_beside_it():
         return draw(TopKStrategy(top_k=30), logits[rows], 0, [torch.Generator().manual_seed(row) for row in rows])
 
     assert tokens([0, 1, 2])[2] == tokens([2])[0]
+
+
+def test_tokens_without_probability_are_never_drawn():
+    p = torch.tensor([0.0, 0.3, 0.0, 0.0, 0.7, 0.0]).expand(20_000, -1)
+    drawn = _sample(p, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {1, 4} and abs((drawn == 4).float().mean() - 0.7) < 0.02
+    part = _sample(p * 0.4, torch.Generator().manual_seed(0))  # sums below 1 are no reason to name another token
+    assert torch.equal(part, drawn)
+
+
+def test_a_row_that_is_not_finite_names_a_token_all_the_same():
+    rows = torch.tensor([[1.0, float("nan"), 2.0], [float("inf"), 0.0, 1.0], [0.0, 1.0, 2.0]])
+    drawn = draw(TopKStrategy(), rows, 0, torch.Generator().manual_seed(0))
+    assert drawn.min() >= 0 and drawn.max() < 3
+
+
+def test_generators_are_one_or_one_a_row():
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    for count in (1, 2):
+        with pytest.raises(CogVideoError, match=f"3 rows need one generator each, or one for all, not {count}"):
+            draw(TopKStrategy(), torch.zeros(3, 5), 0, generators[:count])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_stream_that_was_split_gives_the_tokens_of_the_whole_one_in_any_order(several):
+    logits, strategy = torch.randn(6, 2, 30, generator=torch.Generator().manual_seed(0)), TopKStrategy(top_k=30)
+
+    def streams():
+        made = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        return made if several else made[0]
+
+    whole, split = streams(), streams()
+    one_by_one = [draw(strategy, row, i, whole) for i, row in enumerate(logits)]
+    parts = fork(split, 3, 2, 2, torch.device("cpu"))
+    other_way = {i: draw(strategy, logits[i], i, parts[i // 2]) for i in (4, 5, 0, 2, 1, 3)}
+    assert all(torch.equal(one_by_one[i], other_way[i]) for i in range(6))
+    assert torch.equal(draw(strategy, logits[0], 6, whole), draw(strategy, logits[0], 6, split))
 
 
 def test_any_callable_is_a_strategy():

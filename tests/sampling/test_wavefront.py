@@ -4,7 +4,7 @@ import pytest
 import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
 
-from cogvideo.sampling import TopKStrategy
+from cogvideo.sampling import TopKStrategy, decode
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
 
 
@@ -39,13 +39,16 @@ def test_stage_2_equals_the_release(guided):
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 @pytest.mark.parametrize("order", ["sequential", "interpolation"])
 @pytest.mark.parametrize("several", [False, True])
-def test_random_draws_equal_those_of_one_after_the_other(order, window, several):
+def test_random_draws_equal_those_of_one_after_the_other(order, window, several, monkeypatch):
+    """On the quick path and, third, on the plain one."""
     model, strategy = tiny(order, window), TopKStrategy(top_k=5)
     text = torch.tensor([[11, 11, 12, 13], [14, 15, 16, 17]])
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     known = torch.randint(10, (2, 3, 12), generator=torch.Generator().manual_seed(0))
     made, after = [], []
-    for wavefront in (False, True):
+    for wavefront, plain in ((False, False), (True, False), (True, True)):
+        if plain:
+            monkeypatch.setattr(decode, "prepare_for_decoding", lambda model: model)
         streams = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
         settings = {
             "text_mask": mask, "guidance_ids": torch.tensor([[18, 17]]), "strategy": strategy, "wavefront": wavefront,
@@ -56,5 +59,5 @@ def test_random_draws_equal_those_of_one_after_the_other(order, window, several)
         else:
             made.append(interpolate_frames(model, text, known, **settings))
         after.append(torch.rand(3, generator=streams[0]))
-    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
     assert torch.equal(after[0], after[1])  # the caller's stream stands where it would have stood
