@@ -5,7 +5,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
-MAGNITUDE_SCALE = 0.3  # length of one unit; an embedding of 128 numbers is 0.7 long
 
 
 def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
@@ -44,18 +43,6 @@ def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tens
     grid[..., : 2 * waves] = rows[:, None]
     grid[..., 2 * waves : 4 * waves] = columns[None]
     return rearrange(grid, "h w d -> (h w) d")
-
-
-def say_magnitudes(embedding: Tensor, magnitudes: dict[int, float], seed: int = 0) -> None:
-    """Let rows of an embedding [V,D] begin with what they say: magnitudes (row -> number) along one random direction.
-
-    The mean over words is then a sum of magnitudes, so that "half of it" is one linear step away, whatever the words are.
-    Words without it would have to be told apart pair by pair, by what they do together alone.
-    """
-    generator = torch.Generator().manual_seed(seed + 10**6)  # not the stream that codebook_embedding begins with
-    direction = nn.functional.normalize(torch.randn(embedding.shape[1], generator=generator), dim=0)
-    for row, magnitude in magnitudes.items():
-        embedding[row] += MAGNITUDE_SCALE * magnitude * direction
 
 
 def codebook_embedding(codebook: Tensor, size: int, seed: int = 0) -> Tensor:

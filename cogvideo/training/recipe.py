@@ -1,6 +1,5 @@
 """The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
 
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,14 +12,13 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
-from cogvideo.data.digits import ADVERBS, SPANS, World, random_frames
+from cogvideo.data.digits import World, random_frames
 from cogvideo.errors import CogVideoError
 from cogvideo.files import write_json
-from cogvideo.initial import say_magnitudes
 from cogvideo.model import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.frames import FrameTokenizer
-from cogvideo.tokenizers.text import TextTokenizer, frame_rate_text
+from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.data import Batch, DigitsBatches
 from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint
 
@@ -128,9 +126,8 @@ class Recipe:
                 print(f"frame tokenizer, {size} px:", ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
 
     def image(self) -> None:
-        text, frames = self._tokenizers()
+        _, frames = self._tokenizers()
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
-        say_magnitudes(model.word_embedding.weight.data, durations_told(text), self.config.seed)
         self._fit("image", model, list(model.parameters()), self._loss(model))
 
     def stage1(self) -> None:
@@ -263,19 +260,6 @@ class Recipe:
         if not (path / "model.safetensors" if path.suffix == "" else path).exists():
             raise CogVideoError(f"{path} is not there yet: run the part {path.stem!r} of the recipe first.")
         return path
-
-
-def durations_told(text: TextTokenizer) -> dict[int, float]:
-    """What the words of time say, by id: octaves of the span, less those of the action's duration (each from 2 s).
-
-    Their sum over the text of one object is log2(span / duration): how much of the action its frames show.
-    """
-    told = {frame_rate_text(span): math.log2(span / 2) for span in SPANS}
-    for duration, phrases in ADVERBS.items():
-        for phrase in filter(None, phrases):
-            word, *known = phrase.split()  # "very" says what is left of "very slowly" without "slowly"
-            told[word] = -math.log2(duration / 2) - sum(told[other] for other in known)
-    return {text.encode(word)[-1]: octaves for word, octaves in told.items()}
 
 
 def share_frame_vectors(model: CogVideoTransformer) -> None:
