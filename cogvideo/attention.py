@@ -123,7 +123,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Pieces | None) -> Ten
     q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
-        scores = (scores.view(*shape[:-1], -1) + bias).flatten(0, -3)
+        scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
     return torch.bmm(scores.softmax(-1), v).view(shape)
 
 

@@ -58,7 +58,7 @@ def test_page_needs_nothing_else(tmp_path):
 
 
 def test_refusals_leave_nothing(tmp_path):
-    with pytest.raises(CogVideoError, match="choose a folder that exists"):
+    with pytest.raises(CogVideoError, match="cannot be written .*: choose another place"):
         write_page(tmp_path / "missing" / "index.html", [("Clips", clip("a"))])
     with pytest.raises(CogVideoError, match="without sections"):
         write_page(tmp_path / "index.html", [])

@@ -103,7 +103,7 @@ class Questions:
         kind, color, action = self.clips.kind[:, 0], self.clips.color[:, 0], self.clips.action[:, 0]
         return {
             "language": self.languages,
-            "combination": np.where(is_held_out(kind, color, action), "action never told", "trained"),
+            "combination": np.where(is_held_out(kind, color, action), "never told", "trained"),
             "action": np.array(ACTION_NAMES)[action],
             "digit": np.array(self.clips.world.names)[kind],
             "span": np.array([f"{span:g} s" for span in self.spans]),

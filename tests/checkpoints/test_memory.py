@@ -28,9 +28,13 @@ TINY = ModelConfig(
 def test_free_memory_is_what_the_system_tells():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < free_memory() <= total
-    before = free_memory("cpu")
-    held = torch.ones(2**27)  # 0.5 GiB; other programs take and give memory meanwhile
-    assert before - free_memory() > 0.5 * held.nbytes
+
+    def seen() -> bool:
+        before = free_memory("cpu")
+        held = torch.ones(2**27)  # 0.5 GiB
+        return before - free_memory() > 0.5 * held.nbytes
+
+    assert any(seen() for _ in range(5))  # other programs take and give memory meanwhile
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_train_never_draws_a_held_out_combination_and_test_does(world):
     train, test = (clips_of(world, 3000, split) for split in ("train", "test"))
     assert not is_held_out(train.kind, train.color, train.action).any()
     assert 0.05 < is_held_out(test.kind, test.color, test.action).mean() < 0.14  # one in eleven
-    pictures = sample_clips(len(train), np.random.default_rng(0), world=world, held_out=True)
+    pictures = sample_clips(len(train), np.random.default_rng(0), world=world, all_combinations=True)
     assert pictures.split == "train" and is_held_out(pictures.kind, pictures.color, pictures.action).any()
     for field, choices in (("kind", world.names), ("color", COLORS), ("action", ACTIONS)):
         assert set(np.unique(getattr(train, field))) == set(range(len(choices)))
