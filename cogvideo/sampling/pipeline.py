@@ -125,7 +125,7 @@ class Pipeline:
 
         seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
         double the frame rate up to `sampling.fps`. The same seed on the same device gives the same video, whatever else is
-        in the batch. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
+        in the batch; prompts that share a seed share their random numbers and so tend to begin at the same place. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
         prompt and for seconds that were not trained. Where memory does not suffice for all prompts at once, halves of them
         are made after each other, with a warning.
         """
