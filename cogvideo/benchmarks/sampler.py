@@ -79,10 +79,7 @@ def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
 
     Raises CogVideoError for senseless settings and a device that is not there.
     """
-    settings = replace(settings, device=choose_device(settings.device))
-    device = torch.device(settings.device)
-    if device.type == "cpu" and settings.threads:
-        torch.set_num_threads(settings.threads)
+    settings, device = _on_device(settings)
     limits = {"read": read_bandwidth(device), "copy": copy_bandwidth(device)}
     variants = {
         "one clip": replace(settings, clips=1, guided=True),
@@ -225,14 +222,20 @@ def _one_by_one(frames: int, n: int) -> Tensor:
     return torch.arange(1, frames * n + 1).view(frames, n)
 
 
-def growth(
-    settings: Settings, name: str, sizes: Sequence[int], *, kind: str = "stage 1", progress: bool = True
-) -> list[dict]:
-    """The figures of `measure` for several sizes of one setting, each with that size under its name."""
+def _on_device(settings: Settings) -> tuple[Settings, torch.device]:
+    """The settings with the device that was chosen, and this device, with as many threads as they ask for."""
     settings = replace(settings, device=choose_device(settings.device))
     device = torch.device(settings.device)
     if device.type == "cpu" and settings.threads:
         torch.set_num_threads(settings.threads)
+    return settings, device
+
+
+def growth(
+    settings: Settings, name: str, sizes: Sequence[int], *, kind: str = "stage 1", progress: bool = True
+) -> list[dict]:
+    """The figures of `measure` for several sizes of one setting, each with that size under its name."""
+    settings, device = _on_device(settings)
     read = read_bandwidth(device)
     cases = tqdm(sizes, desc=name, disable=not progress)
     return [{"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]

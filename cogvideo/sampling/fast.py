@@ -17,9 +17,8 @@ from cogvideo.offload import StreamedBlocks
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
-ROWS_AHEAD = (
-    16  # rows that packing is told: the layout is then right for 1 to 64; told 1 or 2, more of them would be slow
-)
+# Rows that packing is told: the layout is then right for 1 to 64; told 1 or 2, more of them would be slow.
+ROWS_AHEAD = 16
 # Bytes of a model up to which its matrices are fused and packed, so that three times as much is held while decoding; larger
 # ones are read as they lie.
 MOST_COPIED = 2 * 10**9

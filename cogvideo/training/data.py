@@ -97,17 +97,20 @@ def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
     return np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
 
 
+def _arrays(clips: Clips) -> dict[str, np.ndarray]:
+    return {f.name: getattr(clips, f.name) for f in fields(clips) if f.name not in ("world", "split")}
+
+
 def _rows(clips: Clips, chosen: np.ndarray) -> Clips:
     """Some of the clips, by number."""
-    arrays = (f.name for f in fields(clips) if f.name not in ("world", "split"))
-    return replace(clips, **{name: getattr(clips, name)[chosen] for name in arrays})
+    return replace(clips, **{name: array[chosen] for name, array in _arrays(clips).items()})
 
 
 def _mixed(clips: Clips, others: Clips, taken: np.ndarray) -> Clips:
     """Clips with the rows `taken` [n] from others."""
-    arrays = [f.name for f in fields(clips) if f.name not in ("world", "split")]
+    other = _arrays(others)
     return replace(
-        clips, **{name: np.where(taken[:, None], getattr(others, name), getattr(clips, name)) for name in arrays}
+        clips, **{name: np.where(taken[:, None], other[name], array) for name, array in _arrays(clips).items()}
     )
 
 
