@@ -305,7 +305,7 @@ class CogVideoTransformer(nn.Module):
         self._check(text_ids, frames)
         text = self.encode_text(text_ids, text_mask)
         t = frames.shape[1]
-        spatial, temporal = self._spatial_bias(text.bias, t), None
+        spatial, temporal = self.spatial_bias(text.bias, t), None
         if self.config.temporal:
             biases = [
                 _join(text.bias, hidden_bias(mask, text.bias.dtype)[None, None])
@@ -314,7 +314,7 @@ class CogVideoTransformer(nn.Module):
             temporal = [biases[0], biases[-1]]
         return self.embed_frames(frames), text, spatial, temporal
 
-    def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
+    def spatial_bias(self, real: Tensor, t: int) -> Tensor:
         """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
         return _join(real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None])
 
@@ -354,7 +354,7 @@ class CogVideoTransformer(nn.Module):
             raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
         self._check(text_ids, frames)
         (text, real), x = self.embed_text(text_ids, text_mask), self.embed_frames(frames)
-        spatial, temporal = self._spatial_bias(real, t), None
+        spatial, temporal = self.spatial_bias(real, t), None
         if c.temporal:
             own = replace(c, num_frames=t)
             masks = self._temporal_visible(t, x.device)

@@ -36,12 +36,18 @@ TEST_SHARE = 0.05  # of the video files
 
 @dataclass
 class Batch:
-    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only)."""
+    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only).
+
+    Of the demo world's image model only: numbers [B] of its pictures among five key frames (0: no moment is told), and
+    octaves [B], the logarithm to base 2 of what the frames span by the time that the action takes.
+    """
 
     text_ids: Tensor
     text_mask: Tensor
     frames: Tensor
     high_res: Tensor | None = None
+    numbers: Tensor | None = None
+    octaves: Tensor | None = None
 
 
 @dataclass(frozen=True)

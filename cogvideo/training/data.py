@@ -38,19 +38,16 @@ SHARES = {
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
 WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
-# Shares of the image model's frames: pictures without an action's name; of the others the first frames of clips; of those
-# that are left, frames from any moment under any span.
-PICTURES, OPENING, STRAYS = 0.2, 0.45, 0.2
+# Shares of the image model's pictures: without an action's name, first frames of clips, frames from any moment of an action.
+# The others are the key frames of stage 1, with their moment told (training.moments).
+PICTURES, OPENING, STRAYS = 0.15, 0.12, 0.18
+UNSURE = 0.14  # octaves, standard deviation of what is told: neighbouring moments are 0.4 apart or more
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
-    image: OPENING of the frames are first ones under the bare caption (DigitsBatches makes pictures of some, of any moment
-    and under a caption that tells no action). The others have the frame-rate texts of stages 1 and 2, which inherit how
-    every state looks: STRAYS are any eighth of the action under any span, so that no state is taken for impossible; the
-    rest is one of the four frames that stage 1 generates, so that the frozen model may learn what a span means beside an
-    adverb. sequential: five frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate
+    sequential: five frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate
     rule), PARTS any shorter span, and the rest any span, so that the frame-rate text means something. interpolation: five
     neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py),
     fixed rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each
@@ -74,18 +71,8 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     if stage == "one stage":
         start = np.floor(rng.random(n) * (clips.duration.max(1) * FPS + 1)) / FPS
         return start[:, None] + np.arange(FRAMES) / FPS, [(FRAMES - 1) / FPS] * n
-    if stage == "superres":
-        rule = np.array([clips.span(i) for i in range(n)])
-        return rng.random((n, 1)) * rule[:, None], [None] * n
-    span = _key_frame_spans(clips, rng)
-    strays = rng.random(n) < STRAYS
-    eighth = clips.duration.max(1) * rng.integers(1, 9, n) / 8
-    moment = np.where(strays, eighth, span * rng.integers(1, FRAMES, n) / (FRAMES - 1))
-    named = np.where(strays, rng.choice(SPANS, n), span)
-    opening = rng.random(n) < OPENING
-    return np.where(opening, 0.0, moment)[:, None], [
-        None if first else float(s) for first, s in zip(opening, named, strict=True)
-    ]
+    rule = np.array([clips.span(i) for i in range(n)])
+    return rng.random((n, 1)) * rule[:, None], [None] * n
 
 
 def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
@@ -141,28 +128,60 @@ class DigitsBatches:
         """The batch of a step; split "test" draws other clips, held-out combinations among them."""
         rng = np.random.default_rng([self.seed, step, split == "test"])
         clips = self._clips(rng, split)
-        times, spans = clip_times(self.stage, clips, rng)
-        picture = np.zeros(len(clips), bool)
         if self.stage == "image":
-            # As CogView2 has seen the looks of more things than the videos show: all combinations, none with its action.
-            picture = rng.random(len(clips)) < PICTURES
-            clips = _mixed(clips, self._clips(rng, split, all_combinations=True), picture)
-            anywhere = clips.duration.max(1) * rng.integers(0, 9, len(clips)) / 8
-            times = np.where(picture, anywhere, times[:, 0])[:, None]
-            spans = [None if alone else span for alone, span in zip(picture, spans, strict=True)]
-        prompts = [
-            UNGUIDED_PROMPT
-            if rng.random() < CAPTION_DROPOUT
-            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=not picture[i])
-            for i in range(len(clips))
-        ]
-        ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
-        text_ids, text_mask = (t.to(device) for t in self.text.left_pad(ids))
+            return self._pictures(clips, self._clips(rng, split, all_combinations=True), rng, device)
+        times, spans = clip_times(self.stage, clips, rng)
+        text_ids, text_mask = self._texts(clips, spans, rng, device)
         if self.stage == "superres":
             large = render(clips, times, FRAME_SIZE * SUPERSAMPLING)
             small = torch.nn.functional.avg_pool2d(large[:, 0], SUPERSAMPLING)[:, None]
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
         return Batch(text_ids, text_mask, self._scenes(clips, times, device))
+
+    def _pictures(self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device) -> Batch:
+        """The image model's batch: PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
+        things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under any span, so
+        that stage 2 finds no state impossible; the rest one of the four frames that stage 1 generates.
+        """
+        n = len(clips)
+        kind = rng.random(n)
+        ends = np.cumsum([PICTURES, OPENING, STRAYS])
+        picture, opening, told = kind < ends[0], (kind >= ends[0]) & (kind < ends[1]), kind >= ends[2]
+        clips = _mixed(clips, others, picture)
+        duration = clips.duration.max(1)
+        span = np.where(told, _key_frame_spans(clips, rng), rng.choice(SPANS, n))
+        number = np.where(told, rng.integers(1, FRAMES, n), 0)
+        anywhere = np.where(opening, 0.0, duration * rng.integers(0, 9, n) / 8)
+        times = np.where(told, span * number / (FRAMES - 1), anywhere)[:, None]
+        spans = [None if bare else float(s) for bare, s in zip(picture | opening, span, strict=True)]
+        text_ids, text_mask = self._texts(clips, spans, rng, device, told=~picture)
+        octaves = np.log2(span / duration) + rng.normal(0, UNSURE, n)
+        return Batch(
+            text_ids,
+            text_mask,
+            self._scenes(clips, times, device),
+            numbers=torch.from_numpy(number).to(device),
+            octaves=torch.from_numpy(octaves).float().to(device),
+        )
+
+    def _texts(
+        self,
+        clips: Clips,
+        spans: list[float | None],
+        rng: np.random.Generator,
+        device: str | torch.device,
+        told: np.ndarray | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask [n,L] of captions in both languages, a few of them the unguided prompt; told [n]: with the action."""
+        prompts = [
+            UNGUIDED_PROMPT
+            if rng.random() < CAPTION_DROPOUT
+            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=told is None or bool(told[i]))
+            for i in range(len(clips))
+        ]
+        ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
+        text_ids, text_mask = (t.to(device) for t in self.text.left_pad(ids))
+        return text_ids, text_mask
 
     def _clips(self, rng: np.random.Generator, split: str, all_combinations: bool = False) -> Clips:
         weighted = self.stage in SHARES

@@ -10,7 +10,7 @@ import torch
 from einops import reduce, repeat
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.checkpoints.native import inherit_image_model, load_model, read_weights, save_model, write_weights
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
 from cogvideo.data.digits import World, random_frames
 from cogvideo.errors import CogVideoError
@@ -21,6 +21,7 @@ from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.data import Batch, DigitsBatches
 from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint
+from cogvideo.training.moments import Moments
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
 PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
@@ -128,7 +129,9 @@ class Recipe:
     def image(self) -> None:
         _, frames = self._tokenizers()
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
-        self._fit("image", model, list(model.parameters()), self._loss(model))
+        moments = Moments(model.config.hidden_size, self.config.seed)
+        whole = nn.ModuleDict({"image": model, "moments": moments})
+        self._fit("image", model, list(whole.parameters()), lambda batch: moments.loss(model, batch), whole=whole)
 
     def stage1(self) -> None:
         self._video_stage("stage1", "sequential")
@@ -140,8 +143,17 @@ class Recipe:
     def _video_stage(self, part: str, order: str) -> None:
         image = load_model(self._need("image"))
         model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
+        if order == "sequential":
+            moments = Moments(image.config.hidden_size)
+            moments.load_state_dict(read_weights(self._need("moments")))
+            moments.tell_frames(model)
         share_frame_vectors(model)
-        self._fit(part, model, list(model.temporal_parameters().values()), self._loss(model), order)
+        trained = list(model.temporal_parameters().values())
+
+        def loss(batch: Batch) -> Tensor:
+            return model.loss(batch.text_ids, batch.frames, batch.text_mask)
+
+        self._fit(part, model, trained, loss, stage=order)
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
@@ -198,18 +210,20 @@ class Recipe:
             temporal=False,
         )
 
-    def _loss(self, model: CogVideoTransformer) -> Callable[[Batch], Tensor]:
-        return lambda batch: model.loss(batch.text_ids, batch.frames, batch.text_mask)
-
     def _fit(
         self,
         part: str,
         model: CogVideoTransformer | DirectSuperResolution,
         trained: list[nn.Parameter],
         loss: Callable,
+        *,
         stage: str | None = None,
+        whole: nn.ModuleDict | None = None,
     ) -> None:
-        """Train one transformer to its end and save it as a native folder."""
+        """Train one transformer to its end and save it as a native folder.
+
+        stage: whose batches it is shown, if not its own; whole: the model and the moments that are trained with it.
+        """
         folder = self.run_dir / part
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
@@ -218,7 +232,7 @@ class Recipe:
         if (folder / "model.safetensors").exists():
             read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
             return
-        model.to(self.device)
+        (whole or model).to(self.device)
         frames.to(self.device)
         batches = DigitsBatches(
             stage or part,
@@ -235,7 +249,7 @@ class Recipe:
             return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
 
         fit(
-            model,
+            whole or model,
             trained,
             lambda step: loss(batches(step, self.device)),
             optimizer,
@@ -245,7 +259,10 @@ class Recipe:
             checkpoint_seconds=self.config.checkpoint_seconds,
             label=part,
         )
-        model.to("cpu")
+        (whole or model).to("cpu")
+        if whole is not None:
+            (self.run_dir / "moments").mkdir(exist_ok=True)
+            write_weights(self.run_dir / "moments", whole["moments"].state_dict())
         if isinstance(model, CogVideoTransformer):
             save_model(model, folder)
         else:

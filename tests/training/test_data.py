@@ -11,7 +11,7 @@ from cogvideo.sampling.pipeline import DEMO
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 from cogvideo.training import data
-from cogvideo.training.data import DigitsBatches, _mixed, clip_times
+from cogvideo.training.data import DigitsBatches, clip_times
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +45,59 @@ def test_interpolation_meets_the_rounds_of_the_sampler():
     assert times.max() <= 8 and set(spans) == set(SPANS[:-1])
 
 
-def test_the_image_model_sees_first_frames_bare_and_mostly_the_frames_of_stage_1():
-    clips, times, spans = moments("image", 4000)
-    bare = np.array([span is None for span in spans])
-    assert 0.42 < bare.mean() < 0.48 and not times[bare].any()
-    moment, named, duration = times[~bare, 0], np.array(spans, float)[~bare], clips.duration[~bare, 0]
-    quarters = moment / named * 4
-    ours = np.isclose(quarters, quarters.round()) & (quarters > 0.5) & (quarters < 4.5)
-    assert 0.8 < ours.mean() < 0.95  # the others come from any moment, so that nothing is impossible
-    ratios = named[ours] / duration[ours]
-    assert np.mean(ratios == 0.5) > 0.24 and np.mean(ratios == 1.0) > 0.3
-    eighths = np.floor(8 * moment / duration).astype(int).clip(0, 8)
-    assert np.bincount(eighths, minlength=9).min() > 0.025 * len(eighths)
-
-
-def test_pictures_show_every_combination_and_tell_no_action(tokenizers, monkeypatch):
+@pytest.fixture(scope="module")
+def pictures(tokenizers):
+    """A large batch of the image model, and which clips and moments [n] it shows."""
     text, frames = tokenizers
-    drawn = []
-    monkeypatch.setattr(data, "CAPTION_DROPOUT", 0.0)
-    monkeypatch.setattr(data, "_mixed", lambda *parts: drawn.append(_mixed(*parts)) or drawn[0])
-    batch = DigitsBatches("image", 900, text=text, frames=frames, world=World(), seed=0)(0)
-    (clips,) = drawn
-    unseen = is_held_out(clips.kind, clips.color, clips.action)[:, 0]
-    pictures = np.zeros(len(clips), bool)
+    batches, drawn = DigitsBatches("image", 3000, text=text, frames=frames, world=World(), seed=0), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "CAPTION_DROPOUT", 0.0)
+        patch.setattr(batches, "_scenes", lambda clips, times, device: drawn.append((clips, times[:, 0])))
+        batch = batches(0)
+    return batch, *drawn[0]
+
+
+def read(text, batch, clips, **how):
+    """[n,S+1] bool: which texts are the clips' captions under each of SPANS, and without a span."""
+    found = np.zeros((len(clips), len(SPANS) + 1), bool)
     for i, (ids, mask) in enumerate(zip(batch.text_ids, batch.text_mask, strict=True)):
-        bare = [text.encode_prompt(clips.caption(i, language, told=False)) for language in ("en", "zh")]
-        pictures[i] = ids[mask].tolist() in bare
-    assert 0.16 < pictures.mean() < 0.24 and 0.03 < unseen[pictures].mean() < 0.16 and not unseen[~pictures].any()
+        for s, span in enumerate([*SPANS, None]):
+            known = [text.encode_prompt(clips.caption(i, language, **how), span) for language in ("en", "zh")]
+            found[i, s] = ids[mask].tolist() in known
+    return found
+
+
+def test_the_image_model_is_told_the_moment_of_stage_1s_frames(tokenizers, pictures):
+    batch, clips, times = pictures
+    numbers, octaves, duration = batch.numbers.numpy(), batch.octaves.numpy(), clips.duration[:, 0]
+    told = numbers > 0
+    assert 0.51 < told.mean() < 0.59 and np.bincount(numbers, minlength=5)[1:].min() > 0.2 * told.sum()
+    under = read(tokenizers[0], batch, clips)
+    span = np.array([*SPANS, np.nan])[under.argmax(1)]
+    assert under[told].any(1).all() and not np.isnan(span[told]).any()
+    assert np.allclose(times[told], (span * numbers / 4)[told])
+    error = octaves[told] - np.log2(span / duration)[told]
+    assert 0.12 < error.std() < 0.16 and abs(error).max() < 0.7 and abs(error.mean()) < 0.02
+    ratios = (span / duration)[told]
+    assert np.mean(ratios == 0.5) > 0.24 and np.mean(ratios == 1.0) > 0.3
+
+
+def test_pictures_show_every_combination_and_tell_no_action(tokenizers, pictures):
+    batch, clips, _ = pictures
+    untold = read(tokenizers[0], batch, clips, told=False).any(1)
+    unseen = is_held_out(clips.kind, clips.color, clips.action)[:, 0]
+    assert 0.12 < untold.mean() < 0.18 and 0.03 < unseen[untold].mean() < 0.16 and not unseen[~untold].any()
+    assert not batch.numbers.numpy()[untold].any()
+
+
+def test_first_frames_come_bare_and_no_moment_is_impossible(tokenizers, pictures):
+    batch, clips, times = pictures
+    told, under = batch.numbers.numpy() > 0, read(tokenizers[0], batch, clips)
+    first, strays = under[:, -1], under[:, :-1].any(1) & ~told
+    assert 0.09 < first.mean() < 0.15 and not times[first].any() and not told[first].any()
+    assert 0.14 < strays.mean() < 0.22
+    eighths = times[strays] / clips.duration[strays, 0] * 8
+    assert np.allclose(eighths, eighths.round()) and np.bincount(eighths.astype(int), minlength=9).min() > 30
 
 
 def test_the_image_model_sees_actions_with_many_states_more_often(tokenizers):
