@@ -26,6 +26,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.model import Block, Channel, CogVideoTransformer
 from cogvideo.sampling.loading import choose_device
 from cogvideo.training.flops import peak_flops, step_flops
+from cogvideo.training.loop import use_threads
 from cogvideo.training.run import set_types
 
 TEXT_SLOTS = COGVIDEO_9B.text_length
@@ -91,7 +92,7 @@ def measure(s: Settings, stage: str, loop: str, peak: float) -> dict[str, Any]:
     """Time and memory of whole steps: forward, backward, clipping, Adam."""
     device = torch.device(s.device)
     if device.type == "cpu":
-        torch.set_num_threads(s.threads)
+        use_threads(s.threads)
     config = model_config(s, stage)
     load = random_weights(partial(CogVideoTransformer, config), s.seed)
     model: CogVideoTransformer = load(device=device, dtype=DTYPES[s.dtype])

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import time
@@ -20,7 +21,7 @@ from cogvideo.training.checkpoints import Checkpoints, read_checkpoint, save_ato
 from cogvideo.training.metrics import Metrics, Pace, Work, gate_values, memory_row, on_screen
 from cogvideo.training.muon import Muon
 
-__all__ = ["OptimizerConfig", "fit", "read_checkpoint", "save_atomic"]
+__all__ = ["OptimizerConfig", "fit", "read_checkpoint", "save_atomic", "use_threads"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,17 @@ class OptimizerConfig:
         done = min(1.0, step / max(1, self.steps))
         cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
         return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
+
+
+def use_threads(count: int | None) -> None:
+    """How many CPU threads train (None: torch's choice), with numbers below 1e-38 taken for 0. Call it before other work.
+
+    The gradients of a model that is nearly certain are full of such numbers, and a product with them takes a hundred times
+    as long: twice the time for a whole step of a trained demo model. A thread has this mode from the one that starts it.
+    """
+    torch.set_flush_denormal(True)
+    if count:
+        torch.set_num_threads(min(count, os.cpu_count() or 1))
 
 
 def fit(

@@ -20,7 +20,7 @@ from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfi
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.data import Batch, DigitsBatches
-from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint
+from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, use_threads
 from cogvideo.training.moments import Moments
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
@@ -76,7 +76,7 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
     needs another one that has not run.
     """
     config = from_dict(RecipeConfig, load_yaml(path, overrides or []), str(path))
-    torch.set_num_threads(min(config.threads, os.cpu_count() or 1))
+    use_threads(config.threads)
     recipe = Recipe(config)
     for part in PARTS:
         if part in config.parts:

@@ -36,7 +36,7 @@ from cogvideo.training import distributed, recipe
 from cogvideo.training.checkpoints import write_whole, writing
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.inheritance import image_model_of
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import OptimizerConfig, fit, use_threads
 from cogvideo.training.metrics import Work
 
 TEST_BATCHES = 4  # over which the test loss is a mean
@@ -91,8 +91,7 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
             raise CogVideoError("A recipe runs in one process: leave torchrun away.")
         return recipe.train(path, overrides)
     config = from_dict(TrainingConfig, values, str(path))
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     try:
         Training(config).run()
     finally:

@@ -234,3 +234,13 @@ def test_linear_regression_reaches_the_closed_form(tmp_path):
     fit(model, model.parameters(), lambda step: ((model(x) - y) ** 2).mean(), config, tmp_path, settings={})
     torch.testing.assert_close(model.weight.detach().T, torch.linalg.lstsq(x, y).solution, atol=2e-3, rtol=0)
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(("call", "zeros"), [("use_threads(2)", 2**20), ("torch.set_num_threads(2)", 0)])
+def test_all_threads_take_the_smallest_numbers_for_nothing(call, zeros):
+    """Half of 2e-38 has no ordinary form in fp32. In a process of its own, for threads have the mode they began with."""
+    script = (
+        f"import torch; from cogvideo.training.loop import use_threads; {call}; x = torch.full((2**20,), 2e-38) * 0.5"
+    )
+    command = [sys.executable, "-c", f"{script}; print(int((x == 0).sum()))"]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == zeros
