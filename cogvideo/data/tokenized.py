@@ -39,7 +39,7 @@ class Batch:
     """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only).
 
     Of the demo world's image model only: numbers [B] of its pictures among five key frames (0: no moment is told), and
-    octaves [B], the logarithm to base 2 of what the frames span by the time that the action takes.
+    octaves [B], the logarithm to base 2 of what the frames span by the time that the action takes (of two, the longer one).
     """
 
     text_ids: Tensor

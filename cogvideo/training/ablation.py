@@ -30,7 +30,7 @@ from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.sequence import trained_frames
 from cogvideo.training.data import FIXED_SPAN, FRAMES, DigitsBatches
 from cogvideo.training.inheritance import MUTED, frame_losses, image_model_of
-from cogvideo.training.loop import OptimizerConfig, fit, use_threads
+from cogvideo.training.loop import OptimizerConfig, fit
 from cogvideo.training.recipe import share_frame_vectors
 
 SECONDS = FIXED_SPAN  # of every clip that is made; at the fixed rate five frames span just this
@@ -111,7 +111,6 @@ def train_variant(
     variant = find_variant(name)
     if steps < 2:
         raise CogVideoError(f"steps is how long all models of a variant train and cannot be {steps}: give 2 or more.")
-    use_threads(None)
     image = image_model_of(base.stage1)
     stages = {"stage1": variant.shown} if variant.overlap else {"stage1": variant.shown, "stage2": "interpolation"}
     models, losses = {"stage1": base.stage1, "stage2": base.stage2}, {}

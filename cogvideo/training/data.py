@@ -41,7 +41,9 @@ WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly
 # Shares of the image model's pictures: without an action's name, first frames of clips, frames from any moment of an action.
 # The others are the key frames of stage 1, with their moment told (training.moments).
 PICTURES, OPENING, STRAYS = 0.15, 0.12, 0.18
-UNSURE = 0.14  # octaves, standard deviation of what is told: neighbouring moments are 0.4 apart or more
+UNSURE = (
+    0.07  # octaves, standard deviation of what is told, for stage 1 will not tell it exactly; moments are 0.4 apart
+)
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
@@ -71,8 +73,10 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     if stage == "one stage":
         start = np.floor(rng.random(n) * (clips.duration.max(1) * FPS + 1)) / FPS
         return start[:, None] + np.arange(FRAMES) / FPS, [(FRAMES - 1) / FPS] * n
-    rule = np.array([clips.span(i) for i in range(n)])
-    return rng.random((n, 1)) * rule[:, None], [None] * n
+    if stage == "superres":
+        rule = np.array([clips.span(i) for i in range(n)])
+        return rng.random((n, 1)) * rule[:, None], [None] * n
+    raise CogVideoError(f"There are no moments for a stage {stage!r}.")
 
 
 def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:

@@ -69,7 +69,8 @@ def use_threads(count: int | None) -> None:
     """How many CPU threads train (None: torch's choice), with numbers below 1e-38 taken for 0. Call it before other work.
 
     The gradients of a model that is nearly certain are full of such numbers, and a product with them takes a hundred times
-    as long: twice the time for a whole step of a trained demo model. A thread has this mode from the one that starts it.
+    as long: twice the time for a whole step of a trained demo model. The process keeps this mode. A thread has it from the
+    one that starts it, so threads that torch has begun before go without.
     """
     torch.set_flush_denormal(True)
     if count:

@@ -5,9 +5,9 @@ number, on the span and on the adverb, together; a small image model that must f
 draws any moment of the action), and neither does a temporal channel above it. Told the part of the action outright, as
 a logarithm along one direction of its stream, the image model learns to draw it. In that direction the number of the
 frame, the span and the adverb add up: frame k of five that span S seconds of an action of D shows k / 4 * S / D of it. The
-first factor stands in the frame's positions, as it does in stage 1; the second enters where a temporal channel writes its
-output, so that stage 1 has to learn no more than to read two words. Frame 0 is told nothing: pictures, first frames, and
-the frames between which stage 2 fills come from any moment.
+first factor stands in the frame's positions, as it does in stage 1; the second joins the stream with the attention output of
+the first layer, which is where stage 1's temporal channel, that reads the two words, can say it (through a layer norm, so
+nearly). Frame 0 is told nothing: pictures, first frames, and the frames between which stage 2 fills come from any moment.
 """
 
 import torch
@@ -36,7 +36,7 @@ class Moments(nn.Module):
         return told * (numbers > 0)[:, None]
 
     def of_texts(self, octaves: Tensor) -> Tensor:
-        """log2(span / duration) [B] -> what the temporal channel of the first layer is to add [B,D]."""
+        """log2(span / duration) [B] -> what joins the stream after the first layer's attention [B,D]."""
         return octaves[:, None] / 2 * self.vectors[1]
 
     def loss(self, model: CogVideoTransformer, batch: Batch) -> Tensor:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from cogvideo.model import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
-from cogvideo.training.data import Batch, DigitsBatches
+from cogvideo.training.checkpoints import fingerprint
+from cogvideo.training.data import OPENING, PICTURES, STRAYS, UNSURE, Batch, DigitsBatches
 from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, use_threads
 from cogvideo.training.moments import Moments
 
@@ -130,8 +132,15 @@ class Recipe:
         _, frames = self._tokenizers()
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
         moments = Moments(model.config.hidden_size, self.config.seed)
-        whole = nn.ModuleDict({"image": model, "moments": moments})
-        self._fit("image", model, list(whole.parameters()), lambda batch: moments.loss(model, batch), whole=whole)
+        both = nn.ModuleDict({"image": model, "moments": moments})
+
+        def save(folder: Path) -> None:
+            (folder / "moments").mkdir(exist_ok=True)
+            write_weights(folder / "moments", moments.state_dict())
+            save_model(model, folder)
+
+        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNSURE]}
+        self._fit("image", both, list(both.parameters()), lambda batch: moments.loss(model, batch), save, own)
 
     def stage1(self) -> None:
         self._video_stage("stage1", "sequential")
@@ -145,15 +154,16 @@ class Recipe:
         model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
         if order == "sequential":
             moments = Moments(image.config.hidden_size)
-            moments.load_state_dict(read_weights(self._need("moments")))
+            moments.load_state_dict(read_weights(self.run_dir / "image" / "moments"))
             moments.tell_frames(model)
         share_frame_vectors(model)
-        trained = list(model.temporal_parameters().values())
 
         def loss(batch: Batch) -> Tensor:
             return model.loss(batch.text_ids, batch.frames, batch.text_mask)
 
-        self._fit(part, model, trained, loss, stage=order)
+        trained, own = list(model.temporal_parameters().values()), {"model": to_dict(model.config)}
+        own["start"] = fingerprint(model)  # another image model makes another stage
+        self._fit(part, model, trained, loss, partial(save_model, model), own, stage=order)
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
@@ -177,7 +187,8 @@ class Recipe:
             assert batch.high_res is not None
             return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
 
-        self._fit("superres", model, list(model.parameters()), loss)
+        own = {"model": to_dict(geometry)}
+        self._fit("superres", model, list(model.parameters()), loss, model.save_pretrained, own)
 
     def assemble(self) -> None:
         """Put the finished parts into one pipeline folder, in half precision."""
@@ -213,26 +224,27 @@ class Recipe:
     def _fit(
         self,
         part: str,
-        model: CogVideoTransformer | DirectSuperResolution,
+        model: nn.Module,
         trained: list[nn.Parameter],
-        loss: Callable,
+        loss: Callable[[Batch], Tensor],
+        save: Callable[[Path], None],
+        own: dict,
         *,
         stage: str | None = None,
-        whole: nn.ModuleDict | None = None,
     ) -> None:
-        """Train one transformer to its end and save it as a native folder.
+        """Train one part to its end and save it in its folder.
 
-        stage: whose batches it is shown, if not its own; whole: the model and the moments that are trained with it.
+        own: what its weights depend on besides the recipe's settings; stage: whose batches it is shown, if not its own.
         """
         folder = self.run_dir / part
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
-        settings = {"part": part, "model": to_dict(model.config), "optimizer": to_dict(optimizer)}
-        settings |= {"seed": self.config.seed, "world": to_dict(self.config.world), "tokens": frames.digest}
+        settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
+        settings |= {"world": to_dict(self.config.world), "tokens": frames.digest}
         if (folder / "model.safetensors").exists():
             read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
             return
-        (whole or model).to(self.device)
+        model.to(self.device)
         frames.to(self.device)
         batches = DigitsBatches(
             stage or part,
@@ -249,7 +261,7 @@ class Recipe:
             return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
 
         fit(
-            whole or model,
+            model,
             trained,
             lambda step: loss(batches(step, self.device)),
             optimizer,
@@ -259,14 +271,8 @@ class Recipe:
             checkpoint_seconds=self.config.checkpoint_seconds,
             label=part,
         )
-        (whole or model).to("cpu")
-        if whole is not None:
-            (self.run_dir / "moments").mkdir(exist_ok=True)
-            write_weights(self.run_dir / "moments", whole["moments"].state_dict())
-        if isinstance(model, CogVideoTransformer):
-            save_model(model, folder)
-        else:
-            model.save_pretrained(folder)
+        model.to("cpu")
+        save(folder)
 
     def _tokenizers(self) -> tuple[TextTokenizer, FrameTokenizer]:
         frames = FrameTokenizer.load(self._need("frames.safetensors"))

@@ -3,7 +3,6 @@
 `cogvideo train CONFIG.yaml` on one process, `torchrun --nproc-per-node=8 -m cogvideo train CONFIG.yaml` on many.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from cogvideo.sampling.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training import distributed, recipe
-from cogvideo.training.checkpoints import write_whole, writing
+from cogvideo.training.checkpoints import fingerprint, write_whole, writing
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.inheritance import image_model_of
 from cogvideo.training.loop import OptimizerConfig, fit, use_threads
@@ -334,15 +333,6 @@ def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> No
     for name, weight in model.named_parameters():
         frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
         weight.data = weight.data.to(products if frozen else torch.float32)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Tells other weights of the same shapes apart, by some hundred numbers of each: reading all would take minutes."""
-    total = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        some = weight.detach().flatten()[:: max(1, weight.numel() // 256)].contiguous()
-        total.update(f"{name} {list(weight.shape)} {weight.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
 
 
 def shorten(text_ids: Tensor, text_mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:

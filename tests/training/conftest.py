@@ -1,4 +1,4 @@
-"""Trainings set how many threads torch takes; the tests after them get what they had."""
+"""Trainings set how many threads torch takes and what these do with tiny numbers; the tests after them get what they had."""
 
 import pytest
 import torch
@@ -9,3 +9,4 @@ def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)

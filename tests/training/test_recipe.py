@@ -1,6 +1,7 @@
 """The whole recipe at toy size: every part, a kill -9 in the middle, and a pipeline at the end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.checkpoints.native import load_model
+from cogvideo.training.moments import Moments
 from cogvideo.training.recipe import share_frame_vectors, train
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,27 @@ def test_later_frames_learn_one_vector_each_for_all_their_places(trained):
     assert torch.allclose(vectors, vectors[:, :1].expand_as(vectors), atol=1e-5) and vectors[:4].abs().amin(0).any()
 
 
+def test_stage_1_begins_with_what_the_image_model_was_told_and_stage_2_does_not(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("stage?"))
+    still = ["parts=[stage1, stage2]", "stage1.lr=0", "stage2.lr=0"]
+    train(recipe(tmp_path), still)
+    moments = Moments(16)
+    moments.load_state_dict(load_file(tmp_path / "run/image/moments/model.safetensors"))
+    assert not torch.allclose(moments.vectors, Moments(16, seed=0).vectors, atol=1e-4)  # they were trained
+    for stage, told in (("stage1", moments.of_frames(torch.arange(1, 5))), ("stage2", torch.zeros(4, 16))):
+        model = load_model(tmp_path / "run" / stage)
+        vectors = torch.stack([model.position_vectors(k) - model.position_vectors(0) for k in range(1, 5)])
+        assert torch.allclose(vectors, told[:, None].expand_as(vectors), atol=1e-6)
+
+
+def test_stages_of_another_image_model_are_refused(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("image"))
+    train(recipe(tmp_path, steps=5), ["parts=[image]"])
+    for stage in ("stage1", "stage2"):
+        with pytest.raises(CogVideoError, match="other settings"):
+            train(tmp_path / "tiny.yaml", [f"parts=[{stage}]"])
+
+
 def test_finished_parts_are_not_run_again(trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "run").rglob("*")}
     train(trained / "tiny.yaml")
@@ -109,8 +132,9 @@ def test_kill_9_and_the_same_command_again_give_the_same_weights(trained, tmp_pa
     process.wait()
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 60
     subprocess.run(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-    one, other = (load_file(tmp_path / name / "run/image/model.safetensors") for name in ("straight", "killed"))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    for file in ("model.safetensors", "moments/model.safetensors"):
+        one, other = (load_file(tmp_path / name / "run/image" / file) for name in ("straight", "killed"))
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.parametrize(
