@@ -15,6 +15,7 @@ from cogvideo.data.digits import (
     SUPERSAMPLING,
     Clips,
     World,
+    is_held_out,
     object_states,
     render,
     sample_clips,
@@ -40,7 +41,8 @@ FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame ra
 WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
 # Shares of the image model's pictures: without an action's name, first frames of clips, frames from any moment of an action.
 # The others are the key frames of stage 1, with their moment told (training.moments).
-PICTURES, OPENING, STRAYS = 0.15, 0.12, 0.18
+PICTURES, OPENING, STRAYS = 0.36, 0.1, 0.12
+UNTOLD = 4  # how often, beside others, pictures show a combination whose action is never told
 UNSURE = (
     0.07  # octaves, standard deviation of what is told, for stage 1 will not tell it exactly; moments are 0.4 apart
 )
@@ -145,12 +147,14 @@ class DigitsBatches:
     def _pictures(self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device) -> Batch:
         """The image model's batch: PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
         things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under any span, so
-        that stage 2 finds no state impossible; the rest one of the four frames that stage 1 generates.
+        that stage 2 finds no state impossible; the rest one of the four frames that stage 1 generates. These and half of
+        PICTURES come with their moment.
         """
         n = len(clips)
         kind = rng.random(n)
         ends = np.cumsum([PICTURES, OPENING, STRAYS])
-        picture, opening, told = kind < ends[0], (kind >= ends[0]) & (kind < ends[1]), kind >= ends[2]
+        picture, opening = kind < ends[0], (kind >= ends[0]) & (kind < ends[1])
+        told = (kind < PICTURES / 2) | (kind >= ends[2])
         clips = _mixed(clips, others, picture)
         duration = clips.duration.max(1)
         span = np.where(told, _key_frame_spans(clips, rng), rng.choice(SPANS, n))
@@ -196,7 +200,9 @@ class DigitsBatches:
             pool = sample_clips(count, rng, split=split, world=self.world, all_combinations=all_combinations)
         if not weighted:
             return pool
-        shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES])[pool.action[:, 0]]
+        shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES], float)[pool.action[:, 0]]
+        if all_combinations:
+            shares[is_held_out(pool.kind, pool.color, pool.action).any(1)] *= UNTOLD
         return _rows(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))
 
     def _scenes(self, clips: Clips, times: np.ndarray, device: str | torch.device) -> Tensor:

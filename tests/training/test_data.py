@@ -71,10 +71,11 @@ def test_the_image_model_is_told_the_moment_of_stage_1s_frames(tokenizers, pictu
     batch, clips, times = pictures
     numbers, octaves, duration = batch.numbers.numpy(), batch.octaves.numpy(), clips.duration[:, 0]
     told = numbers > 0
-    assert 0.51 < told.mean() < 0.59 and np.bincount(numbers, minlength=5)[1:].min() > 0.2 * told.sum()
+    assert 0.56 < told.mean() < 0.64 and np.bincount(numbers, minlength=5)[1:].min() > 0.2 * told.sum()
     under = read(tokenizers[0], batch, clips)
     span = np.array([*SPANS, np.nan])[under.argmax(1)]
-    assert under[told].any(1).all() and not np.isnan(span[told]).any()
+    told &= under[:, :-1].any(1)  # not the pictures under captions without an action, whose span no text names
+    assert 0.38 < told.mean() < 0.46
     assert np.allclose(times[told], (span * numbers / 4)[told])
     error = octaves[told] - np.log2(span / duration)[told]
     assert 0.06 < error.std() < 0.08 and abs(error).max() < 0.35 and abs(error.mean()) < 0.02
@@ -84,22 +85,26 @@ def test_the_image_model_is_told_the_moment_of_stage_1s_frames(tokenizers, pictu
 
 def test_pictures_show_every_combination_and_tell_no_action(tokenizers, pictures):
     batch, clips, times = pictures
-    untold = read(tokenizers[0], batch, clips, told=False).any(1)
-    eighths = (times[untold] / clips.duration[untold, 0] * 8).round().astype(int)
-    assert np.bincount(eighths, minlength=9).min() > 25  # of any moment
+    untold, numbers = read(tokenizers[0], batch, clips, told=False).any(1), batch.numbers.numpy()
     unseen = is_held_out(clips.kind, clips.color, clips.action)[:, 0]
-    assert 0.12 < untold.mean() < 0.18 and 0.03 < unseen[untold].mean() < 0.16 and not unseen[~untold].any()
-    assert not batch.numbers.numpy()[untold].any()
+    assert 0.33 < untold.mean() < 0.39 and 0.2 < unseen[untold].mean() < 0.4 and not unseen[~untold].any()
+    # Half of them have a moment that is told, up to one number: the span is not named. The others are from any moment.
+    part, told = times / clips.duration[:, 0], untold & (numbers > 0)
+    assert 0.45 < told.sum() / untold.sum() < 0.55
+    error = np.log2(part[told]) - np.log2(numbers[told] / 4) - batch.octaves.numpy()[told]
+    assert abs(error).max() < 0.35
+    eighths = (part[untold & ~told] * 8).round().astype(int)
+    assert np.bincount(eighths, minlength=9).min() > 20
 
 
 def test_first_frames_come_bare_and_no_moment_is_impossible(tokenizers, pictures):
     batch, clips, times = pictures
     told, under = batch.numbers.numpy() > 0, read(tokenizers[0], batch, clips)
     first, strays = under[:, -1], under[:, :-1].any(1) & ~told
-    assert 0.09 < first.mean() < 0.15 and not times[first].any() and not told[first].any()
-    assert 0.14 < strays.mean() < 0.22
+    assert 0.08 < first.mean() < 0.12 and not times[first].any() and not told[first].any()
+    assert 0.1 < strays.mean() < 0.14
     eighths = times[strays] / clips.duration[strays, 0] * 8
-    assert np.allclose(eighths, eighths.round()) and np.bincount(eighths.astype(int), minlength=9).min() > 30
+    assert np.allclose(eighths, eighths.round()) and np.bincount(eighths.astype(int), minlength=9).min() > 20
 
 
 def test_the_image_model_sees_actions_with_many_states_more_often(tokenizers):
