@@ -2,7 +2,9 @@
 
 Paper section 5.3 and table 3: CogVideo against generation in one stage (the next frames after the last one or two), against a
 fixed frame rate, against an image model without the dual channel, and against training from nothing. All variants are shown
-as many clips in all, draw the first frame with the same image model, and make clips of the same length and frame rate.
+as many clips in all, draw the first frame with the same image model, and make clips of the same length and frame rate. Where
+they inherit it, positions of later frames begin as copies of frame 0's: none is told its moment, as the recipe's stage 1 is
+(training.moments).
 """
 
 import time

@@ -43,9 +43,7 @@ WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly
 # The others are the key frames of stage 1, with their moment told (training.moments).
 PICTURES, OPENING, STRAYS = 0.36, 0.1, 0.12
 UNTOLD = 4  # how often, beside others, pictures show a combination whose action is never told
-UNSURE = (
-    0.07  # octaves, standard deviation of what is told, for stage 1 will not tell it exactly; moments are 0.4 apart
-)
+UNSURE = 0.07  # octaves by which told moments are off, for stage 1 will not be exact; moments are 0.4 apart
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
