@@ -46,7 +46,7 @@ class Moments(nn.Module):
         x = model.embed_frames(batch.frames) + self.of_frames(batch.numbers)[:, None, None]
         written = (self.of_texts(batch.octaves) * (batch.numbers > 0)[:, None])[:, None, None]
         bias = model.spatial_bias(real, 1)
-        norm = model.blocks[0].attention_out_norm
+        norm = model.blocks[0].get_submodule("attention_out_norm")
         hook = norm.register_forward_hook(lambda _, __, out: out + written if out.ndim == written.ndim else out)
         with hook:  # the frames' attention output; the text's has fewer dimensions
             for block in model.blocks:

@@ -161,8 +161,9 @@ class Recipe:
         def loss(batch: Batch) -> Tensor:
             return model.loss(batch.text_ids, batch.frames, batch.text_mask)
 
-        trained, own = list(model.temporal_parameters().values()), {"model": to_dict(model.config)}
-        own["start"] = fingerprint(model)  # another image model makes another stage
+        trained = list(model.temporal_parameters().values())
+        # Another image model makes another stage.
+        own = {"model": to_dict(model.config), "start": fingerprint(model)}
         self._fit(part, model, trained, loss, partial(save_model, model), own, stage=order)
 
     def superres(self) -> None:
