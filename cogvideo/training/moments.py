@@ -46,9 +46,12 @@ class Moments(nn.Module):
         x = model.embed_frames(batch.frames) + self.of_frames(batch.numbers)[:, None, None]
         written = (self.of_texts(batch.octaves) * (batch.numbers > 0)[:, None])[:, None, None]
         bias = model.spatial_bias(real, 1)
-        norm = model.blocks[0].get_submodule("attention_out_norm")
-        hook = norm.register_forward_hook(lambda _, __, out: out + written if out.ndim == written.ndim else out)
-        with hook:  # the frames' attention output; the text's has fewer dimensions
+
+        def write(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
+            return out + written if out.ndim == written.ndim else out  # the text's has fewer dimensions
+
+        hook = model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(write)
+        with hook:
             for block in model.blocks:
                 text, x = block.both(text, x, real, bias, None)  # type: ignore[operator]
         targets = batch.frames.flatten().long()
