@@ -57,7 +57,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, monkeypatch):
 def test_the_decoder_mends_what_the_codebook_cannot_say(tmp_path):
     """Twelve codes cannot show all offsets of a square; the neighbours tell more."""
     rough = train(tmp_path / "a", steps=1, codes=12, widths=(32, 16, 8, 8))
-    mended = train(tmp_path / "b", steps=100, codes=12, lr=2e-2, widths=(32, 16, 8, 8))
+    mended = train(tmp_path / "b", steps=200, codes=12, lr=3e-3, widths=(32, 16, 8, 8))
     frames = squares(10**6, 64, 64)
     assert torch.equal(rough.encode(frames), mended.encode(frames))  # codes stay as they are
     before, after = codebook_report(rough, frames), codebook_report(mended, frames)
