@@ -305,7 +305,7 @@ class CogVideoTransformer(nn.Module):
         self._check(text_ids, frames)
         text = self.encode_text(text_ids, text_mask)
         t = frames.shape[1]
-        spatial, temporal = self.spatial_bias(text.bias, t), None
+        spatial, temporal = self._spatial_bias(text.bias, t), None
         if self.config.temporal:
             biases = [
                 _join(text.bias, hidden_bias(mask, text.bias.dtype)[None, None])
@@ -314,7 +314,7 @@ class CogVideoTransformer(nn.Module):
             temporal = [biases[0], biases[-1]]
         return self.embed_frames(frames), text, spatial, temporal
 
-    def spatial_bias(self, real: Tensor, t: int) -> Tensor:
+    def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
         """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
         return _join(real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None])
 
@@ -342,11 +342,18 @@ class CogVideoTransformer(nn.Module):
         return self.frame_losses(text_ids, frames, text_mask).mean()
 
     def frame_losses(
-        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None, *, recompute: bool = False
+        self,
+        text_ids: Tensor,
+        frames: Tensor,
+        text_mask: Tensor | None = None,
+        *,
+        recompute: bool = False,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """Mean cross entropy of every frame that this stage trains; attention in pieces, scores a few at a time.
 
-        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
+        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due. shift, to be broadcast
+        to [B,T,N,D], is added to the inputs of the frames (training.moments).
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in sequence.trained_frames(c) if time < t]
@@ -354,7 +361,9 @@ class CogVideoTransformer(nn.Module):
             raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
         self._check(text_ids, frames)
         (text, real), x = self.embed_text(text_ids, text_mask), self.embed_frames(frames)
-        spatial, temporal = self.spatial_bias(real, t), None
+        if shift is not None:
+            x = x + shift
+        spatial, temporal = self._spatial_bias(real, t), None
         if c.temporal:
             own = replace(c, num_frames=t)
             masks = self._temporal_visible(t, x.device)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from cogvideo.data.tokenized import Batch
 from cogvideo.initial import EMBEDDING_SCALE
-from cogvideo.losses import linear_cross_entropy
 from cogvideo.model import CogVideoTransformer
 
 LAST = 4  # number of a clip's last key frame
@@ -42,21 +41,14 @@ class Moments(nn.Module):
     def loss(self, model: CogVideoTransformer, batch: Batch) -> Tensor:
         """Mean cross entropy (nats) of an image model whose pictures [B,1,N] have the moments of the batch."""
         assert batch.numbers is not None and batch.octaves is not None
-        text, real = model.embed_text(batch.text_ids, batch.text_mask)
-        x = model.embed_frames(batch.frames) + self.of_frames(batch.numbers)[:, None, None]
+        told = self.of_frames(batch.numbers)[:, None, None]
         written = (self.of_texts(batch.octaves) * (batch.numbers > 0)[:, None])[:, None, None]
-        bias = model.spatial_bias(real, 1)
 
         def write(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
             return out + written if out.ndim == written.ndim else out  # the text's has fewer dimensions
 
-        hook = model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(write)
-        with hook:
-            for block in model.blocks:
-                text, x = block.both(text, x, real, bias, None)  # type: ignore[operator]
-        targets = batch.frames.flatten().long()
-        hidden = model.final_norm(x).flatten(0, -2)
-        return linear_cross_entropy(hidden, model.word_embedding.weight[: model.config.image_tokens], targets).mean()
+        with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(write):
+            return model.frame_losses(batch.text_ids, batch.frames, batch.text_mask, shift=told).mean()
 
     @torch.no_grad()
     def tell_frames(self, model: CogVideoTransformer) -> None:

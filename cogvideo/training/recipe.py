@@ -21,7 +21,7 @@ from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfi
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.checkpoints import fingerprint
-from cogvideo.training.data import OPENING, PICTURES, STRAYS, UNSURE, Batch, DigitsBatches
+from cogvideo.training.data import OPENING, PICTURES, STRAYS, UNSURE, UNTOLD, Batch, DigitsBatches
 from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, use_threads
 from cogvideo.training.moments import Moments
 
@@ -139,7 +139,7 @@ class Recipe:
             write_weights(folder / "moments", moments.state_dict())
             save_model(model, folder)
 
-        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNSURE]}
+        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNTOLD, UNSURE]}
         self._fit("image", both, list(both.parameters()), lambda batch: moments.loss(model, batch), save, own)
 
     def stage1(self) -> None:
