@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cogvideo.checkpoints.sat import load_sat_checkpoint
     from cogvideo.config import ModelConfig
     from cogvideo.data.video import Video
-    from cogvideo.model import CogVideoTransformer
+    from cogvideo.model.transformer import CogVideoTransformer
     from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
     from cogvideo.sampling.pipeline import Pipeline
     from cogvideo.tokenizers.frames import FrameTokenizer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CogVideoTransformer": "model",
+    "CogVideoTransformer": "model.transformer",
     "FrameTokenizer": "tokenizers.frames",
     "ModelConfig": "config",
     "Pipeline": "sampling.pipeline",

@@ -1,5 +1,5 @@
 """`python -m cogvideo` is the command line."""
 
-from cogvideo.cli import main
+from cogvideo.cli.app import main
 
 main()

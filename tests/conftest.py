@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session")
 def i3d_file() -> Path:
     """The real weights of I3D, fetched into the cache if they are not there."""
-    from cogvideo.checkpoints.released import cache_dir
-    from cogvideo.evaluation.i3d_weights import fetch_i3d
+    from cogvideo.checkpoints.i3d_weights import fetch_i3d
+    from cogvideo.checkpoints.registry import cache_dir
 
     return fetch_i3d(cache_dir())
 
@@ -31,10 +31,19 @@ def _two_threads():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _as_before_training():
+    """Trainings set how many threads torch takes and what these do with tiny numbers; later tests get what they had."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch anew takes seconds."""
-    from cogvideo import cli
+    from cogvideo.cli import app as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["cogvideo", *map(str, arguments)])

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from cogvideo.benchmarks.machine import describe
-from cogvideo.checkpoints.memory import GB, peak_memory
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.explore import capture, memory_needed
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import describe
+from cogvideo.runtime.memory import GB, peak_memory
 
 
 def measure(layers: int = 2, window: int | None = None) -> str:

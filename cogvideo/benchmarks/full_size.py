@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogvideo.benchmarks.machine import (
+from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
+from cogvideo.checkpoints import released
+from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, choose_device
+from cogvideo.checkpoints.sat import load_sat_checkpoint
+from cogvideo.errors import CogVideoError
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import (
     COPIED,
     bytes_of,
     copy_bandwidth,
@@ -25,14 +31,8 @@ from cogvideo.benchmarks.machine import (
     random_weights,
     wait,
 )
-from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
-from cogvideo.checkpoints.memory import GB, peak_memory
-from cogvideo.checkpoints.sat import load_sat_checkpoint
-from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
-from cogvideo.offload import HostWeights, StreamedBlocks
-from cogvideo.sampling import released
-from cogvideo.sampling.loading import Loader, check_offload, choose_device
+from cogvideo.runtime.memory import GB, peak_memory
+from cogvideo.runtime.offload import HostWeights, StreamedBlocks
 from cogvideo.sampling.pipeline import DEMO, Pipeline
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer

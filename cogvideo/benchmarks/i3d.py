@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideo.benchmarks.machine import describe
-from cogvideo.checkpoints.tensors import DTYPES
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
+from cogvideo.runtime.machine import describe
+from cogvideo.runtime.tensors import DTYPES
 
 
 def measure(

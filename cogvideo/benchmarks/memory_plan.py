@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from cogvideo.checkpoints.inspection import CUDA_BYTES
-from cogvideo.checkpoints.memory import GB
-from cogvideo.checkpoints.tensors import DTYPES, without_memory
+from cogvideo.checkpoints.pipeline_folder import OFFLOADS, Loader
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
-from cogvideo.sampling.loading import OFFLOADS, Loader
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import GB
+from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.sampling.pipeline import AT_ONCE
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.hvqvae import HVQVAE

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from cogvideo import sequence
 from cogvideo.benchmarks.sampler import Settings, model_config, wavefront_bound
+from cogvideo.model import masks
 
 BLUE, ORANGE, GREEN, PINK, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#777777"
 
@@ -23,7 +23,7 @@ def plot_schedule(settings: Settings) -> Any:
     for (left, right), order in zip(axes, ("sequential", "interpolation"), strict=True):
         times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
         config = model_config(settings, order, settings.window)
-        steps = sequence.decoding_steps(config, times)
+        steps = masks.decoding_steps(config, times)
         image = left.imshow(steps.numpy(), aspect="auto", cmap="cividis", interpolation="nearest")
         figure.colorbar(image, ax=left, label="step")
         name = "stage 1 with windows" if order == "sequential" else "stage 2"

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cogvideo import sequence
-from cogvideo.benchmarks.machine import (
+from cogvideo.checkpoints.pipeline_folder import Loader, choose_device
+from cogvideo.config import COGVIDEO_9B, ModelConfig
+from cogvideo.errors import CogVideoError
+from cogvideo.model import masks
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import (
     bytes_of,
     copy_bandwidth,
     describe,
@@ -28,12 +32,8 @@ from cogvideo.benchmarks.machine import (
     read_bandwidth,
     wait,
 )
-from cogvideo.checkpoints.memory import GB
-from cogvideo.config import COGVIDEO_9B, ModelConfig
-from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.runtime.memory import GB
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
-from cogvideo.sampling.loading import Loader, choose_device
 from cogvideo.sampling.strategies import TopKStrategy
 
 TEXT_SLOTS = 16
@@ -158,7 +158,7 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
         tokens = None
     times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
     generated = len(times) * config.frame_tokens
-    steps = int(sequence.decoding_steps(config, times).max()) if wavefront else generated
+    steps = int(masks.decoding_steps(config, times).max()) if wavefront else generated
     seconds = [b - a for a, b in pairwise(ticks)]
     weights = weight_bytes(model)
     places = attended_places(config, times, wavefront)[1 : len(ticks)]
@@ -208,7 +208,7 @@ def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) 
     """
     n = config.frame_tokens
     known = config.num_frames - len(times)
-    steps = sequence.decoding_steps(config, list(times)) if wavefront else _one_by_one(len(times), n)
+    steps = masks.decoding_steps(config, list(times)) if wavefront else _one_by_one(len(times), n)
     places = []
     for step in range(1, int(steps.max()) + 1):
         frames, own = (steps == step).nonzero(as_tuple=True)

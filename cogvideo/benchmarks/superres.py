@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cogvideo.benchmarks.machine import describe, wait
+from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
-from cogvideo.sampling.loading import choose_device
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import describe, wait
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 
 TEXT = 16  # tokens of the prompt

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo import sequence
-from cogvideo.benchmarks.machine import describe, peak_bytes, random_weights, wait
-from cogvideo.checkpoints.memory import GB
-from cogvideo.checkpoints.tensors import DTYPES, without_memory
+from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import Block, Channel, CogVideoTransformer
-from cogvideo.sampling.loading import choose_device
+from cogvideo.model import masks
+from cogvideo.model.transformer import Block, Channel, CogVideoTransformer
+from cogvideo.runtime.machine import describe, peak_bytes, random_weights, wait
+from cogvideo.runtime.memory import GB
+from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.loop import use_threads
 from cogvideo.training.run import set_types
@@ -145,9 +145,9 @@ def plain_loss(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, tex
     c, length = model.config, text_ids.shape[1]
     (text, _), x = model.embed_text(text_ids, text_mask), model.embed_frames(frames)
     x = torch.cat([text, rearrange(x, "b t n d -> b (t n) d")], 1)
-    spatial = torch.block_diag(*sequence.spatial_visible(c)).to(x.device)
-    masks = [spatial, *(sequence.temporal_visible(c, parity).to(x.device) for parity in range(2))]
-    spatial, *temporal = (_whole_mask(mask, text_mask) for mask in masks)
+    spatial = torch.block_diag(*masks.spatial_visible(c)).to(x.device)
+    visible = [spatial, *(masks.temporal_visible(c, parity).to(x.device) for parity in range(2))]
+    spatial, *temporal = (_whole_mask(mask, text_mask) for mask in visible)
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block) and block.temporal is not None
         h = block.attention_norm(x)
@@ -157,7 +157,7 @@ def plain_loss(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, tex
         x = block.add_attention(x, out)
     scores = model.head(x)[:, length:]
     losses = F.cross_entropy(rearrange(scores, "b p v -> (b p) v").float(), frames.flatten(), reduction="none")
-    return losses.view(frames.shape)[:, sequence.trained_frames(c)].mean()
+    return losses.view(frames.shape)[:, masks.trained_frames(c)].mean()
 
 
 def _whole_mask(frames: Tensor, text: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cogvideo.checkpoints.memory import GB, peak_memory
 from cogvideo.checkpoints.native import new_folder, read_folder, read_json, write_weights
 from cogvideo.checkpoints.sat import empty_model, fill_model, open_sat_checkpoint, read_sat_folder
-from cogvideo.checkpoints.tensors import DTYPES, Weights, tensor_bytes
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
-from cogvideo.model import CogVideoTransformer
+from cogvideo.io import write_json
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import GB, peak_memory
+from cogvideo.runtime.tensors import DTYPES, Weights, tensor_bytes
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeConfig, IterativeSuperResolution
 from cogvideo.superres.layers import our_superres_name
@@ -45,7 +45,7 @@ def convert(
     """
     if dtype not in (*DTYPES, KEEP):
         raise CogVideoError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
-    from cogvideo.sampling.released import is_released, read_frame_tokenizer  # reads checkpoints itself
+    from cogvideo.checkpoints.released import is_released, read_frame_tokenizer  # reads checkpoints itself
 
     source, target, kind = Path(source), Path(target), DTYPES.get(dtype)
     start = time.perf_counter()
@@ -66,7 +66,7 @@ def convert(
 
 def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
     """stage1/, stage2/, superres/, tokenizers/ and pipeline.json (how the release draws) from the release's files."""
-    from cogvideo.sampling import released
+    from cogvideo.checkpoints import released
 
     frames, text = released.read_tokenizers(source)
     ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}

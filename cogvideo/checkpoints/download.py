@@ -18,10 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogvideo.checkpoints.released import Known, cache_dir, find, known, size_text
+from cogvideo.checkpoints.registry import Known, cache_dir, find, known, size_text
 from cogvideo.checkpoints.unzip import check_room, unpack
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
+from cogvideo.io import write_json
 
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte
@@ -74,7 +74,7 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
 def _get(item: Known, folder: Path, name: str, url: str | None, file: Path | None) -> tuple[Path, str]:
     target = folder / item.place
     if name == "i3d":
-        from cogvideo.evaluation.i3d_weights import fetch_i3d
+        from cogvideo.checkpoints.i3d_weights import fetch_i3d
 
         fetch_i3d(folder, file)
         return target, _verify(target)

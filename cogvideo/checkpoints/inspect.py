@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.convert import open_checkpoint, released_kind
 from cogvideo.checkpoints.inspection import Inspection
 from cogvideo.checkpoints.native import INDEX, read_json
-from cogvideo.checkpoints.released import KNOWN
+from cogvideo.checkpoints.registry import KNOWN
 from cogvideo.checkpoints.sat import infer_config, our_name, read_sat_folder, released_name
-from cogvideo.checkpoints.tensors import without_memory
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.tensors import without_memory
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeSuperResolution
 from cogvideo.superres.layers import our_superres_name
@@ -52,7 +52,7 @@ def inspect(path: str | Path) -> Inspection:
         if (path / "model_config.json").exists() or (path / "latest").exists():
             return _released_folder(path)
         if names := [item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()]:
-            from cogvideo.sampling.released import FILES  # which imports this module
+            from cogvideo.checkpoints.released import FILES  # which imports this module
 
             parts = tuple(inspect(path / name) for name in names)
             lacking = ", ".join(n for n in FILES if not (path / n).exists() and not (path / f"{n}.zip").exists())
@@ -208,7 +208,7 @@ def _zip(path: Path) -> Inspection:
 
 
 def _clusters(path: Path) -> Inspection:
-    from cogvideo.sampling.loading import read_labels
+    from cogvideo.checkpoints.pipeline_folder import read_labels
 
     labels = read_labels(path)
     geometry: dict[str, int | str] = {"image tokens": len(labels), "clusters": int(labels.max()) + 1}
@@ -261,7 +261,7 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
     if any(name.startswith("transformer.") for name in meta):
         return _released(path, meta, {}, **facts)
     if "Conv3d_1a_7x7.conv3d.weight" in meta:
-        from cogvideo.evaluation.i3d_weights import unit_shapes
+        from cogvideo.checkpoints.i3d_weights import unit_shapes
 
         shapes = {f"{unit}.conv3d.weight": (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()}
         expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

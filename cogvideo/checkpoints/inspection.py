@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from cogvideo.checkpoints.memory import free_memory
-from cogvideo.checkpoints.released import size_text
+from cogvideo.checkpoints.registry import size_text
+from cogvideo.runtime.memory import free_memory
 
 WIDTHS = {"fp32": 4, "bf16/fp16": 2, "int8": 1}  # bytes of a number in a large matrix
 CUDA_BYTES = 500 * 10**6  # what CUDA itself takes on a GPU, about

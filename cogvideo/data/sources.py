@@ -24,9 +24,9 @@ from cogvideo.data.classes import (
     kinetics_parts,
     videos_below,
 )
-from cogvideo.data.digits import FPS, FRAME_SIZE, SUPERSAMPLING, Clips, World, render, sample_clips
 from cogvideo.data.reading import Size, Timeline, fit, read_frames, read_timeline
 from cogvideo.errors import CogVideoError
+from cogvideo.theatre.digits import FPS, FRAME_SIZE, SUPERSAMPLING, Clips, World, render, sample_clips
 
 OPTIONS = {
     "digits": {"clips", "seed", "glyphs", "objects", "language"},

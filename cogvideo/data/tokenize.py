@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from cogvideo.data.dataset import write_text
+from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, check_rates, plan
 from cogvideo.data.reading import CannotReadNow
 from cogvideo.data.sources import Clip, Dataset, FileClip
@@ -38,8 +38,8 @@ from cogvideo.data.tokenized import (
     span_key,
     write_shard,
 )
-from cogvideo.data.tokenizers import Tokenizers
 from cogvideo.errors import CogVideoError
+from cogvideo.theatre.dataset import write_text
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.config import ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
+from cogvideo.io import write_json
+from cogvideo.runtime.tensors import save_tensors
 from cogvideo.tokenizers.text import left_pad
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"

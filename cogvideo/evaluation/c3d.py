@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.tensors import without_memory
+from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.errors import CogVideoError, first_sentence
-from cogvideo.sampling.loading import choose_device
+from cogvideo.runtime.tensors import without_memory
 
 FRAMES, SIZE, CLASSES = 16, 112, 101
 # Input and output channels of the convolutions; a pool follows those that end a group.

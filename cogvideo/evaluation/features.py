@@ -156,7 +156,7 @@ def rows_of(
     from tqdm import tqdm
 
     if folder is None:
-        from cogvideo.checkpoints.released import cache_dir
+        from cogvideo.checkpoints.registry import cache_dir
 
         folder = cache_dir() / "features"
     folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]

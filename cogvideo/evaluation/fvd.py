@@ -15,7 +15,7 @@ from cogvideo.data.sources import read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.distances import check_features, frechet_distance, kernel_distance
 from cogvideo.evaluation.recipes import Recipe, find_recipe
-from cogvideo.files import commit, write_json
+from cogvideo.io import commit, write_json
 
 if TYPE_CHECKING:
     from cogvideo.evaluation.sources import Side

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.tensors import without_memory
+from cogvideo.checkpoints.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
+from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
-from cogvideo.sampling.loading import choose_device
+from cogvideo.runtime.tensors import without_memory
 
 SIZE = 224  # pixels, height and width
 MIN_FRAMES = 9  # fewer leave one time step before the last average pool, which takes two
@@ -75,7 +75,7 @@ class I3D(nn.Module):
         other files.
         """
         if path is None:
-            from cogvideo.checkpoints.released import cache_dir
+            from cogvideo.checkpoints.registry import cache_dir
 
             path = cache_dir() / "i3d.safetensors"
             if not path.exists():

@@ -33,7 +33,7 @@ from cogvideo.evaluation.sources import (
     samples_folder,
     weights_place,
 )
-from cogvideo.files import write_json
+from cogvideo.io import write_json
 from cogvideo.sampling.pipeline import Pipeline, Seeds
 
 COMPRESS = 8  # pixels along a side of a frame token

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvideo.files import write_whole
+from cogvideo.io import write_whole
 
 
 def write_report(path: str | Path, title: str, parts: Sequence[Any]) -> Path:

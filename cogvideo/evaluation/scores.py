@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
 from cogvideo.evaluation.features import CHUNK, MAX_SKIPPED, clips_of, rows_of
 from cogvideo.evaluation.fvd import check_place
 from cogvideo.evaluation.recipes import Recipe, check_frames
 from cogvideo.evaluation.sources import Side, open_side
-from cogvideo.files import write_json
-from cogvideo.sampling.loading import choose_device
+from cogvideo.io import write_json
 
 SPLITS = 10
 C3D_RECIPE = Recipe("inception-score", "TGANv2, which TATS and CogVideo used", 10_000, True, 0.0, clip="first")

@@ -22,7 +22,7 @@ from cogvideo.evaluation.fvd import (
     versions,
 )
 from cogvideo.evaluation.recipes import PRESETS, find_recipe
-from cogvideo.files import write_json
+from cogvideo.io import write_json
 
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 

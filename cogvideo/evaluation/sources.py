@@ -82,7 +82,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
         raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
-    from cogvideo.sampling.released import is_released
+    from cogvideo.checkpoints.released import is_released
 
     if is_released(folder):
         raise CogVideoError(
@@ -95,7 +95,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
 
 def digits(split: str, n: int, seed: int, seconds: float) -> Side:
     """n real clips of the demo world, 8 frames a second at 64 pixels; clip i depends on seed and i alone."""
-    from cogvideo.data.digits import FPS, render
+    from cogvideo.theatre.digits import FPS, render
 
     if not 0 < seconds <= 60:
         raise CogVideoError(f"Clips cannot last {seconds:g} seconds: choose more than 0 and at most 60.")
@@ -124,8 +124,8 @@ def samples(
 
 def weights_place(weights: str) -> Path:
     """The folder of these weights; raises CogVideoError if there are none."""
+    from cogvideo.checkpoints.released import is_released
     from cogvideo.sampling.pipeline import DEMO
-    from cogvideo.sampling.released import is_released
 
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
@@ -135,8 +135,8 @@ def weights_place(weights: str) -> Path:
 
 def check_seconds(weights: str, seconds: float) -> None:
     """Raises CogVideoError for seconds that weights were not trained for, before anything is loaded."""
-    from cogvideo.sampling.loading import read_sampling
-    from cogvideo.sampling.released import SAMPLING, is_released
+    from cogvideo.checkpoints.pipeline_folder import read_sampling
+    from cogvideo.checkpoints.released import SAMPLING, is_released
 
     place = weights_place(weights)
     (SAMPLING if is_released(place) else read_sampling(place)).check_span(seconds)
@@ -144,7 +144,7 @@ def check_seconds(weights: str, seconds: float) -> None:
 
 def samples_folder(weights: str, settings: str) -> Path:
     """Where samples of these weights with these settings are kept."""
-    from cogvideo.checkpoints.released import cache_dir
+    from cogvideo.checkpoints.registry import cache_dir
     from cogvideo.sampling.batches import identity
 
     return cache_dir() / "samples" / f"{identity(weights_place(weights))}-{settings}"

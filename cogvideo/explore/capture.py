@@ -6,7 +6,7 @@
 
 Nothing is hooked into the model. It runs once over the finished clip and the inputs of the chosen layers are kept
 (`record`); maps are computed from those for the chosen layers, heads and queries alone (`Recording.capture`). Masks are
-the model's own, from sequence.py, and the computation is the training forward: a text bonus of the sampler is not in it.
+the model's own, from masks.py, and the computation is the training forward: a text bonus of the sampler is not in it.
 
 Letters: L text slots, T frames, N places a frame, Q queries, D hidden, H heads, d = D / H.
 
@@ -26,8 +26,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo import sequence
-from cogvideo.checkpoints.memory import GB
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.requests import (
@@ -40,7 +38,9 @@ from cogvideo.explore.requests import (
     numbers,
     one_clip,
 )
-from cogvideo.model import Block, Channel, CogVideoTransformer, LayerMemory
+from cogvideo.model import masks
+from cogvideo.model.transformer import Block, Channel, CogVideoTransformer, LayerMemory
+from cogvideo.runtime.memory import GB
 
 
 class Patches(NamedTuple):
@@ -96,7 +96,7 @@ class Captured:
     @property
     def made(self) -> list[int]:
         """Times of the frames that the model makes; the others are known beforehand."""
-        return [time for time in sequence.trained_frames(self.config) if time < len(self.frames)]
+        return [time for time in masks.trained_frames(self.config) if time < len(self.frames)]
 
     def at_readers(self, rows: np.ndarray) -> np.ndarray:
         """Values of all places [..., T*N], put at the patches that read: [..., T, rows, columns]; see the head of this file.

@@ -1,4 +1,4 @@
-"""How the two channels work together, drawn from sequence.py itself: positions, masks, windows and the order of decoding.
+"""How the two channels work together, drawn from masks.py itself: positions, masks, windows and the order of decoding.
 
     gallery.plot_stage(gallery.EXAMPLES["stage 1, windows"])
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo import sequence
 from cogvideo.config import ModelConfig
 from cogvideo.explore.capture import to_patches
 from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW
+from cogvideo.model import masks
 
 TEXT = 3  # text slots that are drawn
 _IMAGE = ModelConfig(
@@ -35,7 +35,7 @@ def plot_stage(c: ModelConfig, title: str = "", *, time: int | None = None, plac
     """
     import matplotlib.pyplot as plt
 
-    generated = sequence.trained_frames(c)
+    generated = masks.trained_frames(c)
     time = generated[-1] if time is None else time
     place = c.frame_tokens // 2 + c.frame_width // 2 if place is None else place
     channels = _channels(c)
@@ -55,21 +55,21 @@ def plot_stage(c: ModelConfig, title: str = "", *, time: int | None = None, plac
 
 def _channels(c: ModelConfig) -> dict[str, tuple[np.ndarray, str]]:
     """name -> (visible [T*N, T*N], colour) of each channel, in both kinds of layers where they differ."""
-    spatial = torch.block_diag(*sequence.spatial_visible(c).int()).bool().numpy()
+    spatial = torch.block_diag(*masks.spatial_visible(c).int()).bool().numpy()
     found = {"spatial channel": (spatial, BLUE)}
     if c.window is None:
-        return found | {"temporal channel": (sequence.temporal_visible(c, 0).numpy(), ORANGE)}
-    even, odd = (sequence.temporal_visible(c, layer).numpy() for layer in (0, 1))
+        return found | {"temporal channel": (masks.temporal_visible(c, 0).numpy(), ORANGE)}
+    even, odd = (masks.temporal_visible(c, layer).numpy() for layer in (0, 1))
     return found | {"temporal, even layers": (even, ORANGE), "temporal, odd layers": (odd, PINK)}
 
 
 def _draw_positions(line: Any, c: ModelConfig, generated: list[int]) -> None:
     """The sequence: text, then frames with the rows of the position tables, and who is known beforehand."""
-    order = sequence.frame_order(c)
+    order = masks.frame_order(c)
     _text_block(line[0], YELLOW, f"positions\n0..{c.first_frame_position - 1}")
     line[0].set_title("text", fontsize=9)
     for time, axis in enumerate(line[1:]):
-        in_base, first = sequence.first_position(c, time)
+        in_base, first = masks.first_position(c, time)
         known = time not in generated
         given = "given" if c.order == "interpolation" else "by the image model"
         _cells(axis, c, np.full(c.frame_tokens, GREEN if known else SKY, object))
@@ -100,7 +100,7 @@ def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
     """The earliest step of every token; frames that are known have none."""
     import matplotlib.pyplot as plt
 
-    steps = dict(zip(generated, sequence.decoding_steps(c, generated).numpy(), strict=True))
+    steps = dict(zip(generated, masks.decoding_steps(c, generated).numpy(), strict=True))
     last = max(int(values.max()) for values in steps.values())
     shades = plt.get_cmap("cividis")
     line[0].axis("off")
@@ -151,7 +151,7 @@ def _draw_windows(axis: Any, c: ModelConfig) -> None:
     palette = [_rgb(color) for color in (SKY, YELLOW, GREEN, PINK, BLUE, ORANGE, GREY, "#F0E442", "#dddddd")]
     picture = np.ones((h, 2 * w + 1, 3))
     for layer in (0, 1):
-        windows = sequence.windows(c, layer).numpy()
+        windows = masks.windows(c, layer).numpy()
         numbers = np.unique(windows, return_inverse=True)[1].reshape(h, w)
         picture[:, layer * (w + 1) : layer * (w + 1) + w] = np.array(palette)[numbers % len(palette)]
     axis.imshow(picture, interpolation="nearest")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoints.memory import GB, TOLD_BYTES, free_memory
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import GB, TOLD_BYTES, free_memory
 from cogvideo.sampling.decode import check_ids
 
 CHANNELS = ("spatial", "temporal")

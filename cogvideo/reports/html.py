@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cogvideo.data.video import Video
-from cogvideo.files import write_whole
+from cogvideo.io import write_whole
 
 STRIP_FRAMES = 5  # of a clip when it is printed
 

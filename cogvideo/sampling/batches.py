@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_whole
+from cogvideo.io import write_whole
 
 if TYPE_CHECKING:
     from cogvideo.sampling.pipeline import Pipeline

@@ -10,11 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo import sequence
-from cogvideo.attention import hidden_bias
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer, EncodedText, Wave
+from cogvideo.model import masks
+from cogvideo.model.attention import hidden_bias
+from cogvideo.model.transformer import CogVideoTransformer, EncodedText, Wave
 from cogvideo.sampling.fast import prepare_for_decoding
 from cogvideo.sampling.static_step import StaticStep, static_step_pays
 from cogvideo.sampling.strategies import Generators, Strategy, draw, fork, keeps_no_order
@@ -36,7 +36,7 @@ class _Decoder:
     ):
         self.model, self.text, self.both, self.quirks = model, text, both, quirks
         c = model.config
-        self.order = sequence.frame_order(c)
+        self.order = masks.frame_order(c)
         self.length = text.bias.shape[-1]
         self.spatial_bonus, self.temporal_bonus = text_bonus
         for memory in text.layers:
@@ -150,7 +150,7 @@ class _Decoder:
             hidden_bias(self._visible(parity, times, everything), self.text.bias.dtype)
             for parity in range(2 if c.window else 1)
         ]
-        steps = sequence.decoding_steps(c, times)
+        steps = masks.decoding_steps(c, times)
         inputs = torch.full(
             (text_rows, len(times), n + 1), c.begin_of_image, device=device
         )  # place j holds token j - 1
@@ -318,7 +318,7 @@ def generate_key_frames(
 
     guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
     text bonus of 1.4). `step` of the strategy counts from 0 through all generated frames. wavefront: decode tokens of several frames
-    in one step, as early as the masks allow (sequence.decoding_steps); the tokens are those of one after the other. If not
+    in one step, as early as the masks allow (masks.decoding_steps); the tokens are those of one after the other. If not
     given, a windowed model does so with this package's strategies, others being shown their steps in order. Raises CogVideoError for a stage 2 model,
     more frames than the model has, ids or shapes that do not fit it.
     """
@@ -373,7 +373,7 @@ def interpolate_frames(
     model, ids or shapes that do not fit it.
     """
     c = model.config
-    given = [time for time, known in enumerate(sequence.is_given(c)) if known]
+    given = [time for time, known in enumerate(masks.is_given(c)) if known]
     if c.order != "interpolation":
         raise CogVideoError(f"Interpolation needs a stage 2 model; this one is {c.order}.")
     _check_frames(c, given_frames, (len(given), c.frame_tokens), "given_frames")

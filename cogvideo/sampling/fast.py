@@ -11,9 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.attention import Pieces, attend
-from cogvideo.model import Block, CogVideoTransformer, LayerMemory, Mlp, QueriesKeysValues
-from cogvideo.offload import StreamedBlocks
+from cogvideo.model.attention import Pieces, attend
+from cogvideo.model.transformer import Block, CogVideoTransformer, LayerMemory, Mlp, QueriesKeysValues
+from cogvideo.runtime.offload import StreamedBlocks
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads

@@ -14,15 +14,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, choose_device, read_native
+from cogvideo.checkpoints.released import is_released, read_released
 from cogvideo.config import SamplingConfig
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
-from cogvideo.offload import Offload
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.batches import halving
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
-from cogvideo.sampling.loading import Loader, check_offload, choose_device, read_native
-from cogvideo.sampling.released import is_released, read_released
 from cogvideo.sampling.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer

@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo.attention import hidden_bias
-from cogvideo.model import CogVideoTransformer, EncodedText, Wave
+from cogvideo.model.attention import hidden_bias
+from cogvideo.model.transformer import CogVideoTransformer, EncodedText, Wave
 from cogvideo.sampling.fast import in_the_way
 
 BUCKET = 256  # places: attention reads the live part of the temporal cache rounded up to these

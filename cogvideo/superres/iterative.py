@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 
-from cogvideo.attention import hidden_bias
 from cogvideo.errors import CogVideoError
+from cogvideo.model.attention import hidden_bias
+from cogvideo.model.masks import text_positions
 from cogvideo.sampling.strategies import Generators, Strategy, TopKStrategy, draw
-from cogvideo.sequence import text_positions
 from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
 

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.attention import attend
 from cogvideo.checkpoints.native import read_folder, save_model
 from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
-from cogvideo.checkpoints.tensors import meta_of
 from cogvideo.errors import CogVideoError
-from cogvideo.initial import initialize_weights
-from cogvideo.model import Channel, Mlp
+from cogvideo.model.attention import attend
+from cogvideo.model.initialization import initialize_weights
+from cogvideo.model.transformer import Channel, Mlp
+from cogvideo.runtime.tensors import meta_of
 from cogvideo.superres.local_attention import Tiles, local_attention
 
 if TYPE_CHECKING:

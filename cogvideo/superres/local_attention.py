@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from cogvideo.attention import attend, hidden_bias
+from cogvideo.model.attention import attend, hidden_bias
 
 TILE = 8  # the longest side of a tile in places; smaller ones gather more, larger ones hide more
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json
+from cogvideo.io import write_json
 
 RESULT_FILE = "COGVIDEO_SWEEP_RESULT"  # in the environment of a point: where its result goes
 

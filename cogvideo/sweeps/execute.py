@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from cogvideo.files import write_json
+from cogvideo.io import write_json
 
 
 def main() -> int:

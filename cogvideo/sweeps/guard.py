@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 import cogvideo
-from cogvideo.files import commit
+from cogvideo.io import commit
 from cogvideo.sweeps import RESULT_FILE, notes
 from cogvideo.sweeps.spec import fingerprint
 

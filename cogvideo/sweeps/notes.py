@@ -15,7 +15,7 @@ from statistics import median
 from typing import IO, Any
 
 from cogvideo.errors import CogVideoError
-from cogvideo.files import write_json, write_whole
+from cogvideo.io import write_json, write_whole
 
 STOPPED = "stopped"
 VERDICTS = ("done", "failed")  # a point with one of these has run to an end

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.tensors import save_tensors
 from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.runtime.tensors import save_tensors
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution
 
 PATIENCE = timedelta(hours=6)  # for another process; it may be writing weights to a slow disk

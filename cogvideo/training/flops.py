@@ -4,8 +4,8 @@ import re
 
 import torch
 
-from cogvideo import sequence
 from cogvideo.config import ModelConfig
+from cogvideo.model import masks
 
 # Dense products in bf16 or fp16 with fp32 sums, operations a second, from the vendor's data sheets.
 PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12}
@@ -21,15 +21,15 @@ def step_flops(c: ModelConfig, clips: int, text_length: int, *, everything: bool
     """
     d, layers, n = c.hidden_size, c.num_layers, c.frame_tokens
     places, channels = c.num_frames * n, 1 + c.temporal
-    seen = int(sequence.spatial_visible(c).sum()) + places * text_length  # pairs of query and key
+    seen = int(masks.spatial_visible(c).sum()) + places * text_length  # pairs of query and key
     if c.temporal:
-        parities = [int(sequence.temporal_visible(c, parity).sum()) for parity in range(2)]
+        parities = [int(masks.temporal_visible(c, parity).sum()) for parity in range(2)]
         seen += sum(parities) // 2 + places * text_length
     text = 2 * text_length * 12 * d**2 + 4 * text_length**2 * d
     text_memory = 2 * text_length * 2 * d**2 if c.temporal else 0  # keys and values of the temporal channel
     linear = 2 * places * (8 + 4 * channels) * d**2
     attention = 4 * seen * d
-    head = 2 * len(sequence.trained_frames(c)) * n * d * c.image_tokens
+    head = 2 * len(masks.trained_frames(c)) * n * d * c.image_tokens
     if everything:
         return clips * 3 * (layers * (text + text_memory + linear + attention) + head)
     trained = 2 * places * 4 * d**2
@@ -44,6 +44,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for known, peak in PEAKS.items():
             if re.search(rf"\b{known}\b", name):
                 return peak
-    from cogvideo.benchmarks.machine import matmul_rate
+    from cogvideo.runtime.machine import matmul_rate
 
     return matmul_rate(device, dtype)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cogvideo.checkpoints.memory import GB
 from cogvideo.errors import CogVideoError
+from cogvideo.runtime.memory import GB
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import write_whole, writing
 
@@ -104,7 +104,7 @@ def gate_values(model: nn.Module) -> list[float]:
 
 def memory_row(device: torch.device) -> dict[str, float]:
     """The most that was taken so far: of a GPU's memory, or of the host's by this process."""
-    from cogvideo.benchmarks.machine import peak_bytes
+    from cogvideo.runtime.machine import peak_bytes
 
     return {"peak_gb": round(peak_bytes(device) / GB, 3)}
 

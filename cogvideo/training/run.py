@@ -17,24 +17,25 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo import sequence
 from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
-from cogvideo.checkpoints.tensors import DTYPES
+from cogvideo.checkpoints.tokenizers import load_tokenizers
 from cogvideo.config import from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
-from cogvideo.data.tokenizers import load_tokenizers
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model import masks
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.tensors import DTYPES
 from cogvideo.sampling import TopKStrategy, generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.pipeline import DEMO
-from cogvideo.sampling.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.theatre import recipe
+from cogvideo.theatre.inheritance import image_model_of
 from cogvideo.tokenizers.frames import FrameTokenizer
-from cogvideo.training import distributed, recipe
+from cogvideo.training import distributed
 from cogvideo.training.checkpoints import fingerprint, write_whole, writing
 from cogvideo.training.flops import peak_flops, step_flops
-from cogvideo.training.inheritance import image_model_of
 from cogvideo.training.loop import OptimizerConfig, fit, use_threads
 from cogvideo.training.metrics import Work
 
@@ -351,7 +352,7 @@ def sample_frames(model: CogVideoTransformer, text_ids: Tensor, text_mask: Tenso
         return generate_first_frame(model, text_ids, text_bonus=0.0, **options)[:, None]
     if c.order == "sequential":
         return generate_key_frames(model, text_ids, frames[:, 0], num_frames=c.num_frames, **options)
-    made, given = frames.clone(), sequence.is_given(c).to(frames.device)
+    made, given = frames.clone(), masks.is_given(c).to(frames.device)
     made[:, ~given] = interpolate_frames(model, text_ids, frames[:, given], text_bonus=0.0, **options)
     return made
 

@@ -7,14 +7,15 @@ import sys
 import pytest
 import torch
 
-from cogvideo import CogVideoError, cli
+from cogvideo import CogVideoError
 from cogvideo.benchmarks import full_size
 from cogvideo.benchmarks.full_size import Settings
 from cogvideo.benchmarks.memory_plan import cache_bytes, device_memory, plan_table, released_geometry
+from cogvideo.checkpoints.pipeline_folder import DTYPES, Loader
 from cogvideo.checkpoints.synthetic import make_checkpoint
-from cogvideo.files import write_json
+from cogvideo.cli import app as cli
+from cogvideo.io import write_json
 from cogvideo.sampling import fast, interpolate_frames
-from cogvideo.sampling.loading import DTYPES, Loader
 
 TINY = Settings(layers=2, hidden=64, heads=2, side=2, dtype="fp32", device="cpu", seconds=1.0)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cogvideo.benchmarks.i3d import measure, render
+from cogvideo.checkpoints.i3d_weights import unit_shapes
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation import I3D
-from cogvideo.evaluation.i3d_weights import unit_shapes
 
 
 def test_measures_videos_a_second(i3d_file, monkeypatch):

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from cogvideo import sequence
 from cogvideo.benchmarks import plots
 from cogvideo.benchmarks.sampler import TEXT_SLOTS, Settings, attended_places, growth, model_config, render, run
-from cogvideo.cli import app
+from cogvideo.cli.app import app
 from cogvideo.errors import CogVideoError
+from cogvideo.model import masks
 
 TINY = Settings(width=16, layers=1, heads=2, side=4, window=2, threads=1)
 
@@ -47,7 +47,7 @@ def test_places_that_a_step_reads():
     by_hand = [2 * TEXT_SLOTS + (place + 1) + 16 * frame + place + 1 for frame in range(1, 5) for place in range(16)]
     assert places == by_hand
     config = model_config(TINY, "interpolation", 2)
-    steps = sequence.decoding_steps(config, [1, 3])
+    steps = masks.decoding_steps(config, [1, 3])
     first = attended_places(config, [1, 3], wavefront=True)
     assert len(first) == int(steps.max()) and first[0] == 2 * TEXT_SLOTS + 1 + 3 * 16 + 1
     assert first[-1] == TEXT_SLOTS + 16 + TEXT_SLOTS + 5 * 16  # only the last place of the last frame
@@ -71,8 +71,8 @@ def test_the_release_s_steps():
     """20 x 20 tokens: the paper's bound is 610 for two frames with windows of 10; the masks allow a little less."""
     for window, expected in ((10, (589, 967)), (5, (484, 652))):
         settings = Settings(window=window)
-        two = sequence.decoding_steps(model_config(settings, "interpolation", window), [1, 3])
-        four = sequence.decoding_steps(model_config(settings, "sequential", window), [1, 2, 3, 4])
+        two = masks.decoding_steps(model_config(settings, "interpolation", window), [1, 3])
+        four = masks.decoding_steps(model_config(settings, "sequential", window), [1, 2, 3, 4])
         assert (int(two.max()), int(four.max())) == expected
 
 
@@ -91,7 +91,7 @@ def test_pictures_draw_the_schedule_and_the_figures():
     schedule = plots.plot_schedule(TINY)
     picture = schedule.axes[0].images[0].get_array()
     config = model_config(TINY, "sequential", 2)
-    assert picture is not None and (picture == sequence.decoding_steps(config, [1, 2, 3, 4]).numpy()).all()
+    assert picture is not None and (picture == masks.decoding_steps(config, [1, 2, 3, 4]).numpy()).all()
     report = run(TINY, progress=False)
     lines = plots.plot_roofline(report).axes[0].get_lines()
     slowest = max(ms for _, ms in report["stages"]["stage 1"]["places_and_ms"])

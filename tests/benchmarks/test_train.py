@@ -10,7 +10,7 @@ import torch
 from cogvideo.benchmarks.train import Settings, measure, memory, model_config, plain_loss, render, run
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 
 TINY = Settings(width=8, layers=2, heads=2, side=4, window=2, threads=1, steps=1)
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from cogvideo.checkpoints import native
 from cogvideo.checkpoints.convert import convert, measure_load, open_checkpoint
 from cogvideo.checkpoints.native import load_model
+from cogvideo.checkpoints.released import read_frame_tokenizer
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
-from cogvideo.sampling.released import read_frame_tokenizer
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 
@@ -135,7 +135,8 @@ def test_wrong_sources_are_refused_and_leave_nothing(what, message, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from cogvideo.checkpoints import native, tensors
+from cogvideo.checkpoints import native
+from cogvideo.runtime import tensors
 from cogvideo.checkpoints.convert import convert
 native.SINGLE_FILE_BYTES, native.SHARD_BYTES = 200_000, 150_000
 write, calls = tensors.save_file, []

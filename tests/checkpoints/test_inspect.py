@@ -16,11 +16,11 @@ from cogvideo.checkpoints import native
 from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect
 from cogvideo.checkpoints.inspection import CUDA_BYTES, report
 from cogvideo.checkpoints.native import save_model
-from cogvideo.checkpoints.released import PACKAGED
+from cogvideo.checkpoints.registry import PACKAGED
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
-from cogvideo.quantize import quantize_int8
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
 IDS = {"image_tokens": 256, "begin_of_image": 310}
@@ -264,7 +264,7 @@ def large(tmp_path_factory):
 TELL_PEAK = """
 import atexit, re, sys  # ru_maxrss would count the parent before exec
 atexit.register(lambda: print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr))
-from cogvideo.cli import main
+from cogvideo.cli.app import main
 main()
 """
 

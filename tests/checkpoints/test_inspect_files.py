@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect
 from cogvideo.checkpoints.inspection import report
-from cogvideo.checkpoints.released import PACKAGED
+from cogvideo.checkpoints.registry import PACKAGED
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer
 
@@ -74,7 +74,7 @@ def test_cluster_labels(tmp_path):
 
 
 def test_i3d(tmp_path):
-    from cogvideo.evaluation.i3d_weights import unit_shapes
+    from cogvideo.checkpoints.i3d_weights import unit_shapes
 
     shapes = {f"{unit}.conv3d.weight": (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()}
     weights = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}

@@ -9,7 +9,7 @@ from cogvideo.checkpoints import native
 from cogvideo.checkpoints.native import inherit_image_model, load_model, new_folder, read_weights, save_model
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=3, frame_width=4, num_frames=1, text_length=6,

@@ -13,7 +13,6 @@ import torch
 from conftest import DATA
 from safetensors.torch import load_file
 
-from cogvideo.checkpoints import tensors
 from cogvideo.checkpoints.sat import (
     fill_model,
     load_sat_checkpoint,
@@ -24,7 +23,8 @@ from cogvideo.checkpoints.sat import (
     released_name,
 )
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime import tensors
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
 FIXTURES = ("sequential_full", "sequential_window", "interpolation")

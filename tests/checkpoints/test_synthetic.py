@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from cogvideo.checkpoints.convert import open_checkpoint
 from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.synthetic import make_checkpoint
-from cogvideo.cli import app
+from cogvideo.cli.app import app
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.superres import DirectSuperResolution

@@ -9,10 +9,10 @@ from einops import rearrange, reduce
 from safetensors.torch import load_file
 from torch import nn
 
+from cogvideo.checkpoints.i3d_weights import KINETICS_400, fold
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation import I3D
 from cogvideo.evaluation.i3d import MaxPool
-from cogvideo.evaluation.i3d_weights import KINETICS_400, fold
 
 IO = load_file(DATA / "i3d" / "io.safetensors")
 ENDPOINTS = {name.split(".")[1] for name in IO if name.endswith(".first")}

@@ -11,7 +11,6 @@ from einops import rearrange
 from sampling.test_decode import tiny
 
 from cogvideo.data.classes import class_prompts, words
-from cogvideo.data.digits import FPS, render, sample_clips
 from cogvideo.data.reading import fit
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
@@ -21,6 +20,7 @@ from cogvideo.evaluation.recipes import choose_clip, find_recipe
 from cogvideo.evaluation.sources import open_side
 from cogvideo.sampling.decode import generate_key_frames
 from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.theatre.digits import FPS, render, sample_clips
 
 PROMPT = "a red 3 moves right"
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from cogvideo.data.dataset import make_digits
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation import scores
@@ -24,6 +23,7 @@ from cogvideo.evaluation.scores import (
     inception_score,
     similarities,
 )
+from cogvideo.theatre.dataset import make_digits
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import torch
 
 from cogvideo.config import ModelConfig
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 
 IMAGE = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=3, frame_width=4, num_frames=1, text_length=6,

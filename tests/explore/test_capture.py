@@ -15,16 +15,16 @@ from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import capture, memory_needed, record, to_patches
 from cogvideo.explore.requests import CHANNELS
-from cogvideo.offload import Offload
+from cogvideo.runtime.offload import Offload
 
 # Random weights of one layer of the release; the vocabulary, which a capture does not use, is small.
 FULL_SIZE = """
 from dataclasses import replace
 import torch
-from cogvideo.checkpoints.memory import peak_memory
+from cogvideo.runtime.memory import peak_memory
 from cogvideo.config import COGVIDEO_9B
 from cogvideo.explore import capture
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 
 c = replace(COGVIDEO_9B, num_layers=1, image_tokens=100, vocab_size=200, begin_of_image=199)
 with torch.device("meta"):

@@ -21,10 +21,10 @@ from explore.browser import (
 from explore.small import CONFIGS, clip, small_model
 
 import cogvideo
-from cogvideo import sequence
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import explorer
 from cogvideo.explore.explorer.payload import describe, quantise, select
+from cogvideo.model import masks
 
 PROMPT = 'a red 3 & </script><img src=x onerror="alert(1)"> "bounces"'
 
@@ -191,7 +191,7 @@ def test_windows_are_hatched_in_both_parities_of_layers(tmp_path):
 @needs_chromium
 def test_keys_sliders_and_pointer(demo, demo_page):
     start = 2 * 64 + 3 * 8 + 4
-    steps = sequence.decoding_steps(demo[0].model.config, demo[0].made).numpy()
+    steps = masks.decoding_steps(demo[0].model.config, demo[0].made).numpy()
     with opened() as page:
         page.goto(demo_page.as_uri())
         click_patch(page, 2, start % 64, 8, 8)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_cli import assert_one_sentence
+from cli.test_app import assert_one_sentence
 
 from cogvideo.data.video import write_video
 

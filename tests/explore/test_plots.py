@@ -10,8 +10,8 @@ import pytest
 import torch
 from explore.small import CONFIGS, MASK, TEXT, clip, small_model
 
-from cogvideo import sequence
 from cogvideo.explore import analysis, capture, gallery, plots
+from cogvideo.model import masks
 
 WORDS = ("", "", "a", "red", "3")
 
@@ -109,20 +109,20 @@ def test_gallery_draws_what_sequence_says(name):
     left, right = figure.axes[: 6 * (channels + 2)], figure.axes[6 * (channels + 2) :]
     lines = np.array(left).reshape(channels + 2, 6)
     numbers = [[int(text.get_text()) for text in axis.texts] for axis in lines[0, 1:]]
-    assert [row[0] for row in numbers] == [sequence.first_position(config, time)[1] for time in range(5)]
+    assert [row[0] for row in numbers] == [masks.first_position(config, time)[1] for time in range(5)]
     assert numbers[2] == list(range(numbers[2][0], numbers[2][0] + 16))
-    made = sequence.trained_frames(config)
+    made = masks.trained_frames(config)
     drawn = [[int(text.get_text()) for text in axis.texts] for axis in lines[-1, 1:]]
-    assert [drawn[time] for time in made] == sequence.decoding_steps(config, made).tolist()
+    assert [drawn[time] for time in made] == masks.decoding_steps(config, made).tolist()
     assert all(not drawn[time] for time in range(5) if time not in made)
-    masks = [torch.block_diag(*sequence.spatial_visible(config).int()).bool()]
-    masks += [sequence.temporal_visible(config, layer) for layer in range(channels - 1)]
-    for axis, mask in zip(right, masks, strict=False):
+    visible = [torch.block_diag(*masks.spatial_visible(config).int()).bool()]
+    visible += [masks.temporal_visible(config, layer) for layer in range(channels - 1)]
+    for axis, mask in zip(right, visible, strict=False):
         coloured = (np.asarray(axis.images[0].get_array()) != 1).any(-1)
         assert coloured[:, : gallery.TEXT].all() and (coloured[:, gallery.TEXT :] == mask.numpy()).all()
     # What one place sees: the patches before the keys that its row of the mask allows.
     time, place = made[-1], 10
-    for line, mask in zip(lines[1:], masks, strict=False):
+    for line, mask in zip(lines[1:], visible, strict=False):
         seen = mask[time * 16 + place].reshape(5, 16)[:, 1:]
         for frame in range(5):
             colours = [patch.get_facecolor() for patch in line[1 + frame].patches[:15]]

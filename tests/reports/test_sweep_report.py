@@ -15,7 +15,8 @@ import yaml
 from reports.page import Page
 from scipy import stats
 
-from cogvideo import CogVideoError, cli
+from cogvideo import CogVideoError
+from cogvideo.cli import app as cli
 from cogvideo.data.video import write_video
 from cogvideo.reports.results import read_results
 from cogvideo.reports.sweep import report

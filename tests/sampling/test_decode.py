@@ -9,7 +9,7 @@ from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 
 TINY = ModelConfig(

@@ -5,9 +5,9 @@ import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
 from torch import nn
 
-from cogvideo.attention import hidden_bias
-from cogvideo.model import LayerMemory
-from cogvideo.offload import StreamedBlocks
+from cogvideo.model.attention import hidden_bias
+from cogvideo.model.transformer import LayerMemory
+from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.sampling import decode
 from cogvideo.sampling.fast import FusedBlock, SmallBatchLinear, prepare_for_decoding
 

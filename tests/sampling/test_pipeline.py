@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cogvideo import CogVideoError, Pipeline
-from cogvideo.sampling.loading import read_labels
+from cogvideo.checkpoints.pipeline_folder import read_labels
 from cogvideo.sampling.pipeline import DEMO
 
 PROMPT = "a red 3 moves right"
@@ -121,8 +121,10 @@ def test_a_foreign_stage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", [None, "bf16", "int8"])
 def test_memory_is_compared_before_anything_is_read(monkeypatch, dtype):
-    monkeypatch.setattr("cogvideo.checkpoints.memory.free_memory", lambda device: 1000)
-    monkeypatch.setattr("cogvideo.sampling.loading.load_model", lambda *_, **__: pytest.fail("a model was read"))
+    monkeypatch.setattr("cogvideo.runtime.memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr(
+        "cogvideo.checkpoints.pipeline_folder.load_model", lambda *_, **__: pytest.fail("a model was read")
+    )
     with pytest.raises(CogVideoError, match="needs .* GB on cpu and 0.00 GB are free"):
         Pipeline.from_pretrained("demo", device="cpu", dtype=dtype)
 

@@ -13,7 +13,7 @@ from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE, to_frames, to_patches
 
-FIXTURE = Path(__file__).parents[1] / "data" / "vqvae"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "vqvae"
 META = json.loads((FIXTURE / "meta.json").read_text())
 SIZES = {
     "channels": META["config"]["channels"],

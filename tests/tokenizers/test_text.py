@@ -7,9 +7,9 @@ import pytest
 import sentencepiece
 import torch
 
-from cogvideo.data.dataset import demo_captions, train_demo_text_model
-from cogvideo.data.digits import SPANS, World, sample_clips
 from cogvideo.errors import CogVideoError
+from cogvideo.theatre.dataset import demo_captions, train_demo_text_model
+from cogvideo.theatre.digits import SPANS, World, sample_clips
 from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTokenizer, train_text_tokenizer
 
 K = 1024

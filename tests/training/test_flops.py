@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideo import sequence
 from cogvideo.config import ModelConfig
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model import masks
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.training.flops import PEAKS, peak_flops, step_flops
 
 CONFIG = ModelConfig(
@@ -20,8 +20,8 @@ CONFIG = ModelConfig(
 def attention_flops(c: ModelConfig, clips: int) -> float:
     """Six products of the size of the visible scores, forward and backward together, in both channels."""
     text = c.num_frames * c.frame_tokens * c.text_length
-    temporal = sum(int(sequence.temporal_visible(c, layer).sum()) + text for layer in range(c.num_layers))
-    spatial = c.num_layers * (int(sequence.spatial_visible(c).sum()) + text)
+    temporal = sum(int(masks.temporal_visible(c, layer).sum()) + text for layer in range(c.num_layers))
+    spatial = c.num_layers * (int(masks.spatial_visible(c).sum()) + text)
     return 3 * clips * 4 * c.hidden_size * (temporal + spatial)
 
 

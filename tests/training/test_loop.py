@@ -14,7 +14,7 @@ from torch import nn
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.training.checkpoints import writing
 from cogvideo.training.loop import OptimizerConfig, _StopOnTerm, fit
 from cogvideo.training.muon import Muon

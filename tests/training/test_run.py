@@ -82,7 +82,7 @@ def test_stage_1_learns_the_rule_of_the_tokens(tmp_path):
 
 def test_an_inherited_image_model_becomes_a_stage(base, tmp_path):
     from cogvideo.checkpoints.native import save_model
-    from cogvideo.model import CogVideoTransformer
+    from cogvideo.model.transformer import CogVideoTransformer
 
     image = CogVideoTransformer(IMAGE).initialize(0)
     save_model(image, tmp_path / "image")

@@ -10,7 +10,7 @@ import torch
 from cogvideo.checkpoints.native import inherit_image_model, save_model
 from cogvideo.config import ModelConfig, from_dict, load_yaml
 from cogvideo.data.tokenized import Sample, TokenFormat, finish, shard_name, write_shard
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.training import distributed
 from cogvideo.training.run import Training, TrainingConfig

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.payload import Selection, describe, pack, select
 from cogvideo.explore.explorer.scenes import Scene
-from cogvideo.files import write_whole
+from cogvideo.io import write_whole
 
 APP = Path(__file__).parent / "app"
 HTML = """<!doctype html>

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from cogvideo import sequence
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.capture import Captured
 from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.explore.requests import numbers
+from cogvideo.model import masks
 
 
 class Selection(NamedTuple):
@@ -85,10 +85,10 @@ def _text(data: bytes) -> str:
 
 
 def _masks(c: ModelConfig, frames: int) -> dict[str, Any]:
-    """Bits of who may see whom among frame places, from sequence.py; the text is always seen."""
+    """Bits of who may see whom among frame places, from masks.py; the text is always seen."""
     places = frames * c.frame_tokens
-    spatial = rearrange(sequence.spatial_visible(c)[:frames], "t q k -> (t q) k")
-    temporal = [sequence.temporal_visible(c, layer)[:places, :places] for layer in range(2 if c.window else 1)]
+    spatial = rearrange(masks.spatial_visible(c)[:frames], "t q k -> (t q) k")
+    temporal = [masks.temporal_visible(c, layer)[:places, :places] for layer in range(2 if c.window else 1)]
     return {"spatial": _bits(spatial), "temporal": [_bits(mask) for mask in temporal]}
 
 
@@ -99,7 +99,7 @@ def _bits(mask: torch.Tensor) -> str:
 def _describe_scene(scene: Scene, layers: list[int]) -> dict[str, Any]:
     c, made = scene.model.config, scene.made
     steps = np.zeros(scene.frames.shape, int)
-    steps[made] = sequence.decoding_steps(c, made).numpy()
+    steps[made] = masks.decoding_steps(c, made).numpy()
     gates = [block.gate.detach().sigmoid().float().cpu().numpy() for block in scene.model.blocks]  # type: ignore[union-attr]
     return {
         "title": scene.title,

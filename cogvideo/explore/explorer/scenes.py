@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cogvideo import sequence
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.capture import Recording, record
-from cogvideo.model import CogVideoTransformer
+from cogvideo.model import masks
+from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.tokenizers.text import frame_rate_text
 
@@ -38,7 +38,7 @@ class Scene:
     @property
     def made(self) -> list[int]:
         """Times of the frames that the model makes here; the others are given."""
-        given = sequence.is_given(self.model.config).tolist()
+        given = masks.is_given(self.model.config).tolist()
         return [time for time in range(1, len(self.frames)) if not given[time]]
 
     @property

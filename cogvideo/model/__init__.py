@@ -1,0 +1,1 @@
+"""The transformer: blocks of two attention channels, masks and positions, initialisation, loss. Pure torch."""

@@ -1,0 +1,1 @@
+"""How weights live on a machine: device, memory, mapped tensors, int8, offload."""

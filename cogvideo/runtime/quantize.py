@@ -1,0 +1,116 @@
+"""Weight-only int8: half the memory of 16 bit, and half the bytes that a decoding step has to move.
+
+Only the large matrices of the blocks are quantised: qkv and dense of both channels, both layers of the MLP. Embeddings,
+norms and gates are small or read by row, and stay as they are.
+
+Why not a library: torchao's weight-only int8 is quick on CUDA under torch.compile alone, and torch's own
+`_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding step has a few
+rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and multiplies in 16 bit
+(int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few rows.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+FEW_ROWS_CUDA = 16  # as many as one tile of the tensor cores takes; more rows are computed from widened weights
+FEW_ROWS_CPU = 4  # measured, one core of an EPYC with AVX-512: quicker than widened weights up to here
+
+
+def quantize_rows(weight: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """[N,K] -> int8 [N,K] and scale [N] in `dtype` (None: the weight's) with |weight - int8 * scale| <= scale / 2."""
+    wide = weight.detach().float()
+    # The scale is rounded to its type first, and the weights are divided by the rounded one: no error but their own.
+    dtype = dtype or weight.dtype
+    smallest = torch.finfo(dtype).tiny  # rows of zeros need a scale, too
+    scale = (wide.abs().amax(1) / 127).clamp(min=smallest).to(dtype)
+    return (wide / scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """A linear layer [*,K] -> [*,N] whose weight is int8 with one scale for every output; for inference only."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.weight_int8: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        values, scale = quantize_rows(linear.weight, dtype)
+        self.register_buffer("weight_int8", values)  # [N,K]
+        self.register_buffer("scale", scale)  # [N]
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().to(scale.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [*,K] in the type of the scales -> [*,N] of the same type."""
+        rows = x.numel() // x.shape[-1]
+        if x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2 and (kernel := _cuda_kernel(x.device)) is not None:
+            return kernel(x, self.weight_int8, self.scale, self.bias)
+        if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
+            flat = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1).contiguous(), self.weight_int8, self.scale)
+            out = flat.view(*x.shape[:-1], -1)
+        else:
+            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, but in float16,
+            # where sums of integers would overflow.
+            weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
+            out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        outputs, inputs = self.weight_int8.shape
+        return f"{inputs} -> {outputs}, {self.scale.dtype}"
+
+
+def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
+    """Replace every nn.Linear inside `model` by an Int8Linear, in place; returns it.
+
+    One layer after another, on the device where it lies, so that never more than one block's matrices exist twice. dtype:
+    of scales, biases and activations (None: the weights').
+    """
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                setattr(parent, name, Int8Linear(child, dtype))
+    return model
+
+
+def load_int8(read: Callable[..., M], *, device: str | torch.device, home: str | torch.device, dtype: torch.dtype) -> M:
+    """The model of a loader such as load_sat_checkpoint with its folder, quantised while it is read; at last on `home`.
+
+    Every block is quantised on `device` as soon as its weights are there, so that neither device nor home ever holds more
+    than one block in full width. dtype: of everything that stays wide. Raises what the loader does.
+    """
+
+    def shrink(block: nn.Module) -> None:
+        quantize_int8(block, dtype).to(device=home, dtype=dtype)
+
+    return read(device=device, dtype=None, block_done=shrink).to(device=home, dtype=dtype)
+
+
+@cache
+def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
+    """The kernel for few rows, or None where Triton is not installed (it comes with torch's CUDA wheels for Linux).
+
+    It needs the shared memory of GPUs from 2020 on (compute capability 8.0).
+    """
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from cogvideo.runtime.int8_kernel import int8_linear
+
+        for dtype in (torch.float16, torch.bfloat16):  # compiled at the first launch, which needs a C compiler, too
+            x, scale = torch.ones(2, 64, dtype=dtype, device=device), torch.ones(32, dtype=dtype, device=device)
+            int8_linear(x, torch.ones(32, 64, dtype=torch.int8, device=device), scale, None)
+    except ImportError:
+        return None
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2)
+        return None
+    return int8_linear

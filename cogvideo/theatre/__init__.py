@@ -1,0 +1,1 @@
+"""The demo world and everything that knows it. The core never imports it."""

@@ -1,0 +1,313 @@
+"""The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from einops import reduce, repeat
+from torch import Tensor, nn
+
+from cogvideo.checkpoints.native import inherit_image_model, load_model, read_weights, save_model, write_weights
+from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
+from cogvideo.errors import CogVideoError
+from cogvideo.io import write_json
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.theatre.batches import OPENING, PICTURES, STRAYS, UNSURE, UNTOLD, Batch, DigitsBatches
+from cogvideo.theatre.digits import World, random_frames
+from cogvideo.theatre.moments import Moments
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.text import TextTokenizer
+from cogvideo.training.checkpoints import fingerprint
+from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, use_threads
+
+FRAME_SIDE = 8  # tokens of the demo world's small frame
+PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    codes: int
+    codebook_steps: int
+    decoder: OptimizerConfig
+    pool_frames: tuple[int, ...] = (6000, 600)  # small and large frames that are drawn once
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    text_length: int
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """All settings of a recipe; see configs/demo.yaml."""
+
+    run_dir: str
+    output: str
+    parts: tuple[str, ...]
+    seed: int
+    threads: int
+    world: World
+    frames: FramesConfig
+    model: TransformerConfig
+    image: OptimizerConfig
+    stage1: OptimizerConfig
+    stage2: OptimizerConfig
+    superres: OptimizerConfig
+    sampling: SamplingConfig
+    checkpoint_seconds: float = 60.0  # between two checkpoints
+
+    def __post_init__(self):
+        if self.threads < 1 or self.seed < 0:
+            raise CogVideoError(f"threads must be at least 1 and seed at least 0, not {self.threads} and {self.seed}.")
+        if unknown := set(self.parts) - set(PARTS):
+            raise CogVideoError(f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}.")
+
+
+def train(path: str | Path, overrides: list[str] | None = None) -> None:
+    """Run the parts of a recipe in order; parts that are finished are skipped, a part that was cut off goes on.
+
+    overrides are "key=value" or "part.key=value". Raises CogVideoError for settings that cannot be used, and when a part
+    needs another one that has not run.
+    """
+    config = from_dict(RecipeConfig, load_yaml(path, overrides or []), str(path))
+    use_threads(config.threads)
+    recipe = Recipe(config)
+    for part in PARTS:
+        if part in config.parts:
+            getattr(recipe, part)()
+
+
+class Recipe:
+    """One method a part; each leaves its result in a folder under run_dir and is skipped once that is there."""
+
+    def __init__(self, config: RecipeConfig):
+        self.config, self.run_dir = config, Path(config.run_dir)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        make_writable("run_dir", self.run_dir)
+        if "assemble" in config.parts:
+            make_writable("output", Path(config.output))  # now, not after hours of training
+
+    def text(self) -> None:
+        from cogvideo.theatre.dataset import train_demo_text_model
+
+        path = self.run_dir / "text.model"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            part.write_bytes(train_demo_text_model())
+            part.replace(path)
+
+    def frames(self) -> None:
+        from cogvideo.theatre.frame_tokenizer import codebook_report, train_frame_tokenizer
+
+        path, c = self.run_dir / "frames.safetensors", self.config.frames
+        tokenizer = train_frame_tokenizer(
+            lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
+            codes=c.codes,
+            codebook_steps=c.codebook_steps,
+            decoder=c.decoder,
+            pool_frames=c.pool_frames,
+            what=to_dict(self.config.world),
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            seed=self.config.seed,
+            run_dir=self.run_dir / "frames",
+        )
+        if not path.exists():
+            part = path.with_suffix(".part")
+            tokenizer.save(part, dtype=torch.float16)
+            part.replace(path)
+            for size in (64, 192):
+                held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
+                report = codebook_report(FrameTokenizer.load(path), held_out)
+                print(f"frame tokenizer, {size} px:", ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
+
+    def image(self) -> None:
+        _, frames = self._tokenizers()
+        model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
+        moments = Moments(model.config.hidden_size, self.config.seed)
+        both = nn.ModuleDict({"image": model, "moments": moments})
+
+        def save(folder: Path) -> None:
+            (folder / "moments").mkdir(exist_ok=True)
+            write_weights(folder / "moments", moments.state_dict())
+            save_model(model, folder)
+
+        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNTOLD, UNSURE]}
+        self._fit("image", both, list(both.parameters()), lambda batch: moments.loss(model, batch), save, own)
+
+    def stage1(self) -> None:
+        self._video_stage("stage1", "sequential")
+
+    def stage2(self) -> None:
+        """Inherits the image model as stage 1 does, so that both may be trained side by side."""
+        self._video_stage("stage2", "interpolation")
+
+    def _video_stage(self, part: str, order: str) -> None:
+        image = load_model(self._need("image"))
+        model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
+        if order == "sequential":
+            moments = Moments(image.config.hidden_size)
+            moments.load_state_dict(read_weights(self.run_dir / "image" / "moments"))
+            moments.tell_frames(model)
+        share_frame_vectors(model)
+
+        def loss(batch: Batch) -> Tensor:
+            return model.loss(batch.text_ids, batch.frames, batch.text_mask)
+
+        trained = list(model.temporal_parameters().values())
+        # Another image model makes another stage.
+        own = {"model": to_dict(model.config), "start": fingerprint(model)}
+        self._fit(part, model, trained, loss, partial(save_model, model), own, stage=order)
+
+    def superres(self) -> None:
+        text, frames = self._tokenizers()
+        c = self.config.model
+        geometry = SuperResolutionConfig(
+            num_layers=c.num_layers,
+            hidden_size=c.hidden_size,
+            num_heads=c.num_heads,
+            vocab_size=text.vocab_size,
+            image_tokens=frames.num_codes,
+            begin_of_image=text.begin_of_image,
+            low_height=FRAME_SIDE,
+            low_width=FRAME_SIDE,
+            text_slots=c.text_length,
+            low_position=c.text_length,
+            base_positions=c.text_length + FRAME_SIDE**2,
+        )
+        model = DirectSuperResolution.from_config(geometry, self.config.seed, frames.codebook)
+
+        def loss(batch: Batch) -> Tensor:
+            assert batch.high_res is not None
+            return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
+
+        own = {"model": to_dict(geometry)}
+        self._fit("superres", model, list(model.parameters()), loss, model.save_pretrained, own)
+
+    def assemble(self) -> None:
+        """Put the finished parts into one pipeline folder, in half precision."""
+        output = Path(self.config.output)
+        (output / "tokenizers").mkdir(parents=True, exist_ok=True)
+        for source, target in (("text.model", "text.model"), ("frames.safetensors", "frames.safetensors")):
+            shutil.copyfile(self._need(source), output / "tokenizers" / target)
+        for stage in ("stage1", "stage2"):
+            save_model(load_model(self._need(stage)), output / stage, dtype=torch.float16)
+        superres = DirectSuperResolution.from_pretrained(self._need("superres"))
+        superres.save_pretrained(output / "superres", dtype=torch.float16)
+        write_json(output / "pipeline.json", to_dict(self.config.sampling))
+
+    def _image_config(self) -> ModelConfig:
+        text, frames = self._tokenizers()
+        c = self.config.model
+        return ModelConfig(
+            num_layers=c.num_layers,
+            hidden_size=c.hidden_size,
+            num_heads=c.num_heads,
+            frame_height=FRAME_SIDE,
+            frame_width=FRAME_SIDE,
+            num_frames=1,
+            text_length=c.text_length,
+            first_frame_position=c.text_length,
+            image_tokens=frames.num_codes,
+            vocab_size=text.vocab_size,
+            begin_of_image=text.begin_of_image,
+            base_positions=c.text_length + FRAME_SIDE**2,
+            temporal=False,
+        )
+
+    def _fit(
+        self,
+        part: str,
+        model: nn.Module,
+        trained: list[nn.Parameter],
+        loss: Callable[[Batch], Tensor],
+        save: Callable[[Path], None],
+        own: dict,
+        *,
+        stage: str | None = None,
+    ) -> None:
+        """Train one part to its end and save it in its folder.
+
+        own: what its weights depend on besides the recipe's settings; stage: whose batches it is shown, if not its own.
+        """
+        folder = self.run_dir / part
+        text, frames = self._tokenizers()
+        optimizer: OptimizerConfig = getattr(self.config, part)
+        settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
+        settings |= {"world": to_dict(self.config.world), "tokens": frames.digest}
+        if (folder / "model.safetensors").exists():
+            read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
+            return
+        model.to(self.device)
+        frames.to(self.device)
+        batches = DigitsBatches(
+            stage or part,
+            optimizer.batch_size,
+            text=text,
+            frames=frames,
+            world=self.config.world,
+            seed=self.config.seed,
+        )
+        validation = [batches(step, self.device, split="test") for step in range(4)]
+
+        @torch.no_grad()
+        def evaluate() -> dict[str, float]:
+            return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
+
+        fit(
+            model,
+            trained,
+            lambda step: loss(batches(step, self.device)),
+            optimizer,
+            folder,
+            settings=settings,
+            evaluate=evaluate,
+            checkpoint_seconds=self.config.checkpoint_seconds,
+            label=part,
+        )
+        model.to("cpu")
+        save(folder)
+
+    def _tokenizers(self) -> tuple[TextTokenizer, FrameTokenizer]:
+        frames = FrameTokenizer.load(self._need("frames.safetensors"))
+        return TextTokenizer(self._need("text.model"), frames.num_codes), frames
+
+    def _need(self, name: str) -> Path:
+        path = self.run_dir / name
+        if not (path / "model.safetensors" if path.suffix == "" else path).exists():
+            raise CogVideoError(f"{path} is not there yet: run the part {path.stem!r} of the recipe first.")
+        return path
+
+
+def share_frame_vectors(model: CogVideoTransformer) -> None:
+    """Let all places of a later frame learn one vector: their positions stay frame 0's plus what tells the frames apart.
+
+    Learned place by place, as in the release, a small model gets noise instead (rows wander by half their length), and does
+    not know which frame it is drawing. The shapes of the weights are the release's.
+    """
+    assert model.extra_position_embedding is not None
+    table, n = model.extra_position_embedding.weight.requires_grad_(), model.config.frame_tokens
+    table.register_hook(lambda g: repeat(reduce(g, "(t n) d -> t d", "mean", n=n), "t d -> (t n) d", n=n))
+
+
+def make_writable(name: str, folder: Path) -> None:
+    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
+
+
+if __name__ == "__main__":
+    import sys
+
+    train(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,43 @@
+"""The report of one set of weights: its numbers are those of the functions that it stands for, and nothing leads outside."""
+
+import numpy as np
+import pytest
+import torch
+from reports.page import Page
+
+from cogvideo import CogVideoError, Pipeline
+from cogvideo.sampling.pipeline import DEMO
+from cogvideo.theatre.alignment import compare, weights_hash
+from cogvideo.theatre.model_report import report_weights, temporal_shares
+
+
+def test_the_report_says_what_was_measured(tmp_path):
+    page = Page(report_weights("demo", tmp_path / "x.html", n=2, fvd_clips=0, seed=3).read_text("utf-8"))
+    assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) == 2 * 4
+    assert str(tmp_path) not in page.text and weights_hash(DEMO) in page.text
+    pipe = Pipeline.from_pretrained("demo")
+    found = compare(pipe.key_frames, pipe.frames, n=2, seed=3, progress=False)
+    rows = page.tables["alignment"][1:]
+    right = [found[source][name]["right"] for name in found["model"] for source in ("model", "ceiling", "real")]
+    order = ["digit", "color", "action", "same", "part"]
+    assert list(found["model"]) == order and [int(row[5]) for row in rows] == right
+    assert all(float(row[2]) == 100 * int(row[5]) / int(row[6]) for row in rows)
+    clips = page.tables["speed"][1:]
+    assert all(int(r[1]) * int(r[2]) / float(r[3]) == pytest.approx(float(r[4]), rel=2e-3) for r in clips)
+    weights = [w for m in (pipe.stage1, pipe.stage2) for name, w in m.named_parameters() if name.endswith(".gate")]
+    gates = [torch.sigmoid(-gate).mean().item() for gate in weights]
+    assert [float(row[2]) for row in page.tables["channels"][1:]] == pytest.approx(gates, rel=1e-3)
+
+
+def test_shares_begin_at_a_half():
+    pipe = Pipeline.from_pretrained("demo")
+    for name, weight in pipe.stage1.named_parameters():
+        if name.endswith(".gate"):
+            weight.data.zero_()
+    assert all(np.array_equal(share, np.full(128, 0.5, np.float32)) for share in temporal_shares(pipe.stage1))
+
+
+@pytest.mark.parametrize("n, clips", [(0, 0), (4, 1), (4, -1)])
+def test_counts_that_cannot_be(tmp_path, n, clips):
+    with pytest.raises(CogVideoError, match="at least"):
+        report_weights("demo", tmp_path / "x.html", n=n, fvd_clips=clips)

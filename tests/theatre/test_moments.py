@@ -1,0 +1,81 @@
+"""What the image model is told about time: where it enters, and that stage 1 begins with it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cogvideo.checkpoints.native import inherit_image_model
+from cogvideo.config import ModelConfig
+from cogvideo.data.tokenized import Batch
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.theatre.moments import Moments
+
+CONFIG = ModelConfig(
+    num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
+    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10, temporal=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def image() -> CogVideoTransformer:
+    model = CogVideoTransformer(CONFIG).initialize(0)
+    for parameter in model.parameters():  # as wild as a trained one
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model
+
+
+def a_batch(numbers: list[int], octaves: list[float]) -> Batch:
+    generator, n = torch.Generator().manual_seed(1), len(numbers)
+    mask = torch.ones(n, 4, dtype=torch.bool)
+    mask[0, 0] = False
+    return Batch(
+        torch.randint(10, 19, (n, 4), generator=generator), mask, torch.randint(10, (n, 1, 6), generator=generator),
+        numbers=torch.tensor(numbers), octaves=torch.tensor(octaves),
+    )  # fmt: skip
+
+
+def test_frames_that_are_told_nothing_cost_what_they_always_did(image):
+    batch = a_batch([0, 0, 0], [1.0, -3.0, 0.5])
+    assert torch.allclose(Moments(16).loss(image, batch), image.loss(batch.text_ids, batch.frames, batch.text_mask))
+
+
+def test_the_moment_joins_the_stream_with_the_first_layers_attention(image):
+    """Against the layer written out: x + norm(attention) + what the text tells, then the MLP."""
+    moments, batch = Moments(16, seed=2), a_batch([1, 3, 4], [0.0, -2.0, 1.5])
+    first, unit = moments.vectors.detach()
+    told = [first + (-2 + 1) / 2 * unit, first + (torch.tensor(3 / 4).log2() + 1) / 2 * unit, first + 1 / 2 * unit]
+    block = image.blocks[0]
+
+    def add_attention(x, out):
+        x = x + block.attention_out_norm(out)
+        if x.ndim == 4:
+            x = x + torch.tensor([0.0, -1.0, 0.75])[:, None, None, None] * unit
+        return x + block.mlp_out_norm(block.mlp(block.mlp_norm(x)))
+
+    with torch.no_grad():
+        found = moments.loss(image, batch)
+        x = image.embed_frames(batch.frames) + torch.stack(told)[:, None, None]
+        text = image.encode_text(batch.text_ids, batch.text_mask)
+        block.add_attention = add_attention
+        logits = image.head(image.run(x, text, image._spatial_bias(text.bias, 1), None))
+    assert torch.allclose(found, F.cross_entropy(logits.flatten(0, 2), batch.frames.flatten()), atol=1e-5)
+    assert not torch.allclose(found, image.loss(batch.text_ids, batch.frames, batch.text_mask), atol=1e-3)
+    moments.loss(image, batch).backward()
+    assert moments.vectors.grad is not None and (moments.vectors.grad.abs().amax(1) > 0).all()
+
+
+def test_a_stage_1_without_its_temporal_channel_draws_the_frames_as_told(image):
+    """At octave 0 (the action fills the span) frame k costs what a picture costs that is told number k."""
+    moments = Moments(16, seed=3)
+    video = inherit_image_model(image, config=CONFIG.video())
+    moments.tell_frames(video)
+    for block in video.blocks:
+        block.gate.data.fill_(100.0)  # the spatial channel alone
+    clip = torch.randint(10, (1, 5, 6), generator=torch.Generator().manual_seed(4))
+    text = torch.tensor([[11, 12, 13, 14]])
+    with torch.no_grad():
+        losses = video.token_losses(text, clip)[0].mean(-1)
+        for number in range(5):
+            batch = Batch(text, torch.ones_like(text).bool(), clip[:, number : number + 1])
+            batch.numbers, batch.octaves = torch.tensor([number]), torch.zeros(1)
+            assert torch.allclose(moments.loss(image, batch), losses[number], atol=1e-5)
