@@ -34,7 +34,11 @@ class ModelConfig:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < (0 if name == "extra_positions" else 1) and name != "temporal":
+            if (
+                isinstance(value, int)
+                and value < (0 if name == "extra_positions" else 1)
+                and name != "temporal"
+            ):
                 raise CogVideoError(f"{name} must be positive, not {value}.")
         if not self.image_tokens <= self.begin_of_image < self.vocab_size:
             raise CogVideoError(
@@ -42,27 +46,37 @@ class ModelConfig:
                 f"the vocabulary of {self.vocab_size}: give image_tokens and begin_of_image as the weights have them."
             )
         if self.hidden_size % self.num_heads:
-            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+            raise CogVideoError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
         if self.order not in ("sequential", "interpolation"):
             raise CogVideoError(f"order {self.order!r} is unknown: choose sequential or interpolation.")
         if self.num_frames > 1 and not self.temporal:
-            raise CogVideoError("Several frames need the temporal channel: set temporal to true or num_frames to 1.")
+            raise CogVideoError(
+                "Several frames need the temporal channel: set temporal to true or num_frames to 1."
+            )
         if self.first_frame_position + self.frame_tokens > self.base_positions:
             raise CogVideoError(
                 f"base_positions {self.base_positions} is too small for a first frame at {self.first_frame_position} "
                 f"with {self.frame_tokens} tokens."
             )
         if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
-            raise CogVideoError(f"extra_positions {self.extra_positions} is too small for {self.num_frames} frames.")
+            raise CogVideoError(
+                f"extra_positions {self.extra_positions} is too small for {self.num_frames} frames."
+            )
 
     @property
     def frame_tokens(self) -> int:
         return self.frame_height * self.frame_width
 
-    def video(self, *, num_frames: int = 5, order: str = "sequential", window: int | None = None) -> "ModelConfig":
+    def video(
+        self, *, num_frames: int = 5, order: str = "sequential", window: int | None = None
+    ) -> "ModelConfig":
         """The configuration of a video model that inherits this image model."""
         extra = num_frames * self.frame_tokens
-        return replace(self, num_frames=num_frames, temporal=True, order=order, window=window, extra_positions=extra)  # type: ignore[arg-type]
+        return replace(
+            self, num_frames=num_frames, temporal=True, order=order, window=window, extra_positions=extra
+        )  # type: ignore[arg-type]
 
 
 COGVIDEO_9B = ModelConfig(
@@ -96,7 +110,9 @@ class SamplingConfig:
     fill_guidance: float = 1.0
     first_text_bonus: float = 0.0  # added to scores towards text
     key_text_bonus: float = 0.0
-    unguided_text_bonus: float | None = None  # instead of key_text_bonus where guidance is off; None: the same
+    unguided_text_bonus: float | None = (
+        None  # instead of key_text_bonus where guidance is off; None: the same
+    )
     fill_text_bonus: float = 0.0
     first_temperature: float = 1.0
     first_top_k: int = 16
@@ -189,7 +205,9 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise CogVideoError(f"--set {override!r}: {parent!r} in {path} is a value, not a group of settings.")
+                raise CogVideoError(
+                    f"--set {override!r}: {parent!r} in {path} is a value, not a group of settings."
+                )
         try:
             target[last] = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -30,7 +30,9 @@ def write_whole(path: str | Path, text: str, *, parents: bool = False) -> Path:
         if not isinstance(error, OSError | UnicodeError):
             raise
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CogVideoError(f"{path} cannot be written ({reason}): choose another place, or make room there.") from None
+        raise CogVideoError(
+            f"{path} cannot be written ({reason}): choose another place, or make room there."
+        ) from None
     return path
 
 
@@ -41,7 +43,16 @@ def write_json(path: str | Path, values: Any, *, parents: bool = False) -> Path:
 
 def commit() -> str:
     """The commit of this checkout, with "-dirty" where files differ from it; "unknown" outside of one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    git = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty",
+        "--exclude=*",
+    ]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

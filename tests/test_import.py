@@ -30,9 +30,7 @@ assert not loaded, loaded
 
 def test_loading_a_model_leaves_the_compiler_of_torch_out():
     """Random weights on the meta device would import it: two seconds before every clip."""
-    script = (
-        "import sys, cogvideo; cogvideo.Pipeline.from_pretrained('demo'); assert 'torch._dynamo' not in sys.modules"
-    )
+    script = "import sys, cogvideo; cogvideo.Pipeline.from_pretrained('demo'); assert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

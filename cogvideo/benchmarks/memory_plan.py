@@ -43,7 +43,11 @@ def released_geometry(layers: int = 48, hidden: int = 3072, heads: int = 48, sid
         raise CogVideoError(f"A frame needs at least one token along its side, not {side}.")
     own = {"num_layers": layers, "hidden_size": hidden, "num_heads": heads}
     one = replace(COGVIDEO_9B, frame_height=side, frame_width=side, extra_positions=5 * frame, **own)
-    ids = {"vocab_size": one.vocab_size, "image_tokens": one.image_tokens, "begin_of_image": one.begin_of_image}
+    ids = {
+        "vocab_size": one.vocab_size,
+        "image_tokens": one.image_tokens,
+        "begin_of_image": one.begin_of_image,
+    }
     return Geometry(
         stage1=one,
         stage2=replace(one, order="interpolation", window=max(1, side // 2)),
@@ -131,7 +135,9 @@ def plan_table(g: Geometry, clips: int = 1) -> str:
             parts = " + ".join(f"{size / GB:.1f}" for size in (need.weights, need.caches, need.work))
             moved = f"{_streamed(g, dtype) / GB:.1f} GB" if offload == "layers" else "-"
             host = f"{need.host / GB:.1f} GB" if need.host else "-"
-            lines.append(f"| {dtype} | {offload} | **{need.device / GB:.1f} GB** | {parts} | {host} | {moved} |")
+            lines.append(
+                f"| {dtype} | {offload} | **{need.device / GB:.1f} GB** | {parts} | {host} | {moved} |"
+            )
     return "\n".join(lines)
 
 

@@ -19,7 +19,9 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC7
 def plot_schedule(settings: Settings) -> Any:
     """When each token is decoded, one row a frame, in windowed stage 1 and in stage 2; at the right, tokens of each step."""
     n = settings.side**2
-    figure, axes = plt.subplots(2, 2, figsize=(10.5, 4.8), facecolor="white", width_ratios=(3, 2), layout="constrained")
+    figure, axes = plt.subplots(
+        2, 2, figsize=(10.5, 4.8), facecolor="white", width_ratios=(3, 2), layout="constrained"
+    )
     for (left, right), order in zip(axes, ("sequential", "interpolation"), strict=True):
         times = [t for t in range(1, settings.frames) if order == "sequential" or t % 2]
         config = model_config(settings, order, settings.window)
@@ -33,7 +35,10 @@ def plot_schedule(settings: Settings) -> Any:
             yticks=range(len(times)), yticklabels=[f"frame {t}" for t in times], xlabel="place in the frame",
         )  # fmt: skip
         right.stairs(
-            torch.bincount(steps.flatten(), minlength=last + 1)[1:].numpy(), range(1, last + 2), color=BLUE, fill=True
+            torch.bincount(steps.flatten(), minlength=last + 1)[1:].numpy(),
+            range(1, last + 2),
+            color=BLUE,
+            fill=True,
         )
         right.set(xlabel="step", ylabel="tokens at once", yticks=range(len(times) + 1))
         _open(right)
@@ -50,7 +55,8 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
     for (name, figures), (mark, color) in zip(report["stages"].items(), marks, strict=True):
         weights = figures["weight_bytes_per_step"]
         points = [
-            ((weights + places * figures["bytes_per_place"]) / 1e6, ms) for places, ms in figures["places_and_ms"]
+            ((weights + places * figures["bytes_per_place"]) / 1e6, ms)
+            for places, ms in figures["places_and_ms"]
         ]
         axis.plot(
             *zip(*points, strict=True),
@@ -62,10 +68,15 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
         moved += [size for size, _ in points]
         times += [ms for _, ms in points]
     axis.plot(
-        [0, max(moved)], [0, max(moved) * 1e9 / read], color=GREY, label=f"limit: reading at {read / 1e9:.1f} GB/s"
+        [0, max(moved)],
+        [0, max(moved) * 1e9 / read],
+        color=GREY,
+        label=f"limit: reading at {read / 1e9:.1f} GB/s",
     )
     axis.set(xlabel="weights, keys and values that a step moves (MB)", ylabel="ms a step", xlim=(0, None))
-    axis.set_ylim(0, 1.3 * float(np.quantile(times, 0.98)))  # a step that the machine disturbed would flatten the rest
+    axis.set_ylim(
+        0, 1.3 * float(np.quantile(times, 0.98))
+    )  # a step that the machine disturbed would flatten the rest
     axis.legend(frameon=False, fontsize=9)
     _open(axis)
     figure.set_label("time of a step over bytes moved")

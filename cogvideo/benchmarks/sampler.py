@@ -22,6 +22,7 @@ from cogvideo.checkpoints.pipeline_folder import Loader, choose_device
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
+from cogvideo.model.strategies import TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.machine import (
     bytes_of,
@@ -34,7 +35,6 @@ from cogvideo.runtime.machine import (
 )
 from cogvideo.runtime.memory import GB
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
-from cogvideo.sampling.strategies import TopKStrategy
 
 TEXT_SLOTS = 16
 KINDS = {  # order, whether windowed, wavefront
@@ -66,12 +66,19 @@ class Settings:
 
     def __post_init__(self):
         numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
-        if min(numbers) < 1 or min(self.threads, self.most_steps) < 0 or self.frames < 3 or self.frames % 2 == 0:
+        if (
+            min(numbers) < 1
+            or min(self.threads, self.most_steps) < 0
+            or self.frames < 3
+            or self.frames % 2 == 0
+        ):
             raise CogVideoError(
                 "bench sampler takes positive sizes, an odd number of frames (3 or more), and 0 or more steps and threads."
             )
         if self.width % (2 * self.heads):
-            raise CogVideoError(f"A width of {self.width} cannot be shared by {self.heads} heads: choose others.")
+            raise CogVideoError(
+                f"A width of {self.width} cannot be shared by {self.heads} heads: choose others."
+            )
 
 
 def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
@@ -131,7 +138,9 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     model: CogVideoTransformer = load(random_weights(partial(CogVideoTransformer, config), settings.seed))
     generator = torch.Generator().manual_seed(settings.seed)
     known = torch.randint(
-        config.image_tokens, (settings.clips, (settings.frames + 1) // 2, config.frame_tokens), generator=generator
+        config.image_tokens,
+        (settings.clips, (settings.frames + 1) // 2, config.frame_tokens),
+        generator=generator,
     ).to(device)
     text = torch.full((1, TEXT_SLOTS), config.image_tokens, device=device)
     ticks, memory = [], []
@@ -163,7 +172,9 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     weights = weight_bytes(model)
     places = attended_places(config, times, wavefront)[1 : len(ticks)]
     rows = settings.clips * (1 + settings.guided)
-    place = 2 * config.num_layers * config.hidden_size * _activation_bytes(model)  # one place's keys and values
+    place = (
+        2 * config.num_layers * config.hidden_size * _activation_bytes(model)
+    )  # one place's keys and values
     caches = [rows * p * place for p in places]
     total = sum(seconds)
     share = len(ticks) / steps
@@ -184,7 +195,9 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
         "peak_bytes": peak_bytes(device),
         "held_bytes_growth": memory[-1] - memory[len(memory) // 10],
         "places_and_ms": _thinned(places, seconds),
-        "seconds_of_each_frame": None if wavefront or settings.most_steps else _by_frame(ticks, config.frame_tokens),
+        "seconds_of_each_frame": None
+        if wavefront or settings.most_steps
+        else _by_frame(ticks, config.frame_tokens),
     }
     return figures, None if tokens is None else tokens.cpu()
 
@@ -238,7 +251,10 @@ def growth(
     settings, device = _on_device(settings)
     read = read_bandwidth(device)
     cases = tqdm(sizes, desc=name, disable=not progress)
-    return [{"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0] for size in cases]
+    return [
+        {"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0]
+        for size in cases
+    ]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -265,7 +281,9 @@ def render(report: dict[str, Any]) -> str:
         f"a batch row more: {costs['extra_row_ms']:.2f} ms a step; a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
     ]
     if costs["seconds_of_each_frame"]:
-        lines.append("frames one after another: " + ", ".join(f"{t:.2f} s" for t in costs["seconds_of_each_frame"]))
+        lines.append(
+            "frames one after another: " + ", ".join(f"{t:.2f} s" for t in costs["seconds_of_each_frame"])
+        )
     for kind in ("stage 1, windows", "stage 2"):
         one, both = report["stages"][kind], report["stages"][f"{kind}, wavefront"]
         same = "" if both["same_tokens"] is None else f", {both['same_tokens']:.2%} of the tokens the same"
@@ -306,7 +324,10 @@ def _thinned(places: Sequence[int], seconds: Sequence[float], points: int = 64) 
     ordered = sorted(zip(places, seconds, strict=True))
     size = -(-len(ordered) // points)
     groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    return [(statistics.fmean(p for p, _ in group), 1e3 * statistics.median(s for _, s in group)) for group in groups]
+    return [
+        (statistics.fmean(p for p, _ in group), 1e3 * statistics.median(s for _, s in group))
+        for group in groups
+    ]
 
 
 def _by_frame(ticks: Sequence[float], n: int) -> list[float]:

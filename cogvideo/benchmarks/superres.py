@@ -56,7 +56,9 @@ def run(settings: Settings) -> dict[str, Any]:
     dense = CogVideoTransformer(config).initialize(s.seed).to(device)
     generator = torch.Generator().manual_seed(s.seed)
     text = torch.randint(1000, 1050, (1, TEXT), generator=generator).to(device)
-    given, large = (torch.randint(1000, (1, n), generator=generator).to(device) for n in (s.side**2, places**2))
+    given, large = (
+        torch.randint(1000, (1, n), generator=generator).to(device) for n in (s.side**2, places**2)
+    )
 
     def written_out() -> None:
         with sdpa_kernel(SDPBackend.MATH):
@@ -94,7 +96,9 @@ def _peak(work: Callable[[], Any], device: torch.device) -> int:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     # Not the peak of the process: the system's allocator keeps freed memory for the next call.
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
     results: Any = profile.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]

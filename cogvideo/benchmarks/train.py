@@ -53,9 +53,20 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips, self.threads, self.steps)
+        numbers = (
+            self.width,
+            self.layers,
+            self.heads,
+            self.side,
+            self.window,
+            self.clips,
+            self.threads,
+            self.steps,
+        )
         if min(numbers) < 1 or self.width % self.heads:
-            raise CogVideoError("bench train takes sizes of 1 or more, and a width that the heads share evenly.")
+            raise CogVideoError(
+                "bench train takes sizes of 1 or more, and a width that the heads share evenly."
+            )
         if self.dtype not in ("fp32", "bf16"):
             raise CogVideoError(f"Training is measured in fp32 or bf16, not {self.dtype}.")
 
@@ -105,10 +116,12 @@ def measure(s: Settings, stage: str, loop: str, peak: float) -> dict[str, Any]:
             block.both = torch.compile(block.both)  # type: ignore[union-attr,method-assign]
     optimizer = torch.optim.AdamW(trained.values(), 2e-4, (0.9, 0.95), weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(s.seed)
-    tokens = torch.randint(config.image_tokens, (s.clips, 5, config.frame_tokens), generator=generator).to(device)
-    text = torch.randint(config.image_tokens, config.begin_of_image, (s.clips, TEXT_SLOTS), generator=generator).to(
+    tokens = torch.randint(config.image_tokens, (s.clips, 5, config.frame_tokens), generator=generator).to(
         device
     )
+    text = torch.randint(
+        config.image_tokens, config.begin_of_image, (s.clips, TEXT_SLOTS), generator=generator
+    ).to(device)
     mask = (torch.arange(TEXT_SLOTS) >= TEXT_SLOTS // 4).expand(s.clips, -1).to(device)
     before = peak_bytes(device)
     seconds, cpu_seconds, losses = [], [], []
@@ -153,10 +166,14 @@ def plain_loss(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, tex
         h = block.attention_norm(x)
         own = _dense_attention(block.spatial, h, spatial)
         later = _dense_attention(block.temporal, h, temporal[index % 2])
-        out = torch.cat([block.spatial.dense(own[:, :length]), block.merge(own[:, length:], later[:, length:])], 1)
+        out = torch.cat(
+            [block.spatial.dense(own[:, :length]), block.merge(own[:, length:], later[:, length:])], 1
+        )
         x = block.add_attention(x, out)
     scores = model.head(x)[:, length:]
-    losses = F.cross_entropy(rearrange(scores, "b p v -> (b p) v").float(), frames.flatten(), reduction="none")
+    losses = F.cross_entropy(
+        rearrange(scores, "b p v -> (b p) v").float(), frames.flatten(), reduction="none"
+    )
     return losses.view(frames.shape)[:, masks.trained_frames(c)].mean()
 
 

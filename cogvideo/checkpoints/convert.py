@@ -53,7 +53,9 @@ def convert(
         _convert_release(source, target, kind)
     elif source.is_file() and source.suffix != ".zip":
         tokenizer = read_frame_tokenizer(source)
-        with new_folder(target, sum(tensor_bytes(t, kind) for t in tokenizer.state_dict().values())) as folder:
+        with new_folder(
+            target, sum(tensor_bytes(t, kind) for t in tokenizer.state_dict().values())
+        ) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
         config, weights = _checked(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
@@ -113,7 +115,9 @@ def measure_load(
         raise CogVideoError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
     start = time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    model = fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=DTYPES.get(dtype))
+    model = fill_model(
+        lambda: build(config), weights, where=str(source), device=device, dtype=DTYPES.get(dtype)
+    )
     size = sum(map(tensor_bytes, model.state_dict().values()))
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
@@ -144,12 +148,16 @@ def open_checkpoint(
     model = DirectSuperResolution if kind == "direct" else IterativeSuperResolution
     heads = settings.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:
-        raise CogVideoError(f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again.")
+        raise CogVideoError(
+            f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again."
+        )
     weights = weights.renamed(our_superres_name)
     try:
         config = model.released_config(weights, num_heads=heads, **ids)
     except (KeyError, ValueError) as error:
-        raise CogVideoError(f"{folder} is no checkpoint of the release: it lacks {error}; download it again.") from None
+        raise CogVideoError(
+            f"{folder} is no checkpoint of the release: it lacks {error}; download it again."
+        ) from None
     except CogVideoError as error:
         raise CogVideoError(f"{folder} is damaged or put together of several: {error}") from None
     return model, config, weights
@@ -166,4 +174,6 @@ def released_kind(names: Weights) -> str:
 
 def _cost(start: float) -> str:
     peak = peak_memory()
-    return f", {time.perf_counter() - start:.1f} s" + (f", peak host memory {peak / GB:.2f} GB" if peak else "")
+    return f", {time.perf_counter() - start:.1f} s" + (
+        f", peak host memory {peak / GB:.2f} GB" if peak else ""
+    )

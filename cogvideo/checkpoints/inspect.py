@@ -51,14 +51,28 @@ def inspect(path: str | Path) -> Inspection:
             return _native_folder(path)
         if (path / "model_config.json").exists() or (path / "latest").exists():
             return _released_folder(path)
-        if names := [item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()]:
+        if names := [
+            item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()
+        ]:
             from cogvideo.checkpoints.released import FILES  # which imports this module
 
             parts = tuple(inspect(path / name) for name in names)
-            lacking = ", ".join(n for n in FILES if not (path / n).exists() and not (path / f"{n}.zip").exists())
-            note = f"to generate videos from here, {lacking} are still needed" if lacking else "ready for --weights"
+            lacking = ", ".join(
+                n for n in FILES if not (path / n).exists() and not (path / f"{n}.zip").exists()
+            )
+            note = (
+                f"to generate videos from here, {lacking} are still needed"
+                if lacking
+                else "ready for --weights"
+            )
             return Inspection(
-                path, "files of the release", "folder", size=_bytes(path), files=len(parts), note=note, parts=parts
+                path,
+                "files of the release",
+                "folder",
+                size=_bytes(path),
+                files=len(parts),
+                note=note,
+                parts=parts,
             )
         raise CogVideoError(
             f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
@@ -69,7 +83,9 @@ def inspect(path: str | Path) -> Inspection:
         ".zip": _zip, ".npy": _clusters, ".model": _text_model, ".safetensors": _safetensors, ".pt": _torch_file,
     }  # fmt: skip
     if path.suffix not in readers:
-        raise CogVideoError(f"{path} is no file of weights that is known: give one that ends in {', '.join(readers)}.")
+        raise CogVideoError(
+            f"{path} is no file of weights that is known: give one that ends in {', '.join(readers)}."
+        )
     return readers[path.suffix](path)
 
 
@@ -144,9 +160,18 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
     geometry = {name: value for name, value in geometry.items() if name != "image tokens"}
     note = ""
     if kind in (STAGE1, STAGE2) and "cogvideo_stage" not in settings:
-        note = f"model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as {kind}"
+        note = (
+            f"model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as {kind}"
+        )
     return Inspection(
-        path, kind, geometry=geometry, note=note, matrices=_matrices(empty), cached=_cached(config), **found, **facts
+        path,
+        kind,
+        geometry=geometry,
+        note=note,
+        matrices=_matrices(empty),
+        cached=_cached(config),
+        **found,
+        **facts,
     )
 
 
@@ -181,7 +206,9 @@ def _zip(path: Path) -> Inspection:
     """A released zip as far as it can be seen without unpacking."""
     with open_zip(path) as archive:
         root = model_root(archive, path)
-        ranks = [info for info in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", info.filename)]
+        ranks = [
+            info for info in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", info.filename)
+        ]
         if not ranks or (info := archive.getinfo(f"{root}model_config.json")).file_size > 10**6:
             raise CogVideoError(
                 f"{path} is no zip of the release: it should hold weights and a small model_config.json."
@@ -194,7 +221,8 @@ def _zip(path: Path) -> Inspection:
                 f"The model_config.json in {path} cannot be read ({error}): download it again."
             ) from None
     named = next(
-        (kind for part, kind in NAMED.items() if part in f"{path.name}/{root}".lower()), "model of the release"
+        (kind for part, kind in NAMED.items() if part in f"{path.name}/{root}".lower()),
+        "model of the release",
     )
     kind = {1: STAGE1, 2: STAGE2}.get(settings.get("cogvideo_stage"), named)
     geometry = {"layers": layers, "hidden": hidden, "heads": settings.get("num_attention_heads", "not told")}
@@ -218,12 +246,17 @@ def _clusters(path: Path) -> Inspection:
 def _text_model(path: Path) -> Inspection:
     text = TextTokenizer(path, 0)
     geometry: dict[str, int | str] = {"pieces": text.text_pieces, "ids with special pieces": text.vocab_size}
-    note = "text ids begin after the image tokens (20000 in the release); begin-of-image follows the last piece"
+    note = (
+        "text ids begin after the image tokens (20000 in the release); begin-of-image follows the last piece"
+    )
     return Inspection(path, "text tokenizer", "file", geometry, size=_bytes(path), note=note)
 
 
 def _torch_file(path: Path) -> Inspection:
-    if re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name) and (path.parent.parent / "model_config.json").exists():
+    if (
+        re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name)
+        and (path.parent.parent / "model_config.json").exists()
+    ):
         return _released_folder(path.parent.parent)
     try:
         table = torch.load(path, map_location="meta", weights_only=True)
@@ -234,7 +267,9 @@ def _torch_file(path: Path) -> Inspection:
             if forbidden
             else "is damaged or half downloaded"
         )
-        raise CogVideoError(f"{path} {reason} ({type(error).__name__}): delete it and download it again.") from None
+        raise CogVideoError(
+            f"{path} {reason} ({type(error).__name__}): delete it and download it again."
+        ) from None
     table = table.get("module", table) if isinstance(table, dict) else table
     if not isinstance(table, dict):
         raise CogVideoError(f"{path} holds no table of weights: download it again.")
@@ -250,7 +285,9 @@ def _safetensors(path: Path) -> Inspection:
             meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
             return _table(path, meta, file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged or half downloaded ({error}): delete it and get it again.") from None
+        raise CogVideoError(
+            f"{path} is damaged or half downloaded ({error}): delete it and get it again."
+        ) from None
 
 
 def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Inspection:
@@ -263,15 +300,21 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
     if "Conv3d_1a_7x7.conv3d.weight" in meta:
         from cogvideo.checkpoints.i3d_weights import unit_shapes
 
-        shapes = {f"{unit}.conv3d.weight": (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()}
+        shapes = {
+            f"{unit}.conv3d.weight": (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()
+        }
         expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         # What lies beside the convolutions differs by source.
         return replace(Inspection(path, "i3d", **facts, **_compare(expected, meta, meta)), unexpected=())
     if "digit.weight" in meta and "turn.weight" in meta:
         return Inspection(path, "judge of demo clips", **facts, **_compare(meta, meta, meta))
     if "blocks.0.attention_norm.weight" in meta:
-        raise CogVideoError(f"{path} needs the config.json that was written beside it: copy the whole folder.")
-    raise CogVideoError(f"{path} holds weights of no model known here ({min(meta, default='none')} is the first).")
+        raise CogVideoError(
+            f"{path} needs the config.json that was written beside it: copy the whole folder."
+        )
+    raise CogVideoError(
+        f"{path} holds weights of no model known here ({min(meta, default='none')} is the first)."
+    )
 
 
 def _frame_tokenizer(
@@ -285,7 +328,9 @@ def _frame_tokenizer(
             network = {"patches": PatchVQVAE, "icetk": HVQVAE}[sizes.pop("kind")]
         else:
             network, sizes = HVQVAE, icetk_sizes(meta)
-            ours = {name for name in meta if name.startswith(("enc.", "down_samplers.", "quantize.", "decs."))}
+            ours = {
+                name for name in meta if name.startswith(("enc.", "down_samplers.", "quantize.", "decs."))
+            }
             ours -= set(TRAINING_STATISTICS)
         expected = _empty(lambda: network(**sizes)).state_dict()
     except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
@@ -333,7 +378,9 @@ def _matrices(model: nn.Module) -> int:
     return sum(layer.weight.numel() for layer in model.modules() if type(layer) is nn.Linear)
 
 
-def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Any]:
+def _compare(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], ours: Collection[str]
+) -> dict[str, Any]:
     """Fields of an Inspection. ours: names in `found` that the loader looks at."""
     counted = {name: tensor for name, tensor in found.items() if name in ours}
     return {
@@ -369,7 +416,10 @@ def _describe(config: Any) -> tuple[str, dict[str, int | str]]:
     if isinstance(config, SuperResolutionConfig):
         low, high = (f"{s * config.low_height} x {s * config.low_width}" for s in (1, config.scale))
         return DIRECT, geometry | {"frame": f"{low} -> {high}", "text slots": config.text_slots}
-    return ITERATIVE, geometry | {"frame": f"{config.height} x {config.width}", "text slots": config.text_slots}
+    return ITERATIVE, geometry | {
+        "frame": f"{config.height} x {config.width}",
+        "text slots": config.text_slots,
+    }
 
 
 def _cached(config: Any) -> int:

@@ -38,7 +38,9 @@ class Inspection:
     @property
     def complete(self) -> bool:
         """Whether nothing stands against loading."""
-        return not (self.missing or self.unexpected or self.misshapen) and all(part.complete for part in self.parts)
+        return not (self.missing or self.unexpected or self.misshapen) and all(
+            part.complete for part in self.parts
+        )
 
     def memory(self, device: str, dtype: str) -> int:
         """Bytes, about, that the weights take on "cpu" or "cuda" in a type of WIDTHS; all parts together."""
@@ -47,7 +49,9 @@ class Inspection:
 
     def caches(self, device: str, dtype: str) -> int:
         """Bytes of the caches of one sequence that is being drawn; of the part that needs most."""
-        return max([self.cached * wide_bytes(device, dtype), *(part.caches(device, dtype) for part in self.parts)])
+        return max(
+            [self.cached * wide_bytes(device, dtype), *(part.caches(device, dtype) for part in self.parts)]
+        )
 
 
 def wide_bytes(device: str, dtype: str) -> int:
@@ -64,9 +68,13 @@ def report(found: Inspection) -> str:
     facts.append(("files", ", ".join([str(found.files), size_text(found.size), *found.dtypes])))
     parameters = found.parameters + sum(part.parameters for part in found.parts)
     if parameters:
-        facts.append(("parameters", f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters:,}"))
+        facts.append(
+            ("parameters", f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters:,}")
+        )
     if found.keys:
-        facts.append(("keys", f"{found.keys}, {'as' if found.complete else 'not as'} the loader expects them"))
+        facts.append(
+            ("keys", f"{found.keys}, {'as' if found.complete else 'not as'} the loader expects them")
+        )
     for part in (found, *found.parts):
         for name in ("missing", "misshapen", "unexpected", "ignored"):
             if keys := getattr(part, name):
@@ -98,8 +106,13 @@ def _memory(found: Inspection) -> list[tuple[str, str]]:
         device = "cpu" if name == "cpu" else "cuda"
         own = CUDA_BYTES if device == "cuda" else 0
         rows.append(
-            (f"  {name}", "".join(f"{size_text(found.memory(device, dtype) + own):<12}" for dtype in WIDTHS) + told)
+            (
+                f"  {name}",
+                "".join(f"{size_text(found.memory(device, dtype) + own):<12}" for dtype in WIDTHS) + told,
+            )
         )
     if (caches := found.caches("cuda", "bf16/fp16")) > 0:
-        rows.append(("  caches", f"{size_text(caches)} more in 16 bit for each sequence that is drawn at once"))
+        rows.append(
+            ("  caches", f"{size_text(caches)} more in 16 bit for each sequence that is drawn at once")
+        )
     return rows

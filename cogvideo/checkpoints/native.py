@@ -46,7 +46,9 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
     sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
     shards = _shards(sizes)
     count = len(shards)
-    files = [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = (
+        [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    )
     with byte_bar("writing", sum(sizes.values())) as bar:
         for file, names in zip(files, shards, strict=True):
             tensors = {}
@@ -88,12 +90,18 @@ def read_weights(folder: Path) -> Weights:
         places = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
         places = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(v, str) and Path(v).name == v for v in places.values()):
-            raise CogVideoError(f"{folder / INDEX} should name a file of the folder for every weight; copy it again.")
+        if not isinstance(places, dict) or not all(
+            isinstance(v, str) and Path(v).name == v for v in places.values()
+        ):
+            raise CogVideoError(
+                f"{folder / INDEX} should name a file of the folder for every weight; copy it again."
+            )
         files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(places.values()))}
     for name, file in places.items():
         if name not in files[file].meta:
-            raise CogVideoError(f"{folder / file} lacks {name}, which the index names; copy the whole folder again.")
+            raise CogVideoError(
+                f"{folder / file} lacks {name}, which the index names; copy the whole folder again."
+            )
 
     def fill(name: str, out: Tensor) -> None:
         out.copy_(files[places[name]].view(name))
@@ -211,7 +219,9 @@ def inherit_image_model(
             image = load_model(folder, dtype=None)
         else:
             ids = config or COGVIDEO_9B
-            image = load_sat_checkpoint(folder, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image)
+            image = load_sat_checkpoint(
+                folder, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image
+            )
     if image.config.temporal:
         raise CogVideoError(
             "A video model cannot be inherited from: give an image model (one frame, no temporal channel)."

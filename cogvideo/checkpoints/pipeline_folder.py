@@ -102,7 +102,9 @@ def choose_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise CogVideoError(
             f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
         )

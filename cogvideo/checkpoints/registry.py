@@ -27,7 +27,9 @@ class Known:
     source: str  # an address, or in words where there is none
     page: str = ""  # where a person finds it, should the address have moved
     file: str = ""  # its name in the cache, or in the package; the name itself if not given
-    starts: tuple[bytes, ...] = ()  # the first bytes of what the address sends, in each of its possible formats
+    starts: tuple[
+        bytes, ...
+    ] = ()  # the first bytes of what the address sends, in each of its possible formats
     zipped: bool = False  # the address sends a zip of a released folder
     packaged: bool = False  # comes with this package
 
@@ -116,4 +118,6 @@ def table() -> str:
         rows.append((item.name, item.purpose, f"about {size_text(item.size)}", where, item.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"])
+    return "\n".join(
+        [*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"]
+    )

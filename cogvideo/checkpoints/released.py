@@ -21,7 +21,7 @@ from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
-from cogvideo.sampling.strategies import cluster_codebook
+from cogvideo.model.strategies import cluster_codebook
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer, read_weights
 from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTokenizer
@@ -113,7 +113,9 @@ def superres_heads(folder: Path) -> int:
     """The attention heads of a released super-resolution model, which no weight's shape tells."""
     heads = read_json(folder / "model_config.json").get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:
-        raise CogVideoError(f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again.")
+        raise CogVideoError(
+            f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again."
+        )
     return heads
 
 

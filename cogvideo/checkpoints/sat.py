@@ -132,7 +132,10 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
     if not re.fullmatch(r"\w[\w.-]*", iteration):
         raise CogVideoError(f"{folder / 'latest'} should name a folder beside it, not {iteration!r}.")
     # zipfile finds the end of a whole file; what torch wrote before 2020 is no zip and cannot be mapped.
-    files = [TensorFile(path, _open_rank, mapped=zipfile.is_zipfile(path)) for path in _rank_files(folder / iteration)]
+    files = [
+        TensorFile(path, _open_rank, mapped=zipfile.is_zipfile(path))
+        for path in _rank_files(folder / iteration)
+    ]
     return _merge_ranks(files), settings
 
 
@@ -141,7 +144,9 @@ def _rank_files(folder: Path) -> list[Path]:
     ranks = {int(m[1]): path for path in folder.glob("*") if (m := RANK_FILE.fullmatch(path.name))}
     for rank in range(max(ranks, default=0) + 1):
         if rank not in ranks:
-            raise CogVideoError(f"{folder / f'mp_rank_{rank:02d}_model_states.pt'} is missing; download it again.")
+            raise CogVideoError(
+                f"{folder / f'mp_rank_{rank:02d}_model_states.pt'} is missing; download it again."
+            )
     return [ranks[rank] for rank in sorted(ranks)]
 
 
@@ -172,7 +177,9 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
     meta = {}
     for name, part in first.meta.items():
         shape, rule = list(part.shape), _rule(name)
-        fits = all((file.meta[name].shape, file.meta[name].dtype) == (part.shape, part.dtype) for file in files)
+        fits = all(
+            (file.meta[name].shape, file.meta[name].dtype) == (part.shape, part.dtype) for file in files
+        )
         try:
             if rule is not None:
                 shape[rule[0]] *= len(files)
@@ -193,7 +200,9 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
             )
 
     def fill(name: str, out: Tensor) -> None:
-        parts = rank_views(name, out, len(files)) if _rule(name) else [out]  # what is whole comes from the first rank
+        parts = (
+            rank_views(name, out, len(files)) if _rule(name) else [out]
+        )  # what is whole comes from the first rank
         for file, part in zip(files, parts, strict=False):
             part.copy_(file.view(name).reshape(part.shape))
         release_pages(files)
@@ -289,7 +298,9 @@ def load_sat_checkpoint(
     )
 
 
-def open_sat_checkpoint(folder: str | Path, *, image_tokens: int, begin_of_image: int) -> tuple[ModelConfig, Weights]:
+def open_sat_checkpoint(
+    folder: str | Path, *, image_tokens: int, begin_of_image: int
+) -> tuple[ModelConfig, Weights]:
     """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model; for errors see load."""
     weights, settings = read_sat_folder(folder)
     try:
@@ -349,7 +360,9 @@ def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: st
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
-        raise CogVideoError(f"{where} lacks {len(missing)} weights, {min(missing)} among them; get a complete copy.")
+        raise CogVideoError(
+            f"{where} lacks {len(missing)} weights, {min(missing)} among them; get a complete copy."
+        )
     if surplus := meta.keys() - expected.keys():
         raise CogVideoError(
             f"{where} holds weights that its configuration has no place for, {min(surplus)} among them."

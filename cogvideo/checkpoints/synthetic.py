@@ -64,7 +64,14 @@ def make_checkpoint(
             f"Layers, hidden, heads and ranks must be positive, heads {heads} divide hidden {hidden}, and ranks {ranks} heads."
         )
     if kind == "all":
-        sizes: Any = {"layers": layers, "hidden": hidden, "heads": heads, "ranks": ranks, "dtype": dtype, "seed": seed}
+        sizes: Any = {
+            "layers": layers,
+            "hidden": hidden,
+            "heads": heads,
+            "ranks": ranks,
+            "dtype": dtype,
+            "seed": seed,
+        }
         return [path for one in PIPELINE for path in make_checkpoint(out / FOLDERS[one], kind=one, **sizes)]
     vocab_size = math.ceil(COGVIDEO_9B.vocab_size / ranks) * ranks
     model, settings = _model(kind, layers, hidden, heads, vocab_size)
@@ -100,7 +107,9 @@ def make_checkpoint(
     return [out]
 
 
-def _model(kind: str, layers: int, hidden: int, heads: int, vocab_size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _model(
+    kind: str, layers: int, hidden: int, heads: int, vocab_size: int
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model on the meta device, and model_config.json as the release has it."""
     own = {"num_layers": layers, "hidden_size": hidden, "num_heads": heads, "vocab_size": vocab_size}
     ids = {"image_tokens": COGVIDEO_9B.image_tokens, "begin_of_image": COGVIDEO_9B.begin_of_image}
@@ -110,7 +119,9 @@ def _model(kind: str, layers: int, hidden: int, heads: int, vocab_size: int) -> 
     }  # fmt: skip
     with without_memory():
         if kind == "dsr":
-            return DirectSuperResolution(SuperResolutionConfig(**own, **ids)), settings | {"layout": [96, 496, 4096]}
+            return DirectSuperResolution(SuperResolutionConfig(**own, **ids)), settings | {
+                "layout": [96, 496, 4096]
+            }
         if kind == "itersr":
             return IterativeSuperResolution(IterativeConfig(**own, **ids)), settings | {"layout": [16, 3616]}
         if kind == "coglm":
@@ -129,7 +140,9 @@ def _draw(name: str, like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     whole = torch.empty(like.shape, dtype=like.dtype)
     for piece in whole.view(-1).split(DRAWN_AT_ONCE):
-        piece.copy_(torch.randn(len(piece), generator=generator).mul_(DEVIATION).add_(name.endswith("norm.weight")))
+        piece.copy_(
+            torch.randn(len(piece), generator=generator).mul_(DEVIATION).add_(name.endswith("norm.weight"))
+        )
     return whole
 
 
@@ -145,7 +158,9 @@ def _write_empty(path: Path, meta: dict[str, Tensor]) -> None:
     """A torch file with room for tensors like `meta`, which nothing has been written to."""
     # Memory that is never touched is never taken. Checksums of the records stay empty, which torch.load does not mind.
     with torch.serialization.skip_data():
-        torch.save({"module": {name: torch.empty(part.shape, dtype=part.dtype) for name, part in meta.items()}}, path)
+        torch.save(
+            {"module": {name: torch.empty(part.shape, dtype=part.dtype) for name, part in meta.items()}}, path
+        )
 
 
 def _open_shared(path: Path) -> dict[str, Tensor]:

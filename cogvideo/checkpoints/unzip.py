@@ -47,7 +47,9 @@ def unpack(path: Path, folder: Path) -> dict[str, str]:
     shutil.rmtree(part, ignore_errors=True)
     with open_zip(path) as archive:
         root = model_root(archive, path)
-        members = [info for info in archive.infolist() if info.filename.startswith(root) and not info.is_dir()]
+        members = [
+            info for info in archive.infolist() if info.filename.startswith(root) and not info.is_dir()
+        ]
         total = sum(info.file_size for info in members)
         check_room(folder.parent, total)
         hashes = {}
@@ -60,7 +62,9 @@ def unpack(path: Path, folder: Path) -> dict[str, str]:
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise _damaged(path, error) from None
         except OSError as error:
-            raise CogVideoError(f"{path} cannot be unpacked to {folder}: {error.strerror or error}.") from None
+            raise CogVideoError(
+                f"{path} cannot be unpacked to {folder}: {error.strerror or error}."
+            ) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return hashes
@@ -115,7 +119,9 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     infos, seen = archive.infolist(), set()
     for info in infos:
         reason = _unsafe(info)
-        plain = info.filename.rstrip("/").casefold()  # one file on disks that do not tell upper from lower case
+        plain = info.filename.rstrip(
+            "/"
+        ).casefold()  # one file on disks that do not tell upper from lower case
         if not reason and plain in seen:
             reason = "comes twice"
         if reason:

@@ -43,8 +43,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Guidance scale of the key frames; the weights' own if not given.")
 ]
-Precision = Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or int8; as the weights are if not given.")]
-Offloading = Annotated[str, typer.Option(help="none, stages or layers: what of the weights waits in host memory.")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16 or int8; as the weights are if not given.")
+]
+Offloading = Annotated[
+    str, typer.Option(help="none, stages or layers: what of the weights waits in host memory.")
+]
 
 
 def main() -> None:
@@ -66,15 +70,17 @@ def generate(
         list[str] | None, typer.Argument(metavar="PROMPT...", help="Each sentence becomes a clip.")
     ] = None,
     prompts_file: Annotated[
-        Path | None, typer.Option("--prompts", help="A text file instead, one prompt a line; needs --out-dir.")
+        Path | None,
+        typer.Option("--prompts", help="A text file instead, one prompt a line; needs --out-dir."),
     ] = None,
     out_dir: Annotated[
-        Path | None, typer.Option(help="A folder for the clips; a stopped run goes on, processes of torchrun share it.")
+        Path | None,
+        typer.Option(help="A folder for the clips; a stopped run goes on, processes of torchrun share it."),
     ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Clips made together, with --out-dir.")] = 8,
-    output: Annotated[Path, typer.Option("-o", "--output", help="An .mp4 or .gif; several clips are numbered.")] = Path(
-        "clip.mp4"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="An .mp4 or .gif; several clips are numbered.")
+    ] = Path("clip.mp4"),
     seconds: Annotated[float, typer.Option(help="How long the clip lasts.")] = 4.0,
     seed: Annotated[int, typer.Option(help="The same seed on the same device gives the same clip.")] = 0,
     weights: Weights = "demo",
@@ -100,10 +106,16 @@ def generate(
             "device": pipe.device.type,
         }
         options = {"seconds": seconds, "guidance_scale": guidance, "enlarge": enlarge}
-        for path in fill_folder(pipe, prompts, out_dir, seed=seed, at_once=at_once, made_with=made_with, **options):
+        for path in fill_folder(
+            pipe, prompts, out_dir, seed=seed, at_once=at_once, made_with=made_with, **options
+        ):
             typer.echo(str(path))
         return
-    paths = [output] if len(prompts) == 1 else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(prompts))]
+    paths = (
+        [output]
+        if len(prompts) == 1
+        else [output.with_stem(f"{output.stem}-{i + 1}") for i in range(len(prompts))]
+    )
     for path in paths:
         check_writable(path)  # now, not after the work
     pipe = Pipeline.from_pretrained(weights, device=device, dtype=dtype, offload=offload)
@@ -181,9 +193,13 @@ def evaluate_fvd(
         ),
     ],
     preset: Annotated[str, typer.Option(help="paper, stylegan-v, videogpt or cd-fvd.")] = "paper",
-    n: Annotated[int | None, typer.Option("-n", help="Clips a side; the preset's own number if not given.")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Clips a side; the preset's own number if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Chooses videos, places in them, and prompts.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Score so many independent generations; each costs n clips.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(help="Score so many independent generations; each costs n clips.")
+    ] = 1,
     i3d: Annotated[
         Path | None,
         typer.Option(
@@ -201,7 +217,9 @@ def evaluate_fvd(
 
 @evaluate.command("sensitivity")
 def evaluate_sensitivity(
-    real: Annotated[str, typer.Argument(metavar="REAL", help="As in `cogvideo evaluate fvd`; 2 n videos are taken.")],
+    real: Annotated[
+        str, typer.Argument(metavar="REAL", help="As in `cogvideo evaluate fvd`; 2 n videos are taken.")
+    ],
     generated: Annotated[
         str | None, typer.Option(help="A side to score beside the damaged clips, such as demo.")
     ] = None,
@@ -212,10 +230,13 @@ def evaluate_sensitivity(
     n: Annotated[int, typer.Option("-n", help="Clips a side.")] = 64,
     damages: Annotated[
         list[str] | None,
-        typer.Option("--damage", help="shuffled, frozen, reversed, blurred, noisy, recoded; repeatable; else all."),
+        typer.Option(
+            "--damage", help="shuffled, frozen, reversed, blurred, noisy, recoded; repeatable; else all."
+        ),
     ] = None,
     strengths: Annotated[
-        list[float], typer.Option("--strength", help="More than 0 and at most 1, the whole damage; repeatable.")
+        list[float],
+        typer.Option("--strength", help="More than 0 and at most 1, the whole damage; repeatable."),
     ] = [1.0],
     seed: Annotated[int, typer.Option(help="Chooses videos, places in them, prompts and damages.")] = 0,
     i3d: Annotated[
@@ -276,7 +297,9 @@ def convert_weights(
             help="A released folder or zip, a native folder, ice_image.pt, or the folder of the whole release.",
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The native folder, or pipeline folder, to make.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="DST", help="The native folder, or pipeline folder, to make.")
+    ],
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16, or keep.")] = "bf16",
     image_tokens: Annotated[int, typer.Option(help="Of a released folder.")] = 20000,
     begin_of_image: Annotated[int, typer.Option(help="Of a released folder.")] = 150000,
@@ -289,8 +312,12 @@ def convert_weights(
 
 @bench_app.command("make-checkpoint")
 def make_checkpoint(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; for all: holds the four folders.")],
-    kind: Annotated[str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all (the first four).")] = "all",
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to make; for all: holds the four folders.")
+    ],
+    kind: Annotated[
+        str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all (the first four).")
+    ] = "all",
     layers: Annotated[int, typer.Option(help="Transformer layers; the default is the release's.")] = 48,
     hidden: Annotated[int, typer.Option(help="Width; the default is the release's.")] = 3072,
     heads: Annotated[int | None, typer.Option(help="Attention heads; as the release, hidden / 64.")] = None,
@@ -311,7 +338,9 @@ def bench_full_size(
     layers: Annotated[int, typer.Option(help="Transformer layers; the default is the release's.")] = 48,
     hidden: Annotated[int, typer.Option(help="Width; the default is the release's.")] = 3072,
     heads: Annotated[int, typer.Option(help="Attention heads; the default is the release's.")] = 48,
-    side: Annotated[int, typer.Option(help="Tokens along a side of a frame; 24 pixels each in the end.")] = 20,
+    side: Annotated[
+        int, typer.Option(help="Tokens along a side of a frame; 24 pixels each in the end.")
+    ] = 20,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "bf16",
     device: Device = "cuda",
     offload: Offloading = "none",
@@ -320,9 +349,13 @@ def bench_full_size(
     seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Released checkpoints, or what make-checkpoint wrote; else drawn at random."),
+        typer.Option(
+            "--from", help="Released checkpoints, or what make-checkpoint wrote; else drawn at random."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/full_size.json"),
+    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path(
+        "reports/benchmarks/full_size.json"
+    ),
     plan: Annotated[bool, typer.Option("--plan", help="Only print what memory each choice needs.")] = False,
 ) -> None:
     """Time the whole released pipeline, stage by stage, with random weights of its size."""
@@ -380,7 +413,19 @@ def bench_sampler(
 
     report = sampler.run(
         sampler.Settings(
-            width, layers, heads, side, frames, window, clips, guided, dtype, device, threads, most_steps, seed
+            width,
+            layers,
+            heads,
+            side,
+            frames,
+            window,
+            clips,
+            guided,
+            dtype,
+            device,
+            threads,
+            most_steps,
+            seed,
         )
     )
     write_json(out, report, parents=True)

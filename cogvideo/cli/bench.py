@@ -35,7 +35,9 @@ def superres(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(help="Of which the quickest counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path("reports/benchmarks/superres.json"),
+    out: Annotated[Path, typer.Option(help="The report, as JSON.")] = Path(
+        "reports/benchmarks/superres.json"
+    ),
 ) -> None:
     """Compare enlarging a frame by local attention with dense attention over as many places: time and memory."""
     from cogvideo.benchmarks.superres import Settings, render, run

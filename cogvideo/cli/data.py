@@ -44,7 +44,9 @@ def inspect_data(
 def tokenize_data(
     dataset: DataSet,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make, or to go on with.")],
-    weights: Annotated[str, typer.Option(help="demo, a pipeline folder, or the release's: whose tokenizers.")] = "demo",
+    weights: Annotated[
+        str, typer.Option(help="demo, a pipeline folder, or the release's: whose tokenizers.")
+    ] = "demo",
     kind: Annotated[
         str,
         typer.Option(
@@ -55,7 +57,9 @@ def tokenize_data(
     rates: Rates = None,
     minimum: Minimum = 0.0,
     rate: Annotated[float, typer.Option(help="The one frame rate of fixed-rate.")] = 2.0,
-    per_clip: Annotated[int, typer.Option(help="Sequences of a clip, at each of its frame rates, spread over it.")] = 1,
+    per_clip: Annotated[
+        int, typer.Option(help="Sequences of a clip, at each of its frame rates, spread over it.")
+    ] = 1,
     shard_clips: Annotated[int, typer.Option(help="Clips in a file; a kill loses those in hand.")] = 64,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -75,10 +79,14 @@ def tokenize_data(
         typer.echo(f"{out}: this process has done its {made['shards']} shards; others are still at work")
         return
     counts = ", ".join(f"{count} at {rate} fps" for rate, count in made["rates"].items() if rate != "0")
-    typer.echo(f"{out}: {made['samples']} sequences of {made['clips']} clips{f' ({counts})' if counts else ''}")
+    typer.echo(
+        f"{out}: {made['samples']} sequences of {made['clips']} clips{f' ({counts})' if counts else ''}"
+    )
     problems = made["problems"]
     if problems["count"] or made["missing"]:
-        typer.echo(f"{problems['count']} clips have something wrong, {made['missing']} are missing; see manifest.json:")
+        typer.echo(
+            f"{problems['count']} clips have something wrong, {made['missing']} are missing; see manifest.json:"
+        )
         for source, sentence in problems["first"][:5]:
             typer.echo(f"  {source}: {sentence}")
 

@@ -10,19 +10,26 @@ from cogvideo.errors import CogVideoError
 
 def explore(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The sentence of the clip.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("attention.html"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
+        "attention.html"
+    ),
     weights: Annotated[
         str, typer.Option(help="demo, a pipeline folder, or the folder of the released files.")
     ] = "demo",
     seconds: Annotated[float, typer.Option(help="How long the clip lasts.")] = 4.0,
     seed: Annotated[int, typer.Option(help="The same seed on the same device gives the same clip.")] = 0,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds of frames between to look into; 0: key frames alone.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=0, help="Rounds of frames between to look into; 0: key frames alone.")
+    ] = 1,
     clip: Annotated[
-        Path | None, typer.Option(help="Look into this video, of the models' frame size, instead of generating one.")
+        Path | None,
+        typer.Option(help="Look into this video, of the models' frame size, instead of generating one."),
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Numbers from 0, such as 0,2; all if not given.")] = None,
     heads: Annotated[str | None, typer.Option(help="Numbers from 0, such as 0,2; all if not given.")] = None,
-    patch: Annotated[str | None, typer.Option(help="FRAME,ROW,COLUMN, from 0, that is chosen at first.")] = None,
+    patch: Annotated[
+        str | None, typer.Option(help="FRAME,ROW,COLUMN, from 0, that is chosen at first.")
+    ] = None,
     max_mb: Annotated[float, typer.Option(help="The file is at most so large, in MB.")] = 10.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:

@@ -18,10 +18,12 @@ Count = Annotated[int, typer.Option("-n", help="Clips.")]
 Seed = Annotated[int, typer.Option(help="Chooses videos, places in them, classes and draws.")]
 Splits = Annotated[int, typer.Option(help="Parts that the Inception Score is the mean over.")]
 C3DMean = Annotated[
-    Path | None, typer.Option(help="TGANv2's mean2.npz; without it a mean colour is subtracted, not as published.")
+    Path | None,
+    typer.Option(help="TGANv2's mean2.npz; without it a mean colour is subtracted, not as published."),
 ]
 Prompts = Annotated[
-    Path | None, typer.Option(help="JSON {class: prompt} or CSV class,prompt; without it the class names in words.")
+    Path | None,
+    typer.Option(help="JSON {class: prompt} or CSV class,prompt; without it the class names in words."),
 ]
 I3DFile = Annotated[
     Path | None,
@@ -35,7 +37,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 def inception_score(
     generated: Generated,
-    c3d: Annotated[Path, typer.Option(help="C3D on UCF-101: TGANv2's conv3d_deepnetA_ucf.npz, .safetensors, or .pth.")],
+    c3d: Annotated[
+        Path, typer.Option(help="C3D on UCF-101: TGANv2's conv3d_deepnetA_ucf.npz, .safetensors, or .pth.")
+    ],
     c3d_mean: C3DMean = None,
     n: Count = 2048,
     splits: Splits = 10,
@@ -122,5 +126,10 @@ def kinetics(
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of `app`."""
-    for name, command in {"is": inception_score, "clipsim": clipsim, "ucf101": ucf101, "kinetics": kinetics}.items():
+    for name, command in {
+        "is": inception_score,
+        "clipsim": clipsim,
+        "ucf101": ucf101,
+        "kinetics": kinetics,
+    }.items():
         app.command(name)(command)

@@ -22,7 +22,9 @@ def class_videos(kind: str, folder: Path, split: str | None) -> list[Path]:
     Raises CogVideoError for a folder or a split that is missing and for a file that is no split.
     """
     if not folder.is_dir():
-        raise CogVideoError(f"There is no folder {folder}: give the folder of {kind} with a folder for each class.")
+        raise CogVideoError(
+            f"There is no folder {folder}: give the folder of {kind} with a folder for each class."
+        )
     videos = videos_below(folder)
     if split is None:
         return videos
@@ -45,7 +47,9 @@ def _ucf101_stems(file: Path) -> set[str]:
     try:
         return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
     except UnicodeDecodeError:
-        raise CogVideoError(f"{file} is no split file of UCF-101: it should hold a video on each line.") from None
+        raise CogVideoError(
+            f"{file} is no split file of UCF-101: it should hold a video on each line."
+        ) from None
 
 
 def kinetics_parts(file: Path) -> dict[str, tuple[float, float] | None]:
@@ -102,9 +106,13 @@ def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dic
         else:
             found = {name.strip(): prompt.strip() for name, prompt in csv.reader(text.splitlines())}
     except OSError as error:
-        raise CogVideoError(f"The prompts {file} cannot be read ({error.strerror}): check the path.") from None
+        raise CogVideoError(
+            f"The prompts {file} cannot be read ({error.strerror}): check the path."
+        ) from None
     except (ValueError, AttributeError):
-        raise CogVideoError(f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns.") from None
+        raise CogVideoError(
+            f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns."
+        ) from None
     if missing := [name for name in classes if not found.get(name)]:
         raise CogVideoError(f"{file} has no prompt for {missing[0]} ({len(missing)} are missing): add it.")
     return {name: found[name] for name in classes}

@@ -49,7 +49,9 @@ def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool 
         found = list(bar)
     timelines = [None if isinstance(one, str) else one for one in found]
     chosen = [None if one is None else choose_rate(one.end, rates, fps=one.fps) for one in timelines]
-    return Inspection(dataset, timelines, chosen, {i: one for i, one in enumerate(found) if isinstance(one, str)})
+    return Inspection(
+        dataset, timelines, chosen, {i: one for i, one in enumerate(found) if isinstance(one, str)}
+    )
 
 
 def report(found: Inspection) -> str:
@@ -64,7 +66,9 @@ def report(found: Inspection) -> str:
         f"breaking off or damaged {len(broken)}, without five frames {len(short)}",
     ]
     if readable:
-        seconds, fps = (np.array(values) for values in zip(*((one.end, one.fps) for one in readable), strict=True))
+        seconds, fps = (
+            np.array(values) for values in zip(*((one.end, one.fps) for one in readable), strict=True)
+        )
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
         lines += [
             f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest {seconds.max():.2f}, "
@@ -102,7 +106,9 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
 
     useful = [i for i in found.readable if found.rates[i] is not None]
     if not useful:
-        raise CogVideoError(f"{found.dataset.label} has no clip that gives five frames: there is nothing to show.")
+        raise CogVideoError(
+            f"{found.dataset.label} has no clip that gives five frames: there is nothing to show."
+        )
     chosen = [useful[i] for i in np.unique(np.linspace(0, len(useful) - 1, rows).round().astype(int))]
     gap = 4
     sheet = Image.new("RGB", (FRAMES * (CELL + gap) + 60, len(chosen) * (CELL + gap)), "white")
@@ -122,5 +128,7 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
-        raise CogVideoError(f"The contact sheet cannot be written to {path} ({error}): name a .png file.") from None
+        raise CogVideoError(
+            f"The contact sheet cannot be written to {path} ({error}): name a .png file."
+        ) from None
     return lines

@@ -80,7 +80,9 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
                 times[time] = _seconds(packet.duration or 0, stream)
         told = _told_duration(container, stream)
     if size is None or not times:
-        raise CogVideoError(f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file.")
+        raise CogVideoError(
+            f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file."
+        )
     shown = np.array(sorted(times))
     last = shown[-1] + times[shown[-1]]
     if last == shown[-1]:  # AVI does not tell how long the last frame is shown: as long as the others
@@ -167,7 +169,9 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
             raise CannotReadNow(
                 f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files (ulimit -n), then run again."
             ) from None
-        raise CogVideoError(f"{path} cannot be read as a video ({error.strerror}): give a whole video file.") from None
+        raise CogVideoError(
+            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
+        ) from None
 
 
 def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:
@@ -221,7 +225,9 @@ def _seek(container: "InputContainer", stream: "VideoStream", start: float) -> N
 
     if start > 0:
         with suppress(FFmpegError):
-            container.seek(round((start + _origin(stream)) / _seconds(1, stream)), stream=stream, backward=True)
+            container.seek(
+                round((start + _origin(stream)) / _seconds(1, stream)), stream=stream, backward=True
+            )
 
 
 def _origin(stream: "VideoStream") -> float:
@@ -250,4 +256,6 @@ def _told_duration(container: "InputContainer", stream: "VideoStream") -> float 
 
 
 def _where(start: float, end: float | None) -> str:
-    return f" from {start:g} s on" if end is None and start else f" from {start:g} to {end:g} s" if end else ""
+    return (
+        f" from {start:g} s on" if end is None and start else f" from {start:g} to {end:g} s" if end else ""
+    )

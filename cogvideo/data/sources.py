@@ -116,7 +116,9 @@ def open_dataset(spec: str) -> Dataset:
     """
     if named := parse_spec(spec, OPTIONS):
         kind, place, options = named
-        dataset = {"digits": _digits, "vatex": _vatex, "webvid": _webvid}.get(kind, _classes)(spec, place, options)
+        dataset = {"digits": _digits, "vatex": _vatex, "webvid": _webvid}.get(kind, _classes)(
+            spec, place, options
+        )
     else:
         dataset = _captioned(spec)
     if not dataset.clips:
@@ -144,7 +146,9 @@ def read_options(spec: str) -> dict[str, str]:
     for part in filter(None, spec.partition("?")[2].split("&")):
         name, _, value = part.partition("=")
         if not value:
-            raise CogVideoError(f"The option {name} in {spec} has no value: write {name}=VALUE or leave it out.")
+            raise CogVideoError(
+                f"The option {name} in {spec} has no value: write {name}=VALUE or leave it out."
+            )
         options[unquote(name)] = unquote(value)
     return options
 
@@ -174,7 +178,9 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
     for line, row in _rows(file):
         try:
             path = next(row[key] for key in PATH_KEYS if row.get(key))
-            start, end = (float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end"))
+            start, end = (
+                float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end")
+            )
             caption = str(row["caption"]).strip()
             if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
@@ -202,9 +208,13 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                             raise ValueError(f"line {line} is no object")
                         yield line, row
     except OSError as error:
-        raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
+        raise CogVideoError(
+            f"The captions {file} cannot be read ({error.strerror}): check the path."
+        ) from None
     except (ValueError, csv.Error) as error:
-        raise CogVideoError(f"{file} is damaged ({error}): it must be UTF-8, one JSON object a line or CSV.") from None
+        raise CogVideoError(
+            f"{file} is damaged ({error}): it must be UTF-8, one JSON object a line or CSV."
+        ) from None
 
 
 def _captioned(spec: str) -> Dataset:
@@ -212,7 +222,9 @@ def _captioned(spec: str) -> Dataset:
     file = next((place / name for name in CAPTION_FILES if (place / name).is_file()), place)
     if not file.is_file():
         what = (
-            f"no {' or '.join(CAPTION_FILES)} in {place}" if place.is_dir() else f"no folder or captions file {place}"
+            f"no {' or '.join(CAPTION_FILES)} in {place}"
+            if place.is_dir()
+            else f"no folder or captions file {place}"
         )
         raise CogVideoError(
             f'There is {what}: write one with a line {{"path": "clip.mp4", "caption": "what happens"}} for each clip, or name '
@@ -267,9 +279,13 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
             for caption in captions[:each]:
                 clips.append(FileClip(name, part[0], caption, video, part[1], part[2]))
     except OSError as error:
-        raise CogVideoError(f"The captions {file} cannot be read ({error.strerror}): check the path.") from None
+        raise CogVideoError(
+            f"The captions {file} cannot be read ({error.strerror}): check the path."
+        ) from None
     except (ValueError, KeyError, TypeError):
-        raise CogVideoError(f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}.") from None
+        raise CogVideoError(
+            f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
+        ) from None
     return Dataset(spec, clips, missing)
 
 
@@ -305,7 +321,9 @@ def _digits(spec: str, place: str, options: dict[str, str]) -> Dataset:
     count, seed, objects = (int(number(options.get(k, d), spec)) for k, d in (("clips", 1000), ("seed", 0), ("objects", 1)))  # fmt: skip
     language = options.get("language", "both")
     if count < 1 or seed < 0 or language not in ("en", "zh", "both"):
-        raise CogVideoError(f"{spec} should have clips of 1 or more, seed of 0 or more, and language=en, zh or both.")
+        raise CogVideoError(
+            f"{spec} should have clips of 1 or more, seed of 0 or more, and language=en, zh or both."
+        )
     world = World(options.get("glyphs", "clean"), objects)
     clips: list[Clip] = []
     for index in range(count):

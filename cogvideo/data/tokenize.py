@@ -63,9 +63,13 @@ class Settings:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise CogVideoError(f"There are no training sequences of kind {self.kind!r}: choose {', '.join(KINDS)}.")
+            raise CogVideoError(
+                f"There are no training sequences of kind {self.kind!r}: choose {', '.join(KINDS)}."
+            )
         if self.per_clip < 1 or self.shard_clips < 1 or self.rate <= 0:
-            raise CogVideoError("Sequences per clip and clips per shard must be 1 or more, and the rate more than 0.")
+            raise CogVideoError(
+                "Sequences per clip and clips per shard must be 1 or more, and the rate more than 0."
+            )
 
 
 def tokenize(
@@ -100,7 +104,9 @@ def tokenize(
         clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            with tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress) as bar:
+            with tqdm(
+                total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress
+            ) as bar:
                 job = (settings, made, out, device)
                 if min(workers, len(own)) > 1:
                     _share((load, *job), own, min(workers, len(own)), bar)
@@ -113,7 +119,9 @@ def tokenize(
         return _finish(out, shards, made, settings, parts.text, dataset)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CogVideoError(f"The tokens cannot be written to {out} ({reason}): make room or choose another.") from None
+        raise CogVideoError(
+            f"The tokens cannot be written to {out} ({reason}): make room or choose another."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,8 @@ def sequences(
     if len(frames) < len(wanted):
         raise CogVideoError(f"{clip.source} has no frames that can be decoded: give a whole video file.")
     tokens = [
-        _encode(np.stack([frames[index][i] for index in wanted]), parts.frames, device) for i in range(len(sizes))
+        _encode(np.stack([frames[index][i] for index in wanted]), parts.frames, device)
+        for i in range(len(sizes))
     ]
     place = {index: i for i, index in enumerate(wanted)}
     samples = []
@@ -202,7 +211,9 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
         except CogVideoError:
             return False
 
-    rates = check_rates(settings.rates or [rate for rate in RATES if written(rate)] or RATES, settings.minimum)
+    rates = check_rates(
+        settings.rates or [rate for rate in RATES if written(rate)] or RATES, settings.minimum
+    )
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(
@@ -237,7 +248,9 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
     others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
     wrong = note.read_text("utf-8") != text if note.exists() else others
     if wrong:
-        raise CogVideoError(f"The folder {out} holds something else, or tokens of other settings: choose an empty one.")
+        raise CogVideoError(
+            f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
+        )
     write_text(note, text)
 
 
@@ -311,7 +324,9 @@ class _Stopped(Exception):
 
 def _begin(job: tuple[Any, ...], ticks: Any, stop: Any) -> None:
     global _process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process; the first one tells the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     load, *others = job
@@ -340,7 +355,12 @@ def _work(shard: _Shard) -> None:
 
 
 def _finish(
-    out: Path, shards: list[_Shard], made: TokenFormat, settings: Settings, text: TextTokenizer, dataset: Dataset
+    out: Path,
+    shards: list[_Shard],
+    made: TokenFormat,
+    settings: Settings,
+    text: TextTokenizer,
+    dataset: Dataset,
 ) -> dict[str, Any]:
     """Remove what earlier runs left and write the manifest, unless it is there."""
     names = [shard_name(shard.number) for shard in shards]
@@ -377,7 +397,9 @@ def _write_manifest(
         problems += notes["problems"]
         rates.update(notes["rates"])
     if not rates:
-        raise CogVideoError(f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`.")
+        raise CogVideoError(
+            f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`."
+        )
     spans = {None, *((FRAMES - 1) / rate for rate in settings.rates or ()), (FRAMES - 1) / settings.rate}
     unguided = {}
     for span in spans:

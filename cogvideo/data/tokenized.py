@@ -102,7 +102,9 @@ def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes:
         "frames": column([s.frames for s in samples], whole, made.num_frames, made.frame_tokens),
         "text": torch.tensor([i for s in samples for i in s.text], dtype=torch.int32),
         "text_end": lengths.cumsum(0),
-        "span": torch.tensor([s.span or 0.0 for s in samples], dtype=torch.float64),  # span_key of it is looked up
+        "span": torch.tensor(
+            [s.span or 0.0 for s in samples], dtype=torch.float64
+        ),  # span_key of it is looked up
         "group": torch.tensor([s.group for s in samples], dtype=torch.int64),
     }
     if made.kind == "superres":
@@ -191,10 +193,14 @@ class TokenizedBatches:
     ):
         self.folder, self.batch_size, self.seed = Path(folder), batch_size, seed
         if batch_size < 1 or batch_size % world_size:
-            raise CogVideoError(f"A batch of {batch_size} cannot be shared by {world_size} processes: give a multiple.")
+            raise CogVideoError(
+                f"A batch of {batch_size} cannot be shared by {world_size} processes: give a multiple."
+            )
         self.rank, self.world_size, self.caption_dropout = rank, world_size, caption_dropout
         self.manifest = read_manifest(self.folder)
-        self.format: TokenFormat = from_dict(TokenFormat, self.manifest["format"], str(self.folder / MANIFEST))
+        self.format: TokenFormat = from_dict(
+            TokenFormat, self.manifest["format"], str(self.folder / MANIFEST)
+        )
         self.text_length = text_length
         self._sound: set[str] = set()  # files whose hash was found right
         self._names = list(self.manifest["files"])
@@ -271,14 +277,19 @@ class TokenizedBatches:
         frames = torch.stack([frames for _, frames, _ in rows]).to(device, torch.int64)
         large = [high_res for *_, high_res in rows if high_res is not None]
         return Batch(
-            ids.to(device), mask.to(device), frames, torch.stack(large).to(device, torch.int64) if large else None
+            ids.to(device),
+            mask.to(device),
+            frames,
+            torch.stack(large).to(device, torch.int64) if large else None,
         )
 
     def _chosen(self, step: int, split: str) -> np.ndarray:
         """Numbers of the global batch's samples: places step * batch_size and on of the shuffled epochs, one after another."""
         count = self.count(split)
         places = step * self.batch_size + np.arange(self.batch_size)
-        return np.array([self._splits[split][self._order(split, place // count)[place % count]] for place in places])
+        return np.array(
+            [self._splits[split][self._order(split, place // count)[place % count]] for place in places]
+        )
 
     def _permutation(self, split: str, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, split == "test", epoch]).permutation(self.count(split))
@@ -304,7 +315,9 @@ class TokenizedBatches:
                 return safe_open(file, framework="pt")
         except (OSError, SafetensorError):
             pass
-        raise CogVideoError(f"{file} is missing or damaged: delete it and run `cogvideo data tokenize` again.")
+        raise CogVideoError(
+            f"{file} is missing or damaged: delete it and run `cogvideo data tokenize` again."
+        )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -314,12 +327,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if manifest["version"] == 1 and manifest["samples"] and isinstance(manifest["files"], dict):
             return manifest
     except FileNotFoundError:
-        raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.") from None
+        raise CogVideoError(
+            f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise CogVideoError(
             f"{folder / MANIFEST} is damaged: delete it and run `cogvideo data tokenize` again."
         ) from None
-    raise CogVideoError(f"{folder} holds no training sequences: look at the data set with `cogvideo data inspect`.")
+    raise CogVideoError(
+        f"{folder} holds no training sequences: look at the data set with `cogvideo data inspect`."
+    )
 
 
 def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:

@@ -64,7 +64,9 @@ class Video:
 
         if columns < 1:
             raise CogVideoError(f"A contact sheet of {columns} frames cannot be drawn: ask for 1 or more.")
-        chosen = self.frames[np.linspace(0, len(self.frames) - 1, min(columns, len(self.frames))).round().astype(int)]
+        chosen = self.frames[
+            np.linspace(0, len(self.frames) - 1, min(columns, len(self.frames))).round().astype(int)
+        ]
         padded = np.pad(chosen, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
         return Image.fromarray(rearrange(padded, "t h w c -> h (t w) c")[:, : -gap or None])
 
@@ -91,7 +93,13 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 
     path = check_writable(path)
     frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape or not fps > 0:
+    if (
+        frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[3] != 3
+        or 0 in frames.shape
+        or not fps > 0
+    ):
         raise CogVideoError(
             f"Cannot write {path} from {frames.dtype} {list(frames.shape)} at {fps:g} fps: give uint8 [T,H,W,3] and fps > 0."
         )
@@ -101,7 +109,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
         (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
         os.replace(part, path)
     except (OSError, FFmpegError) as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose another place or size.") from None
+        raise CogVideoError(
+            f"{path} cannot be written ({error.strerror}): choose another place or size."
+        ) from None
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -115,7 +125,9 @@ def check_writable(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise CogVideoError(f"{path} is neither an mp4 nor a GIF file: let its name end in {' or '.join(SUFFIXES)}.")
+        raise CogVideoError(
+            f"{path} is neither an mp4 nor a GIF file: let its name end in {' or '.join(SUFFIXES)}."
+        )
     return check_place(path)
 
 
@@ -128,7 +140,9 @@ def check_place(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             return path
     except OSError as error:
-        raise CogVideoError(f"{path} cannot be written ({error.strerror}): choose a folder that exists.") from None
+        raise CogVideoError(
+            f"{path} cannot be written ({error.strerror}): choose a folder that exists."
+        ) from None
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
@@ -147,7 +161,9 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
             rate, tick = stream.average_rate, stream.time_base
     except (OSError, FFmpegError) as error:
-        raise CogVideoError(f"{path} cannot be read as a video ({error.strerror}): give a whole video file.") from None
+        raise CogVideoError(
+            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
+        ) from None
     if not decoded or not rate:
         raise CogVideoError(f"{path} holds no frames: give a whole video file.")
     first, last = decoded[0][0], decoded[-1][0]
@@ -164,7 +180,9 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     # Some builds of FFmpeg come without x264, which is GPL.
-    codec, options = ("libx264", {"crf": "14"}) if "libx264" in av.codecs_available else ("mpeg4", {"qscale": "2"})
+    codec, options = (
+        ("libx264", {"crf": "14"}) if "libx264" in av.codecs_available else ("mpeg4", {"qscale": "2"})
+    )
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = w + w % 2, h + h % 2, "yuv420p"
@@ -173,7 +191,9 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
         stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
         stream.codec_context.color_range = ColorRange.MPEG
         for frame in _av_frames(frames, rate):
-            yuv = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            yuv = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             container.mux(stream.encode(yuv))
         container.mux(stream.encode(None))
 

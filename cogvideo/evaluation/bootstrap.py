@@ -35,7 +35,9 @@ def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0
     rng = np.random.default_rng(seed)
     deviations, wider = np.geomspace(2, 0.2, dim), np.geomspace(2.4, 0.24, dim)
     shift = np.full(dim, 2 / dim**0.5)
-    truth = shift @ shift + np.square(deviations - wider).sum()  # covariances commute: their roots can be subtracted
+    truth = (
+        shift @ shift + np.square(deviations - wider).sum()
+    )  # covariances commute: their roots can be subtracted
     pairs = [
         (rng.standard_normal((n, dim)) * deviations, rng.standard_normal((n, dim)) * wider + shift)
         for _ in range(draws)
@@ -56,5 +58,8 @@ def bootstrap(real: np.ndarray, generated: np.ndarray, *, draws: int = 100, seed
     """Distances [draws] of features [n,D] and [m,D] drawn with replacement: too high, for demonstration only."""
     rng, (n, m) = np.random.default_rng(seed), (len(real), len(generated))
     return np.array(
-        [frechet_distance(real[rng.integers(n, size=n)], generated[rng.integers(m, size=m)]) for _ in range(draws)]
+        [
+            frechet_distance(real[rng.integers(n, size=n)], generated[rng.integers(m, size=m)])
+            for _ in range(draws)
+        ]
     )

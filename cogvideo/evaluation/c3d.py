@@ -47,12 +47,16 @@ class C3D(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convolutions = nn.ModuleDict({k: nn.Conv3d(i, o, 3, padding=1) for k, (i, o) in CONVOLUTIONS.items()})
+        self.convolutions = nn.ModuleDict(
+            {k: nn.Conv3d(i, o, 3, padding=1) for k, (i, o) in CONVOLUTIONS.items()}
+        )
         self.linears = nn.ModuleDict({k: nn.Linear(i, o) for k, (i, o) in LINEARS.items()})
         self.register_buffer("mean", torch.tensor(SPORTS_1M).view(3, 1, 1, 1))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, mean: str | Path | None = None, device: str = "auto") -> "C3D":
+    def from_pretrained(
+        cls, path: str | Path, *, mean: str | Path | None = None, device: str = "auto"
+    ) -> "C3D":
         """The network with weights, in eval mode.
 
         path: a PyTorch state dict, a safetensors file, or TGANv2's conv3d_deepnetA_ucf.npz. Layers are named conv1a (or
@@ -75,7 +79,9 @@ class C3D(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """uint8 [B,16,H,W,3], red first -> logits [B,101]. Raises CogVideoError for another shape or type."""
         if clips.ndim != 5 or clips.dtype != torch.uint8 or clips.shape[1] != FRAMES or clips.shape[4] != 3:
-            raise CogVideoError(f"C3D takes uint8 [B, {FRAMES}, H, W, 3]; got {clips.dtype} {list(clips.shape)}.")
+            raise CogVideoError(
+                f"C3D takes uint8 [B, {FRAMES}, H, W, 3]; got {clips.dtype} {list(clips.shape)}."
+            )
         # On a GPU convolutions would otherwise round their inputs to 10 bits (TF32).
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             x = self._convolved(self.prepared(clips))
@@ -97,7 +103,9 @@ class C3D(nn.Module):
         """uint8 [B,16,H,W,3] -> [B,3,16,112,112]: blue first, squeezed to 112 x 112 with corners aligned, minus the mean."""
         b = len(clips)
         # TGANv2 scales -1..1 by 128 and adds 128: bytes become 0..256.
-        pixels = rearrange(clips.to(self.mean.device).float() * (256 / 255), "b t h w c -> (b t) c h w").flip(1)
+        pixels = rearrange(clips.to(self.mean.device).float() * (256 / 255), "b t h w c -> (b t) c h w").flip(
+            1
+        )
         pixels = F.interpolate(pixels, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
         return rearrange(pixels, "(b t) c h w -> b c t h w", b=b) - self.mean
 
@@ -150,9 +158,7 @@ def _layers(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 def _short(name: str) -> str:
     """ "module.conv1.weight" and Chainer's "conv1a/W" -> "conv1a.weight"."""
     *_, layer, kind = name.replace("/", ".").split(".") if re.search("[./]", name) else ("", name)
-    return (
-        f"{ {'conv1': 'conv1a', 'conv2': 'conv2a'}.get(layer, layer) }.{ {'W': 'weight', 'b': 'bias'}.get(kind, kind) }"
-    )
+    return f"{ {'conv1': 'conv1a', 'conv2': 'conv2a'}.get(layer, layer) }.{ {'W': 'weight', 'b': 'bias'}.get(kind, kind) }"
 
 
 def _read_mean(path: Path) -> Tensor:

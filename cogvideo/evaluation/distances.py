@@ -40,12 +40,16 @@ def frechet_from_moments(mean_a: Any, covariance_a: Any, mean_b: Any, covariance
         raise CogVideoError(f"Moments must be means [D] and covariances [D, D] of one D; got {shapes}.")
     root_a, root_b = _root(covariance_a), _root(covariance_b)
     return _distance(
-        mean_a - mean_b, np.trace(covariance_a) + np.trace(covariance_b), _singular_values(root_a @ root_b).sum()
+        mean_a - mean_b,
+        np.trace(covariance_a) + np.trace(covariance_b),
+        _singular_values(root_a @ root_b).sum(),
     )
 
 
 class KernelDistance(NamedTuple):
-    value: float  # unbiased: around zero, and below it half of the time, when both sides are of one distribution
+    value: (
+        float  # unbiased: around zero, and below it half of the time, when both sides are of one distribution
+    )
     standard_error: float
 
 
@@ -72,16 +76,26 @@ def check_features(a: Any, b: Any, least: int = 2) -> tuple[np.ndarray, np.ndarr
     """Both as float64 arrays; raises CogVideoError unless they are finite [n,D] and [m,D] with n, m >= least."""
     a, b = _array(a), _array(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        raise CogVideoError(f"Features must be [n, D] and [m, D] with one D; got {list(a.shape)} and {list(b.shape)}.")
+        raise CogVideoError(
+            f"Features must be [n, D] and [m, D] with one D; got {list(a.shape)} and {list(b.shape)}."
+        )
     if min(len(a), len(b)) < least:
-        raise CogVideoError(f"This distance needs at least {least} samples a side; got {len(a)} and {len(b)}.")
+        raise CogVideoError(
+            f"This distance needs at least {least} samples a side; got {len(a)} and {len(b)}."
+        )
     return a, b
 
 
 def _array(values: Any) -> np.ndarray:
-    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float64)
+    values = (
+        values.detach().cpu().double().numpy()
+        if isinstance(values, Tensor)
+        else np.asarray(values, np.float64)
+    )
     if not np.isfinite(values).all():
-        raise CogVideoError("Features hold NaN or infinity: look for broken frames or a half-precision overflow.")
+        raise CogVideoError(
+            "Features hold NaN or infinity: look for broken frames or a half-precision overflow."
+        )
     return values
 
 

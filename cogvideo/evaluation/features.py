@@ -52,12 +52,18 @@ def features_of(
     clips, skipped = clips_of(side, recipe, seed, size=size)
     first = next(clips, None)
     if first is not None:
-        changed = (change(clip, number) if change else clip for number, clip in enumerate(chain([first], clips)))
+        changed = (
+            change(clip, number) if change else clip for number, clip in enumerate(chain([first], clips))
+        )
         key = f"{network.digest} {network.batch_norm_eps} fp32"
-        values = extract(changed, recipe, network, key=key, title=title, total=len(side.names), progress=progress)
+        values = extract(
+            changed, recipe, network, key=key, title=title, total=len(side.names), progress=progress
+        )
         if len(values) >= 2:
             return Features(values, skipped, first.shape[1:3])
-    raise CogVideoError(f"{side.label} has only {int(first is not None)} readable video: FVD needs at least 2.")
+    raise CogVideoError(
+        f"{side.label} has only {int(first is not None)} readable video: FVD needs at least 2."
+    )
 
 
 def clips_of(
@@ -134,7 +140,9 @@ def extract(
         return network(torch.stack([prepare(clip, recipe) for clip in some])).float().cpu().numpy()
 
     key = repr((key, recipe.side, recipe.antialias, recipe.crop))
-    return rows_of(clips, compute, key=key, folder=folder, batch=batch, title=title, total=total, progress=progress)
+    return rows_of(
+        clips, compute, key=key, folder=folder, batch=batch, title=title, total=total, progress=progress
+    )
 
 
 def rows_of(

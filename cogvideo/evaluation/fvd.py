@@ -138,18 +138,26 @@ def evaluate(
     if out:
         check_place(out)
     sides = generations(generated, seed, seeds)
-    network = I3D.from_pretrained(i3d, device=device, batch_norm_eps=recipe.batch_norm_eps)  # before hours of sampling
+    network = I3D.from_pretrained(
+        i3d, device=device, batch_norm_eps=recipe.batch_norm_eps
+    )  # before hours of sampling
     begin = time.perf_counter()
     right, others = real_sides(real, n, seed, device=device, progress=progress)
-    to_make = [open_side(spec, n, seed=own, device=device, progress=progress) for spec, own in sides]  # mistakes now
+    to_make = [
+        open_side(spec, n, seed=own, device=device, progress=progress) for spec, own in sides
+    ]  # mistakes now
     truth = features_of(right, recipe, network, seed=seed, title="real", progress=progress)
     more = None
     if len(others.names) >= 2:
-        more = features_of(others, recipe, network, seed=seed, size=truth.size, title="other real", progress=progress)
+        more = features_of(
+            others, recipe, network, seed=seed, size=truth.size, title="other real", progress=progress
+        )
     middle, made = time.perf_counter(), []
     for number, side in enumerate(to_make):
         title = "generated" if seeds == 1 else f"generated {number + 1}/{seeds}"
-        made.append(features_of(side, recipe, network, seed=seed, size=truth.size, title=title, progress=progress))
+        made.append(
+            features_of(side, recipe, network, seed=seed, size=truth.size, title=title, progress=progress)
+        )
     protocol = {
         "real": real,
         "generated": generated,
@@ -191,7 +199,9 @@ def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
     return [(spec, seed + i) for i in range(seeds)]
 
 
-def real_sides(spec: str, n: int, seed: int, *, device: str = "auto", progress: bool = True) -> "tuple[Side, Side]":
+def real_sides(
+    spec: str, n: int, seed: int, *, device: str = "auto", progress: bool = True
+) -> "tuple[Side, Side]":
     """n real clips, and up to n others that a floor comes from: of the demo world those of the next seed."""
     from cogvideo.evaluation.sources import open_side
 
@@ -229,23 +239,33 @@ def versions(network: Any) -> dict:
         "i3d_sha256": network.digest,
         "i3d_known": network.known,
         "commit": commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
 
 
 def card(result: FVDResult) -> str:
     """The score and its protocol as lines of text."""
     p, r = result.protocol, result.protocol["recipe"]
-    first = f"short side to {r['side']}{', antialiased' if r['antialias'] else ''}, crop; " if r["side"] else ""
+    first = (
+        f"short side to {r['side']}{', antialiased' if r['antialias'] else ''}, crop; " if r["side"] else ""
+    )
     rows = [("FVD", f"{result.value:.2f}")]
     if result.extrapolated is not None and result.spread is not None:
         size = min(result.n_real, result.n_generated) // SUBSETS
         rows.append(("for endless samples", f"{result.extrapolated:.2f} (a line in 1/n through subsets)"))
-        rows.append(("disjoint subsets", f"{result.spread[0]:.2f} ± {result.spread[1]:.2f} ({SUBSETS} of {size})"))
+        rows.append(
+            ("disjoint subsets", f"{result.spread[0]:.2f} ± {result.spread[1]:.2f} ({SUBSETS} of {size})")
+        )
     if result.seed_spread is not None:
         mean, deviation = result.seed_spread
         values = ", ".join(f"{value:.2f}" for value in result.by_seed)
-        rows.append(("generation seeds", f"{mean:.2f} ± {deviation:.2f} ({values}; the real clips are the same)"))
+        rows.append(
+            ("generation seeds", f"{mean:.2f} ± {deviation:.2f} ({values}; the real clips are the same)")
+        )
     if result.floor is not None:
         rows.append(("real against real", f"{result.floor:.2f} (n = {result.floor_n})"))
     if result.kernel is not None:

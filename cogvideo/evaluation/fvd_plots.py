@@ -19,7 +19,9 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 def plot_clips(clips: Mapping[str, np.ndarray], shown: int = 8) -> Any:
     """Strips of `shown` frames of clips uint8 [T,H,W,3], a row for each, beside its name."""
     plt = _pyplot()
-    figure, axes = plt.subplots(len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white")
+    figure, axes = plt.subplots(
+        len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white"
+    )
     # By hand: matplotlib's own layout cuts names off, as it does not see that pictures keep their proportions.
     left = 0.02 + 0.0095 * max(map(len, clips))
     figure.subplots_adjust(left=left, right=0.995, bottom=0.01, top=0.99, hspace=0.08)
@@ -122,11 +124,19 @@ def plot_bootstrap(study: Study) -> Any:
     }
     for name, (values, color) in shown.items():
         axis.hist(
-            values, bins, color=color, alpha=0.75, label=f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f}"
+            values,
+            bins,
+            color=color,
+            alpha=0.75,
+            label=f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f}",
         )
     axis.axvline(study.truth, ymax=0.68, ls=":", color="black", label=f"truth {study.truth:.2f}")
     axis.axvline(
-        study.fresh[0], ymax=0.68, color=BLUE, lw=1.2, label=f"value of the first samples {study.fresh[0]:.2f}"
+        study.fresh[0],
+        ymax=0.68,
+        color=BLUE,
+        lw=1.2,
+        label=f"value of the first samples {study.fresh[0]:.2f}",
     )
     axis.set(xlabel=f"distance, {study.n} samples a side of {study.dim} features", ylabel="draws")
     axis.set_ylim(0, 1.6 * axis.get_ylim()[1])  # room for the legend

@@ -21,7 +21,9 @@ from cogvideo.errors import CogVideoError
 
 ANSWERS = ("left", "right", "same")
 WITHIN = 1.959964  # standard errors of a 95 % interval
-SMOOTHING = 0.5  # answers for each side that are added to every pair of variants where the likelihood has no maximum
+SMOOTHING = (
+    0.5  # answers for each side that are added to every pair of variants where the likelihood has no maximum
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class Strength:
 
 
 def make_pairs(
-    clips: Mapping[str, Mapping[str, tuple[str, str | Path]]], rater: str, *, seed: int = 0, most: int | None = None
+    clips: Mapping[str, Mapping[str, tuple[str, str | Path]]],
+    rater: str,
+    *,
+    seed: int = 0,
+    most: int | None = None,
 ) -> list[Pair]:
     """All pairs of variants for every clip that both have, in an order and on sides of the rater's own.
 
@@ -78,13 +84,18 @@ def make_pairs(
     for a, b in combinations(sorted(clips), 2):
         for key in sorted(clips[a].keys() & clips[b].keys()):
             prompt = clips[a][key][0]
-            found.append(Pair(f"{key}: {a} / {b}", prompt, a, b, str(clips[a][key][1]), str(clips[b][key][1])))
+            found.append(
+                Pair(f"{key}: {a} / {b}", prompt, a, b, str(clips[a][key][1]), str(clips[b][key][1]))
+            )
     if not found:
         raise CogVideoError("No two variants have clips of the same prompt: there is nothing to compare.")
     chosen = np.random.default_rng(seed).permutation(len(found))[:most]
     own = np.random.default_rng([seed, *rater.encode()])
     pairs = [found[i] for i in own.permutation(np.sort(chosen))]
-    return [_swapped(pair) if swap else pair for pair, swap in zip(pairs, own.random(len(pairs)) < 0.5, strict=True)]
+    return [
+        _swapped(pair) if swap else pair
+        for pair, swap in zip(pairs, own.random(len(pairs)) < 0.5, strict=True)
+    ]
 
 
 def _swapped(pair: Pair) -> Pair:
@@ -142,7 +153,9 @@ def _append(file: Path, rating: Rating) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise CogVideoError(f"The answer cannot be kept in {file} ({error.strerror}): choose another file.") from None
+        raise CogVideoError(
+            f"The answer cannot be kept in {file} ({error.strerror}): choose another file."
+        ) from None
 
 
 def read_ratings(file: str | Path) -> list[Rating]:
@@ -153,7 +166,9 @@ def read_ratings(file: str | Path) -> list[Rating]:
     try:
         lines = Path(file).read_text("utf-8", errors="replace").split("\n")  # a line may end within a letter
     except OSError as error:
-        raise CogVideoError(f"The ratings {file} cannot be read ({error}): give the file of a study.") from None
+        raise CogVideoError(
+            f"The ratings {file} cannot be read ({error}): give the file of a study."
+        ) from None
     found = []
     for number, line in enumerate(lines, 1):
         if not line:
@@ -191,7 +206,9 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
         wins[b, a] += 1 - share
     asked = (wins + wins.T) > 0
     if not _reaches_all(asked):
-        raise CogVideoError("Not all variants were compared with each other, not even by way of others: rate more.")
+        raise CogVideoError(
+            "Not all variants were compared with each other, not even by way of others: rate more."
+        )
     endless = not (_reaches_all(wins > 0) and _reaches_all(wins.T > 0))
     if endless:
         wins = wins + SMOOTHING * asked
@@ -250,7 +267,9 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
     return mean - mean.mean()
 
 
-def _deviations(mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], place: Mapping[str, int]) -> np.ndarray:
+def _deviations(
+    mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], place: Mapping[str, int]
+) -> np.ndarray:
     """Standard errors that take all answers to one pair of clips together (Huber's sandwich)."""
     chance = _odds(mean)
     slopes: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(mean)))
@@ -282,13 +301,20 @@ def alpha(units: Sequence[Sequence[str]]) -> float | None:
     if expected == 0:
         return None
     observed = sum(
-        (len(unit) ** 2 - sum(count * count for count in Counter(unit).values())) / (len(unit) - 1) for unit in units
+        (len(unit) ** 2 - sum(count * count for count in Counter(unit).values())) / (len(unit) - 1)
+        for unit in units
     )
     return 1 - (n - 1) * observed / expected
 
 
 def simulate(
-    pairs: Sequence[Pair], truth: Mapping[str, float], file: str | Path, rater: str, *, ties: float = 0.1, seed: int = 0
+    pairs: Sequence[Pair],
+    truth: Mapping[str, float],
+    file: str | Path,
+    rater: str,
+    *,
+    ties: float = 0.1,
+    seed: int = 0,
 ) -> None:
     """Let a program of known strengths answer all pairs; its answers are marked as simulated. ties: share of "same"."""
     study, rng = Study(pairs, file, rater, simulated=True), np.random.default_rng([seed, *rater.encode()])

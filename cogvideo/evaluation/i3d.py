@@ -79,7 +79,9 @@ class I3D(nn.Module):
 
             path = cache_dir() / "i3d.safetensors"
             if not path.exists():
-                raise CogVideoError(f"The weights of I3D are not here ({path}): run `cogvideo weights get i3d`.")
+                raise CogVideoError(
+                    f"The weights of I3D are not here ({path}): run `cogvideo weights get i3d`."
+                )
         device = choose_device(device)
         if dtype == torch.float16 and device == "cpu":
             raise CogVideoError(
@@ -146,7 +148,9 @@ class ScriptedI3D(I3D):
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 
     def endpoints(self, video: Tensor) -> dict[str, Tensor]:
-        raise CogVideoError("A TorchScript I3D shows no endpoints: use the weights of `cogvideo weights get i3d`.")
+        raise CogVideoError(
+            "A TorchScript I3D shows no endpoints: use the weights of `cogvideo weights get i3d`."
+        )
 
 
 class Convolution(nn.Conv3d):
@@ -156,7 +160,9 @@ class Convolution(nn.Conv3d):
         super().__init__(channels, width, kernel, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
+        pads = [
+            same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+        ]
         if any(before != after for before, after in pads):  # the odd one goes behind; this copies x
             x, pads = F.pad(x, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
         return F.conv3d(x, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
@@ -166,7 +172,9 @@ class Pointwise(nn.Linear):
     """A 1x1x1 convolution, then ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(super().forward(rearrange(x, "b c t h w -> b t h w c")), "b t h w c -> b c t h w").relu_()
+        return rearrange(
+            super().forward(rearrange(x, "b c t h w -> b t h w c")), "b t h w c -> b c t h w"
+        ).relu_()
 
 
 class MaxPool(nn.Module):
@@ -214,14 +222,18 @@ def check_video(video: Tensor) -> None:
         raise CogVideoError(f"I3D takes clips [B, 3, T >= {MIN_FRAMES}, {SIZE}, {SIZE}]; got {shape}.")
     # Resizing may overshoot a little; NaN is not below anything.
     if not video.is_floating_point() or not bool(video.detach().abs().amax() < 1.5):
-        raise CogVideoError("I3D takes floating-point pixels in -1..1: these go beyond or hold NaN, scale them first.")
+        raise CogVideoError(
+            "I3D takes floating-point pixels in -1..1: these go beyond or hold NaN, scale them first."
+        )
 
 
 def _full_precision(video: Tensor):
     """CUDA convolutions in float32 otherwise round their inputs to 10 bits (TF32)."""
     if video.is_cuda and torch.backends.cudnn.is_available():
         cudnn = torch.backends.cudnn
-        return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+        return cudnn.flags(
+            cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+        )
     return nullcontext()
 
 

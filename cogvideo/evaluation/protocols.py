@@ -78,7 +78,9 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
     """Classes of UCF-101 in the order of their names, and how many videos of the split each has."""
     parents = [Path(name).parent for name in dataset("ucf101", folder, split, 10**9, 0).names]
     if folder in parents:
-        raise CogVideoError(f"{folder} has videos outside of class folders: put each into the folder of its class.")
+        raise CogVideoError(
+            f"{folder} has videos outside of class folders: put each into the folder of its class."
+        )
     return sorted(Counter(parent.name for parent in parents).items())
 
 
@@ -106,14 +108,18 @@ def predict_frames(
     most = min(c.num_frames - 1, given.shape[1])
     overlap = most if overlap is None else overlap
     if not 1 <= overlap <= most:
-        raise CogVideoError(f"Windows of {c.num_frames} frames can overlap by 1 to {most} frames, not by {overlap}.")
+        raise CogVideoError(
+            f"Windows of {c.num_frames} frames can overlap by 1 to {most} frames, not by {overlap}."
+        )
     seconds = min(pipe.sampling.spans) if seconds is None else seconds
     seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
     known = np.stack([fit(clip, c.frame_height * COMPRESS, c.frame_width * COMPRESS) for clip in given])
     tokens = pipe.tokens(known)
     windows = -(-frames // (c.num_frames - overlap))
     for window in range(windows):
-        own = [1000 * one + window for one in seeds]  # else every window would draw by the same random numbers
+        own = [
+            1000 * one + window for one in seeds
+        ]  # else every window would draw by the same random numbers
         made = pipe.later_key_frame_tokens(tokens[:, -overlap:], prompts, seconds, own)
         tokens = torch.cat([tokens, made[:, overlap:]], 1)
     drawn = pipe.pixels(tokens[:, given.shape[1] :][:, :frames])
@@ -148,7 +154,9 @@ def kinetics_predictions(
     texts = class_prompts(sorted(set(classes)), prompts)
     chosen = [texts[name] for name in classes]
     keys = zip(real.names, chosen, strict=True)
-    files = [f"{i:06d}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz" for i, key in enumerate(keys)]
+    files = [
+        f"{i:06d}-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}.npz" for i, key in enumerate(keys)
+    ]
     pipeline = lazy_pipeline(weights, device)
 
     def make(some: list[int]) -> list[np.ndarray | None]:
@@ -173,10 +181,10 @@ def kinetics_predictions(
         done = dict(zip(clips, made, strict=True))
         return [done.get(i) for i in some]
 
-    settings = (
-        f"kinetics-{'' if seconds is None else f'{seconds:g}s-'}{'' if overlap is None else f'{overlap:g}o-'}seed{seed}"
+    settings = f"kinetics-{'' if seconds is None else f'{seconds:g}s-'}{'' if overlap is None else f'{overlap:g}o-'}seed{seed}"
+    make_all, kept = keep(
+        samples_folder(weights, settings), files, make, title="predicting", progress=progress
     )
-    make_all, kept = keep(samples_folder(weights, settings), files, make, title="predicting", progress=progress)
     originals = dict(zip(files, real.names, strict=True))
 
     def read(name: str) -> np.ndarray:
@@ -186,7 +194,9 @@ def kinetics_predictions(
             real.read(originals[name])  # raises: why there is no prediction
             raise
 
-    return Side(f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)), make_all)
+    return Side(
+        f"kinetics-predictions of {weights}", files, read, dict(zip(files, chosen, strict=True)), make_all
+    )
 
 
 def evaluate_ucf101(
@@ -221,7 +231,9 @@ def evaluate_ucf101(
     if c3d is not None:
         check_splits(n, splits)
         network = C3D.from_pretrained(c3d, mean=c3d_mean, device=device)
-    generated = _spec("ucf101-samples", folder, weights=weights, split=split, seconds=seconds, prompts=prompts)
+    generated = _spec(
+        "ucf101-samples", folder, weights=weights, split=split, seconds=seconds, prompts=prompts
+    )
     real = _spec("ucf101", folder, split=split)
     fvd = evaluate(real, generated, preset="paper", n=n, seed=seed, i3d=i3d, device=device, progress=progress)
     score = None
@@ -265,7 +277,9 @@ def evaluate_kinetics(
     options = {"split": split, "seconds": seconds, "overlap": overlap, "prompts": prompts}
     real = _spec("kinetics", folder, split=split)
     generated = _spec("kinetics-predictions", folder, weights=weights, **options)
-    fvd = evaluate(real, generated, preset=KINETICS.name, n=n, seed=seed, i3d=i3d, device=device, progress=progress)
+    fvd = evaluate(
+        real, generated, preset=KINETICS.name, n=n, seed=seed, i3d=i3d, device=device, progress=progress
+    )
     protocol = {
         "prediction": f"{GIVEN} real frames, {PREDICTED} drawn by stage 1 in windows of its sequence length that slide: the last "
         f"{overlap or 'frames that fit, 4 of 5,'} known ones come first, the rest is drawn; no stage 2, not enlarged",
@@ -279,7 +293,11 @@ def evaluate_kinetics(
 
 def _spec(kind: str, folder: str | Path, **options: object) -> str:
     """What sources.open_side takes."""
-    told = {name: value for name, value in options.items() if value is not None and (name, value) != ("split", ALL)}
+    told = {
+        name: value
+        for name, value in options.items()
+        if value is not None and (name, value) != ("split", ALL)
+    }
     return f"{kind}:{folder}" + (f"?{urlencode(told, quote_via=quote)}" if told else "")
 
 

@@ -82,11 +82,15 @@ def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
     if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
         raise CogVideoError(f"{where} holds frames with NaN or infinity: find out where they come from.")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise CogVideoError(f"{where} is {frames.dtype} {list(frames.shape)}: clips must be uint8 [T, H, W, 3].")
+        raise CogVideoError(
+            f"{where} is {frames.dtype} {list(frames.shape)}: clips must be uint8 [T, H, W, 3]."
+        )
     return frames
 
 
-def choose_clip(frames: np.ndarray, recipe: Recipe, rng: np.random.Generator, where: str = "A video") -> np.ndarray:
+def choose_clip(
+    frames: np.ndarray, recipe: Recipe, rng: np.random.Generator, where: str = "A video"
+) -> np.ndarray:
     """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]; raises CogVideoError if it is too short."""
     needed = (recipe.frames - 1) * recipe.stride + 1
     spare = len(frames) - needed
@@ -103,7 +107,9 @@ def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)).float(), "t h w c -> t c h w")
     if recipe.side is not None:
         pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias)
-        pixels = pixels.clamp(0, 255).floor()  # these tools keep the resized clips as bytes, cut and not rounded
+        pixels = pixels.clamp(
+            0, 255
+        ).floor()  # these tools keep the resized clips as bytes, cut and not rounded
     if recipe.crop:
         pixels = _short_side(pixels, SIZE)
     elif pixels.shape[2:] != (SIZE, SIZE):

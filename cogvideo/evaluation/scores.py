@@ -20,7 +20,9 @@ from cogvideo.evaluation.sources import Side, open_side
 from cogvideo.io import write_json
 
 SPLITS = 10
-C3D_RECIPE = Recipe("inception-score", "TGANv2, which TATS and CogVideo used", 10_000, True, 0.0, clip="first")
+C3D_RECIPE = Recipe(
+    "inception-score", "TGANv2, which TATS and CogVideo used", 10_000, True, 0.0, clip="first"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, fl
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise CogVideoError(f"The Inception Score takes finite logits [n, classes], not {list(logits.shape)} or NaN.")
+        raise CogVideoError(
+            f"The Inception Score takes finite logits [n, classes], not {list(logits.shape)} or NaN."
+        )
     check_splits(len(logits), splits)
     scores = []
     for part in torch.from_numpy(logits).log_softmax(1).tensor_split(splits):
@@ -94,7 +98,9 @@ def evaluate_inception_score(
     def logits(some: list[np.ndarray]) -> np.ndarray:
         return network(torch.from_numpy(np.stack(some))).cpu().numpy()
 
-    rows = rows_of(clips, logits, key=f"c3d {network.digest}", total=len(side.names), title="C3D", progress=progress)
+    rows = rows_of(
+        clips, logits, key=f"c3d {network.digest}", total=len(side.names), title="C3D", progress=progress
+    )
     value, deviation = inception_score(rows, splits)
     protocol = {
         "generated": generated,
@@ -114,14 +120,24 @@ def evaluate_inception_score(
 def inception_card(result: InceptionScore) -> str:
     """The score and its protocol as lines of text."""
     p = result.protocol
-    mean = "a mean clip" if p["exact_mean"] else "Sports-1M's mean colour (no --c3d-mean was given; not as published)"
+    mean = (
+        "a mean clip"
+        if p["exact_mean"]
+        else "Sports-1M's mean colour (no --c3d-mean was given; not as published)"
+    )
     return lines(
         (
             "Inception Score",
             f"{result.value:.3f} ± {result.deviation:.3f} (mean and deviation of {result.splits} splits)",
         ),
-        ("all as one split", f"{result.whole:.3f} (TGANv2 and TATS repeat this for sets of 2048 or 10000 clips)"),
-        ("clips", f"{result.n}; it grows with their number: published with 10000 (CogVideo) and 2048 (StyleGAN-V)"),
+        (
+            "all as one split",
+            f"{result.whole:.3f} (TGANv2 and TATS repeat this for sets of 2048 or 10000 clips)",
+        ),
+        (
+            "clips",
+            f"{result.n}; it grows with their number: published with 10000 (CogVideo) and 2048 (StyleGAN-V)",
+        ),
         ("frames", f"{p['frames']}, squeezed to 112 x 112, minus {mean}"),
         ("generated", p["generated"]),
         ("skipped", "; ".join(p["skipped"]) or "none"),
@@ -149,7 +165,9 @@ class ClipEncoder:
             import open_clip  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
-            raise CogVideoError(f'CLIPSIM needs open_clip ({reason}): run `pip install "cogvideo[clip]"`.') from None
+            raise CogVideoError(
+                f'CLIPSIM needs open_clip ({reason}): run `pip install "cogvideo[clip]"`.'
+            ) from None
         except RuntimeError as error:  # "operator torchvision::nms does not exist"
             reason = str(error).partition("\n")[0].rstrip(".")
             raise CogVideoError(
@@ -159,16 +177,22 @@ class ClipEncoder:
             raise CogVideoError(f"open_clip has no model {name!r}: see open_clip.list_models().")
         weights = {key.removeprefix("module."): value for key, value in read_table(path, "of CLIP").items()}
         try:
-            model, _, transform = open_clip.create_model_and_transforms(name, load_weights=False, pretrained_text=False)
+            model, _, transform = open_clip.create_model_and_transforms(
+                name, load_weights=False, pretrained_text=False
+            )
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # models that take parts from the Hugging Face hub fail in many ways
             reason = str(error).partition("\n")[0].rstrip(".")
-            raise CogVideoError(f"{name} cannot be made without a network ({reason}): take another model.") from None
+            raise CogVideoError(
+                f"{name} cannot be made without a network ({reason}): take another model."
+            ) from None
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip().rstrip(".")[:200]
-            raise CogVideoError(f"{path} does not hold the weights of {name} ({reason}): check --clip-model.") from None
+            raise CogVideoError(
+                f"{path} does not hold the weights of {name} ({reason}): check --clip-model."
+            ) from None
         model = model.to(device).eval().requires_grad_(False)
         digest = hashlib.sha256(name.encode())
         for key in sorted(weights):
@@ -177,7 +201,9 @@ class ClipEncoder:
         def images(frames: np.ndarray) -> Tensor:
             from PIL import Image
 
-            return model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames]).to(device))
+            return model.encode_image(
+                torch.stack([transform(Image.fromarray(frame)) for frame in frames]).to(device)
+            )
 
         def texts(some: list[str]) -> Tensor:
             return model.encode_text(tokenizer(some).to(device))
@@ -223,7 +249,9 @@ def evaluate_clipsim(
         sides["real"] = open_side(real, n, seed=seed, device=device, progress=progress)
     prompts = {title: _prompts(side) for title, side in sides.items()}
     if real is not None and prompts["real"] != prompts["generated"]:
-        raise CogVideoError(f"{real} and {generated} do not have the same prompts in the same order: RM needs that.")
+        raise CogVideoError(
+            f"{real} and {generated} do not have the same prompts in the same order: RM needs that."
+        )
     skipped, found, values = [], [], {}
     for title, side in sides.items():
         kept: list[int] = []
@@ -255,7 +283,12 @@ def evaluate_clipsim(
 def clipsim_card(result: ClipSim) -> str:
     """The score and its protocol as lines of text."""
     p = result.protocol
-    rows = [("CLIPSIM", f"{result.value:.4f} ± {result.error:.2g} (standard error; GODIVA prints 100 times as much)")]
+    rows = [
+        (
+            "CLIPSIM",
+            f"{result.value:.4f} ± {result.error:.2g} (standard error; GODIVA prints 100 times as much)",
+        )
+    ]
     if result.relative is not None:
         rows.append(("relative matching", f"{result.relative:.4f} (mean over clips of generated / real)"))
         rows.append(("real", p["real"]))

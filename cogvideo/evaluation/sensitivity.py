@@ -109,8 +109,12 @@ def sensitivity(
         for kind, strength, clips in jobs:
             title = f"{recipe.name}, {'other real' if kind == 'real' else kind}"
             change = None if strength is None else _damaging(kind, strength, seed)
-            features = features_of(clips, recipe, network, size=truth.size, change=change, title=title, **common)
-            rows.append(Row(recipe.name, kind, strength, fvd(truth.values, features.values, recipe=recipe, seed=seed)))
+            features = features_of(
+                clips, recipe, network, size=truth.size, change=change, title=title, **common
+            )
+            rows.append(
+                Row(recipe.name, kind, strength, fvd(truth.values, features.values, recipe=recipe, seed=seed))
+            )
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
     print(table(result))
     if out:
@@ -129,7 +133,9 @@ def table(result: Sensitivity) -> str:
     for clips, strength in dict.fromkeys((row.clips, row.strength) for row in result.rows):
         title = clips if strength is None else f"{clips} {strength:g}"
         title = "other real (the floor)" if clips == "real" else title
-        lines.append(f"{title:<24}" + "".join(f"{values[clips, strength, preset]:>12.2f}" for preset in presets))
+        lines.append(
+            f"{title:<24}" + "".join(f"{values[clips, strength, preset]:>12.2f}" for preset in presets)
+        )
     p = result.protocol
     published = ", ".join(f"{preset} {find_recipe(preset).samples}" for preset in presets)
     lines.append(f"{p['n']} clips a side (published with: {published}); {p['real']}; seed {p['seed']}")
@@ -173,7 +179,9 @@ def check_damage(kind: str, strength: float) -> None:
     if kind not in DAMAGES:
         raise CogVideoError(f"There is no damage {kind!r}: choose one of {', '.join(DAMAGES)}.")
     if not 0 < strength <= 1:
-        raise CogVideoError(f"A damage cannot have the strength {strength:g}: choose more than 0 and at most 1.")
+        raise CogVideoError(
+            f"A damage cannot have the strength {strength:g}: choose more than 0 and at most 1."
+        )
 
 
 def _blurred(clip: np.ndarray, sigma: float) -> np.ndarray:
@@ -193,10 +201,14 @@ def _recoded(clip: np.ndarray, quantiser: int) -> np.ndarray:
     even = np.pad(clip, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=8, options={"qmin": str(quantiser), "qmax": str(quantiser)})
+        stream = container.add_stream(
+            "mpeg4", rate=8, options={"qmin": str(quantiser), "qmax": str(quantiser)}
+        )
         stream.width, stream.height, stream.pix_fmt = even.shape[2], even.shape[1], "yuv420p"
         for pixels in even:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+            )
         container.mux(stream.encode(None))
     file.seek(0)
     with av.open(file) as container:

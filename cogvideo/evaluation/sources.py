@@ -59,14 +59,21 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         kind, place, options = named
         known = OPTIONS[kind]
         if kind == "digits":
-            own_seed, seconds = number(options.get("seed", seed), spec), number(options.get("seconds", 4), spec)
+            own_seed, seconds = (
+                number(options.get("seed", seed), spec),
+                number(options.get("seconds", 4), spec),
+            )
             return digits(place, n, int(own_seed), seconds)
         if "weights" in known:
             from cogvideo.evaluation.protocols import kinetics_predictions, ucf101_samples
 
             if "weights" not in options:
-                raise CogVideoError(f"{spec} does not tell the weights: add ?weights=demo or those of a folder.")
-            seconds, overlap = (number(options[k], spec) if k in options else None for k in ("seconds", "overlap"))
+                raise CogVideoError(
+                    f"{spec} does not tell the weights: add ?weights=demo or those of a folder."
+                )
+            seconds, overlap = (
+                number(options[k], spec) if k in options else None for k in ("seconds", "overlap")
+            )
             common = {"split": options.get("split"), "prompts": options.get("prompts"), "device": device}
             if kind == "ucf101-samples":
                 return ucf101_samples(
@@ -81,7 +88,9 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
     if spec == "demo" or (folder / "pipeline.json").exists():
         return samples(spec, n, seed, device=device, progress=progress)
     if not folder.is_dir():
-        raise CogVideoError(f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`.")
+        raise CogVideoError(
+            f"{spec} is no folder, no data set and no weights: see `cogvideo evaluate fvd --help`."
+        )
     from cogvideo.checkpoints.released import is_released
 
     if is_released(folder):
@@ -119,7 +128,13 @@ def samples(
     names = [f"{i:06d}.npz" for i in range(n)]
     make = sampler(weights, prompts, seed, seconds, device)
     make, read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
-    return Side(f"{weights}?seed={seed}&seconds={seconds:g}", names, read, dict(zip(names, prompts, strict=True)), make)
+    return Side(
+        f"{weights}?seed={seed}&seconds={seconds:g}",
+        names,
+        read,
+        dict(zip(names, prompts, strict=True)),
+        make,
+    )
 
 
 def weights_place(weights: str) -> Path:
@@ -129,7 +144,9 @@ def weights_place(weights: str) -> Path:
 
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
-        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json in it.")
+        raise CogVideoError(
+            f"There are no weights at {source}: give demo or a folder with pipeline.json in it."
+        )
     return source
 
 
@@ -246,10 +263,14 @@ def _read_file(name: str) -> np.ndarray:
         with stored:
             return stored["frames" if "frames" in stored.files or len(stored.files) != 1 else stored.files[0]]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise CogVideoError(f"{name} cannot be read as frames ({first_sentence(error)}): write it again.") from None
+        raise CogVideoError(
+            f"{name} cannot be read as frames ({first_sentence(error)}): write it again."
+        ) from None
 
 
 def _captions(folder: Path) -> dict[str, str]:
     """The English captions in a folder's captions.jsonl by the paths of the files, if there is one."""
     file = folder / "captions.jsonl"
-    return {str(folder / row["path"]): row["caption"] for row in read_captions(file)} if file.is_file() else {}
+    return (
+        {str(folder / row["path"]): row["caption"] for row in read_captions(file)} if file.is_file() else {}
+    )

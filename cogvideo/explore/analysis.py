@@ -42,14 +42,35 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
                 continue
             means = {name: _mean(values[..., some]) for name, values in measured.items()}
             offsets = [0] if channel == "spatial" else [other - time for other in range(t)]
-            means |= {f"frame {o:+d}" if o else "frame 0": frames[..., some, i].mean(-1) for i, o in enumerate(offsets)}
+            means |= {
+                f"frame {o:+d}" if o else "frame 0": frames[..., some, i].mean(-1)
+                for i, o in enumerate(offsets)
+            }
             for index in np.ndindex(maps.shape[:2]):
-                place = {"channel": channel, "layer": captured.layers[index[0]], "head": captured.heads[index[1]]}
+                place = {
+                    "channel": channel,
+                    "layer": captured.layers[index[0]],
+                    "head": captured.heads[index[1]],
+                }
                 rows.append(
-                    place | {"time": int(time)} | {name: float(values[index]) for name, values in means.items()}
+                    place
+                    | {"time": int(time)}
+                    | {name: float(values[index]) for name, values in means.items()}
                 )
     offsets = [f"frame {o:+d}" if o else "frame 0" for o in range(1 - t, t)]
-    order = ["channel", "layer", "head", "time", "text", "begin", *offsets, "entropy", "evenness", "distance", "lag"]
+    order = [
+        "channel",
+        "layer",
+        "head",
+        "time",
+        "text",
+        "begin",
+        *offsets,
+        "entropy",
+        "evenness",
+        "distance",
+        "lag",
+    ]
     return pd.DataFrame(rows).reindex(columns=order)
 
 
@@ -95,9 +116,18 @@ def gate_table(captured: Captured) -> Any:
     rows = []
     for index, gate in enumerate(captured.gate):
         least, lower, median, upper, most = np.quantile(gate, [0, 0.25, 0.5, 0.75, 1])
-        row = {"layer": captured.layers[index], "mean": gate.mean(), "std": gate.std(), "least": least, "lower": lower}
+        row = {
+            "layer": captured.layers[index],
+            "mean": gate.mean(),
+            "std": gate.std(),
+            "least": least,
+            "lower": lower,
+        }
         row |= {"median": median, "upper": upper, "most": most}
-        row |= {"spatial": captured.spatial_norm[index].mean(), "temporal": captured.temporal_norm[index].mean()}  # type: ignore[index]
+        row |= {
+            "spatial": captured.spatial_norm[index].mean(),
+            "temporal": captured.temporal_norm[index].mean(),
+        }  # type: ignore[index]
         rows.append(row | {"temporal part": part[index].mean()})
     return pd.DataFrame(rows).astype(float).astype({"layer": int})
 

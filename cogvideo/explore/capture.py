@@ -58,12 +58,20 @@ class Captured:
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     queries: np.ndarray  # int [Q,2]: time and place
-    spatial: np.ndarray | None  # [layers, heads, Q, L+N] over the text and the query's own frame; rows sum to 1
+    spatial: (
+        np.ndarray | None
+    )  # [layers, heads, Q, L+N] over the text and the query's own frame; rows sum to 1
     temporal: np.ndarray | None  # [layers, heads, Q, L+T*N] over the text and all frames in the order of time
-    spatial_visible: np.ndarray | None  # bool [layers, Q, L+N]: what a query may attend to (padding it may not)
+    spatial_visible: (
+        np.ndarray | None
+    )  # bool [layers, Q, L+N]: what a query may attend to (padding it may not)
     temporal_visible: np.ndarray | None  # bool [layers, Q, L+T*N]; odd layers have shifted windows
-    gate: np.ndarray | None  # [layers, D]: sigmoid(gate), the spatial channel's share; None for an image model
-    spatial_norm: np.ndarray | None  # [layers, Q]: length of the channel's output over all heads, before the gate
+    gate: (
+        np.ndarray | None
+    )  # [layers, D]: sigmoid(gate), the spatial channel's share; None for an image model
+    spatial_norm: (
+        np.ndarray | None
+    )  # [layers, Q]: length of the channel's output over all heads, before the gate
     temporal_norm: np.ndarray | None  # [layers, Q]
     text_ids: np.ndarray  # int64 [L]
     text_mask: np.ndarray  # bool [L]: true at real tokens
@@ -80,7 +88,9 @@ class Captured:
         """Weights [layers, heads, Q, keys] of a channel; raises CogVideoError where it was not captured."""
         found = {"spatial": self.spatial, "temporal": self.temporal}.get(channel)
         if found is None:
-            raise CogVideoError(f"The {channel} channel was not captured: name it in channels, if the model has it.")
+            raise CogVideoError(
+                f"The {channel} channel was not captured: name it in channels, if the model has it."
+            )
         return found
 
     def visible(self, channel: str) -> np.ndarray:
@@ -151,7 +161,9 @@ class Recording:
         max_bytes: int = 2 * GB,
     ) -> Captured:
         """Maps of the chosen parts; see the function `capture`."""
-        chosen = choose(self.model.config, list(self.inputs), layers, heads, queries, channels, self.frames.shape[0])
+        chosen = choose(
+            self.model.config, list(self.inputs), layers, heads, queries, channels, self.frames.shape[0]
+        )
         if missing := [layer for layer in chosen.layers if layer not in self.inputs]:
             raise CogVideoError(f"Layers {missing} were not recorded: name them in record(layers=...).")
         check_memory(self.model, self.text_ids, self.frames, chosen, max_bytes, recorded=True)
@@ -167,7 +179,9 @@ class Recording:
                 assert isinstance(block, Block)
                 self._capture_layer(block, index, layers.index(index), heads, places, kept)
                 gates[index] = None if block.gate is None else block.gate.sigmoid().float().cpu().numpy()
-        arrays = {name: value for kind, channel in kept.items() for name, value in channel.named(kind).items()}
+        arrays = {
+            name: value for kind, channel in kept.items() for name, value in channel.named(kind).items()
+        }
         absent = dict.fromkeys(f"{kind}{end}" for kind in CHANNELS for end in ("", "_visible", "_norm"))
         return Captured(
             layers=tuple(layers),
@@ -230,7 +244,13 @@ class Recording:
         return q, k, v, self.temporal_bias[index % 2][0]
 
     def _capture_layer(
-        self, block: Block, index: int, number: int, heads: list[int], queries: np.ndarray, kept: dict[str, "_Kept"]
+        self,
+        block: Block,
+        index: int,
+        number: int,
+        heads: list[int],
+        queries: np.ndarray,
+        kept: dict[str, "_Kept"],
     ) -> None:
         n = self.frames.shape[1]
         for kind, target in kept.items():

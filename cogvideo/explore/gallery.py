@@ -39,7 +39,9 @@ def plot_stage(c: ModelConfig, title: str = "", *, time: int | None = None, plac
     time = generated[-1] if time is None else time
     place = c.frame_tokens // 2 + c.frame_width // 2 if place is None else place
     channels = _channels(c)
-    figure = plt.figure(figsize=(12.5, 2.0 + 1.55 * (2 + len(channels))), facecolor="white", layout="constrained")
+    figure = plt.figure(
+        figsize=(12.5, 2.0 + 1.55 * (2 + len(channels))), facecolor="white", layout="constrained"
+    )
     halves: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
     left, right = halves
     axes = left.subplots(2 + len(channels), c.num_frames + 1, width_ratios=[0.62] + [1] * c.num_frames)
@@ -81,7 +83,9 @@ def _draw_positions(line: Any, c: ModelConfig, generated: list[int]) -> None:
     line[0].set_ylabel("the sequence and\nits position ids", fontsize=9)
 
 
-def _draw_view(line: Any, c: ModelConfig, name: str, mask: np.ndarray, color: str, time: int, place: int) -> None:
+def _draw_view(
+    line: Any, c: ModelConfig, name: str, mask: np.ndarray, color: str, time: int, place: int
+) -> None:
     """What one place may look at; keys are put at the patches that they hold."""
     row = mask[time * c.frame_tokens + place][None]
     seen = to_patches(row, 0, c.frame_height, c.frame_width)
@@ -105,7 +109,9 @@ def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
     shades = plt.get_cmap("cividis")
     line[0].axis("off")
     count = len(generated) * c.frame_tokens
-    line[0].text(0.5, 0.5, f"earliest decoding:\n{count} tokens\nin {last} steps", ha="center", va="center", fontsize=9)
+    line[0].text(
+        0.5, 0.5, f"earliest decoding:\n{count} tokens\nin {last} steps", ha="center", va="center", fontsize=9
+    )
     for time, axis in enumerate(line[1:]):
         values = steps.get(time)
         if values is None:
@@ -118,7 +124,9 @@ def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
         axis.set_xlabel(f"steps {values.min()}..{values.max()}", fontsize=7.5)
 
 
-def _draw_masks(home: Any, c: ModelConfig, channels: dict[str, tuple[np.ndarray, str]], time: int, place: int) -> None:
+def _draw_masks(
+    home: Any, c: ModelConfig, channels: dict[str, tuple[np.ndarray, str]], time: int, place: int
+) -> None:
     """Masks as matrices of places, and the windows of a frame."""
     *axes, last = home.subplots(len(channels) + 1, 1)
     n, total = c.frame_tokens, c.num_frames * c.frame_tokens

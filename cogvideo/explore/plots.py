@@ -22,7 +22,13 @@ BLUE, ORANGE, GREEN, SKY, YELLOW, PINK, GREY = (
     "#999999",
 )
 HEAT = "cividis"
-PARTS = {"words": YELLOW, "begin-of-images": GREY, "own frame": BLUE, "earlier frames": SKY, "later frames": GREEN}
+PARTS = {
+    "words": YELLOW,
+    "begin-of-images": GREY,
+    "own frame": BLUE,
+    "earlier frames": SKY,
+    "later frames": GREEN,
+}
 
 
 def plot_attention(tables: Mapping[str, Any]) -> Any:
@@ -44,7 +50,12 @@ def plot_attention(tables: Mapping[str, Any]) -> Any:
         for part, widths in parts.items():
             axis.barh(range(len(means)), widths, left=left, color=PARTS[part], label=part, height=0.82)
             left += widths
-        axis.set(yticks=range(len(means)), yticklabels=_names(means), xlim=(0, 1), title=f"{name}\n{channel} channel")
+        axis.set(
+            yticks=range(len(means)),
+            yticklabels=_names(means),
+            xlim=(0, 1),
+            title=f"{name}\n{channel} channel",
+        )
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
@@ -57,7 +68,11 @@ def plot_attention(tables: Mapping[str, Any]) -> Any:
 def plot_reach(table: Any) -> Any:
     """How evenly heads look, how far in space and how far back in time: a cell for each layer and head of each channel."""
     channels = list(table["channel"].unique())
-    measures = {"evenness": "evenness (1: all alike)", "distance": "distance in patches", "lag": "frames back"}
+    measures = {
+        "evenness": "evenness (1: all alike)",
+        "distance": "distance in patches",
+        "lag": "frames back",
+    }
     figure, axes = _grid(len(channels), 3, 3.0, 2.2)
     for row, channel in zip(axes, channels, strict=True):
         means = _by_head(table, channel)
@@ -94,7 +109,14 @@ def plot_gates(captures: Mapping[str, Captured]) -> Any:
         drawn = axis.violinplot(list(1 - captured.gate), places, showextrema=False, widths=0.8)
         for body in drawn["bodies"]:
             body.set(facecolor=SKY, alpha=0.8, edgecolor="none")
-        axis.vlines(places, 1 - table["upper"], 1 - table["lower"], color=BLUE, lw=4, label="middle half of dimensions")
+        axis.vlines(
+            places,
+            1 - table["upper"],
+            1 - table["lower"],
+            color=BLUE,
+            lw=4,
+            label="middle half of dimensions",
+        )
         axis.plot(places, 1 - table["mean"], "o", color="white", mec=BLUE, ms=6, label="mean of dimensions")
         axis.plot(places, table["temporal part"], "X", color=ORANGE, ms=8, label="part of the output")
         axis.axhline(0.5, color=GREY, lw=0.8, ls=":")
@@ -105,7 +127,9 @@ def plot_gates(captures: Mapping[str, Captured]) -> Any:
     return _labelled(figure, "gates by layer")
 
 
-def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *, layer: int | None = None) -> Any:
+def plot_patch(
+    captured: Captured, pixels: np.ndarray, time: int, place: int, *, layer: int | None = None
+) -> Any:
     """What one patch looked at: words at the left, patches of all frames at the right; pixels uint8 [T,H,W,3].
 
     Rows: both channels, their mixture, each the mean over heads of `layer` (None: the last captured), and the rollout through
@@ -122,7 +146,10 @@ def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *,
         )
     if captured.gate is not None:
         seen = captured.patches(captured.temporal_visible[index, row])  # type: ignore[index]
-        shown[f"mixed\nlayer {captured.layers[index]}"] = captured.patches(both_channels(captured)[index, row]), seen
+        shown[f"mixed\nlayer {captured.layers[index]}"] = (
+            captured.patches(both_channels(captured)[index, row]),
+            seen,
+        )
     followed = captured.patches(rollout(captured)[row])
     shown[f"rollout\n{len(captured.layers)} layers"] = followed, followed._replace(grid=followed.grid > 0)
     figure, axes = _clip_axes(len(shown), pixels, words=True)
@@ -138,13 +165,19 @@ def plot_patch(captured: Captured, pixels: np.ndarray, time: int, place: int, *,
         bars.tick_params(axis="x", labelsize=6)
         bars.spines[["top", "right"]].set_visible(False)
         _frames(
-            line[1:], pixels, *_all_frames(weights, seen, time, len(pixels)), mark=(time, place), config=captured.config
+            line[1:],
+            pixels,
+            *_all_frames(weights, seen, time, len(pixels)),
+            mark=(time, place),
+            config=captured.config,
         )
         line[1].set_ylabel(name, fontsize=8)
     return _labelled(figure, f"what patch {place} of frame {time} looked at")
 
 
-def plot_words(captured: Captured, pixels: np.ndarray, *, channel: str = "spatial", reduce: str = "mean") -> Any:
+def plot_words(
+    captured: Captured, pixels: np.ndarray, *, channel: str = "spatial", reduce: str = "mean"
+) -> Any:
     """Which patches look at each word, over the whole clip: rows are words, columns frames; one scale for all words.
 
     Hatched: the last patch of a frame that is known beforehand, which looks at nothing.
@@ -194,7 +227,9 @@ def plot_following(tables: Mapping[str, Any]) -> Any:
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         places = np.arange(len(table))
         for measure, (mark, color, label) in shown.items():
-            axis.plot(table[measure], places, mark, color=color, ms=7 if measure == "follow" else 5, label=label)
+            axis.plot(
+                table[measure], places, mark, color=color, ms=7 if measure == "follow" else 5, label=label
+            )
         axis.plot(table["even"], places, "|", color="black", ms=7, label="all keys alike")
         axis.set(
             title=name,
@@ -269,14 +304,18 @@ def _frames(
         axis.imshow(heat[time], cmap=HEAT, vmin=0, vmax=most, extent=edges, interpolation="nearest")
         light = pixels[time].max(-1).astype(float)
         if light.max() > 60:
-            axis.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, light, levels=[60], colors="white", linewidths=0.8)
+            axis.contour(
+                np.arange(w) + 0.5, np.arange(h) + 0.5, light, levels=[60], colors="white", linewidths=0.8
+            )
         high, wide = h / config.frame_height, w / config.frame_width
         for row, column in np.argwhere(~visible[time]):
             box = (column * wide, row * high), wide, high
             axis.add_patch(plt.Rectangle(*box, fc="#dddddd", ec="#aaaaaa", hatch="////", lw=0))
         if mark and mark[0] == time:
             row, column = divmod(mark[1], config.frame_width)
-            axis.add_patch(plt.Rectangle((column * wide, row * high), wide, high, fill=False, ec=ORANGE, lw=2))
+            axis.add_patch(
+                plt.Rectangle((column * wide, row * high), wide, high, fill=False, ec=ORANGE, lw=2)
+            )
         axis.set(xticks=[], yticks=[])
 
 
@@ -297,7 +336,10 @@ def _cells(figure, axis, table: Any, low: float, high: float, title: str, *, bar
                 color="black" if shade > 0.5 else "white",
             )
     axis.set(
-        xticks=range(len(table.columns)), xticklabels=table.columns, yticks=range(len(table)), yticklabels=table.index
+        xticks=range(len(table.columns)),
+        xticklabels=table.columns,
+        yticks=range(len(table)),
+        yticklabels=table.index,
     )
     axis.set_xlabel("head", fontsize=8)
     axis.set_ylabel("layer", fontsize=8)

@@ -16,7 +16,9 @@ from cogvideo.sampling.decode import check_ids
 
 CHANNELS = ("spatial", "temporal")
 CHUNK_BYTES = 64 * 2**20  # of the scores that are computed at once
-RUN_TENSORS = 24  # tensors of the size of all places that a layer holds at its peak, its MLP's four-fold width included
+RUN_TENSORS = (
+    24  # tensors of the size of all places that a layer holds at its peak, its MLP's four-fold width included
+)
 
 
 def memory_needed(
@@ -89,7 +91,9 @@ def choose(
     shape = (num_frames, c.frame_tokens)
     places = np.argwhere(np.ones(shape, bool)) if queries is None else np.asarray(queries)
     if places.ndim != 2 or places.shape[1] != 2 or not len(places) or places.dtype.kind not in "iu":
-        raise CogVideoError("queries should be pairs of a frame's number and a place in it, such as [(0, 0), (1, 5)].")
+        raise CogVideoError(
+            "queries should be pairs of a frame's number and a place in it, such as [(0, 0), (1, 5)]."
+        )
     outside = ((places < 0) | (places >= shape)).any(1)
     if outside.any():
         time, place = places[outside][0]
@@ -121,7 +125,9 @@ def one_clip(
     """Text, frames and mask of one clip with their batch of one, on the model's device; refuses what does not fit."""
     c, device = model.config, model.word_embedding.weight.device
     text_ids, frames = (torch.as_tensor(t, device=device) for t in (text_ids, frames))
-    text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else torch.as_tensor(text_mask)
+    text_mask = (
+        torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else torch.as_tensor(text_mask)
+    )
     text_ids = text_ids[None] if text_ids.ndim == 1 else text_ids
     text_mask = (text_mask[None] if text_mask.ndim == 1 else text_mask).to(device).bool()
     frames = frames[None] if frames.ndim == 2 else frames
@@ -137,7 +143,9 @@ def one_clip(
             f"not {list(text_ids.shape)}, {list(text_mask.shape)} and {list(frames.shape)}."
         )
     if not 1 <= text_ids.shape[1] <= c.text_length:
-        raise CogVideoError(f"The text has {text_ids.shape[1]} slots, but this model takes 1..{c.text_length}.")
+        raise CogVideoError(
+            f"The text has {text_ids.shape[1]} slots, but this model takes 1..{c.text_length}."
+        )
     check_ids(text_ids, c.vocab_size, "The text")
     check_ids(frames, c.image_tokens, "The clip")
     return text_ids, frames, text_mask
@@ -146,5 +154,7 @@ def one_clip(
 def labels(words: Sequence[str] | None, text_ids: Tensor) -> tuple[str, ...]:
     labels = tuple(map(str, text_ids.tolist())) if words is None else tuple(words)
     if len(labels) != len(text_ids):
-        raise CogVideoError(f"There are {len(labels)} words for {len(text_ids)} text slots: give one for each.")
+        raise CogVideoError(
+            f"There are {len(labels)} words for {len(text_ids)} text slots: give one for each."
+        )
     return labels

@@ -90,9 +90,9 @@ def temporal_pieces(c: ModelConfig, layer: int, visible: Tensor, text_bias: Tens
     frames = torch.tensor(masks.frame_order(c))
     rank = frames.argsort()  # of a time among the frames as they are computed
     # Windows of one size stand together, so that one call computes them.
-    key = (sizes[windows] * (windows.max() + 1) + windows).repeat(c.num_frames) * c.num_frames + rank.repeat_interleave(
-        n
-    )
+    key = (sizes[windows] * (windows.max() + 1) + windows).repeat(
+        c.num_frames
+    ) * c.num_frames + rank.repeat_interleave(n)
     order = key.argsort(stable=True).to(visible.device)
     given = int(masks.is_given(c).sum())
     ends = [given] * (given > 0) + list(range(given + 1, c.num_frames + 1))
@@ -120,7 +120,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Pieces | None) -> Ten
     # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
     # flatten and view instead of einops, whose bookkeeping would cost as much again.
     shape = q.shape
-    q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
+    q, k, v = (
+        t.flatten(0, -3) for t in (q, k, v)
+    )  # no copy where heads and rows follow each other in memory
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
@@ -129,7 +131,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Pieces | None) -> Ten
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

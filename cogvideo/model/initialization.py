@@ -17,7 +17,9 @@ def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.data.fill_(0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight")))
+            parameter.data.fill_(
+                0.4 if name.endswith("out_norm.weight") else float(name.endswith("norm.weight"))
+            )
         else:
             std = EMBEDDING_SCALE if "embedding" in name else 0.02
             if name.endswith(("dense.weight", "down.weight")):

@@ -20,7 +20,12 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.attention import Pieces, attend, compute_dtype, hidden_bias, temporal_pieces
-from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
+from cogvideo.model.initialization import (
+    EMBEDDING_SCALE,
+    codebook_embedding,
+    grid_positions,
+    initialize_weights,
+)
 from cogvideo.model.losses import linear_cross_entropy
 
 KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
@@ -94,7 +99,9 @@ class Block(nn.Module):
         f = x.shape[1]
         (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
         k, v = memory.spatial_extend(k, v)
-        rows = "(b f)" if memory.wave is None else "(f b)"  # as they lie in memory, so that caches are not copied
+        rows = (
+            "(b f)" if memory.wave is None else "(f b)"
+        )  # as they lie in memory, so that caches are not copied
         bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), f"b f one q k -> {rows} one q k")
         q, k, v = (rearrange(t, f"b f h p d -> {rows} h p d") for t in (q, k, v))
         out = rearrange(attend(q, k, v, bias), f"{rows} h q d -> b f q (h d)", f=f)
@@ -106,7 +113,12 @@ class Block(nn.Module):
         return self.add_attention(x, self.merge(out, later))
 
     def both(
-        self, text: Tensor, x: Tensor, real: Tensor, spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
+        self,
+        text: Tensor,
+        x: Tensor,
+        real: Tensor,
+        spatial_bias: Tensor,
+        temporal_bias: Tensor | Pieces | None,
     ) -> tuple[Tensor, Tensor]:
         """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; real: the bias [B,1,1,L] that hides padding."""
         text, spatial, temporal = self.encode_text(text, real)
@@ -208,7 +220,9 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
+        )
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.fast)
         self._masks: dict[str, Tensor] = {}
@@ -222,7 +236,9 @@ class CogVideoTransformer(nn.Module):
         c = self.config
         initialize_weights(self, c.num_layers, seed)
         if codebook is not None:
-            self.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(codebook, c.hidden_size, seed)
+            self.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(
+                codebook, c.hidden_size, seed
+            )
         grid = EMBEDDING_SCALE * grid_positions(c.frame_height, c.frame_width, c.hidden_size)
         first = c.first_frame_position
         self.base_position_embedding.weight.data[first : first + c.frame_tokens] = grid
@@ -269,7 +285,9 @@ class CogVideoTransformer(nn.Module):
             memories.append(LayerMemory(spatial, temporal))
         return EncodedText(memories, real)
 
-    def run(self, x: Tensor, text: EncodedText, spatial_bias: Tensor, temporal_bias: list[Tensor] | None) -> Tensor:
+    def run(
+        self, x: Tensor, text: EncodedText, spatial_bias: Tensor, temporal_bias: list[Tensor] | None
+    ) -> Tensor:
         """All layers over a chunk [B,F,Q,D]; temporal_bias holds one bias for even and one for odd layers."""
         for index, (block, memory) in enumerate(zip(self.blocks, text.layers, strict=True)):
             x = block(x, memory, spatial_bias, None if temporal_bias is None else temporal_bias[index % 2])
@@ -316,12 +334,17 @@ class CogVideoTransformer(nn.Module):
 
     def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
         """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
-        return _join(real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None])
+        return _join(
+            real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None]
+        )
 
     def _temporal_visible(self, t: int, device: torch.device) -> list[Tensor]:
         """Temporal masks [t*N,t*N] of even and odd layers, or one of all layers."""
         p = t * self.config.frame_tokens
-        return [self.mask(f"temporal_{parity}", device)[:p, :p] for parity in range(2 if self.config.window else 1)]
+        return [
+            self.mask(f"temporal_{parity}", device)[:p, :p]
+            for parity in range(2 if self.config.window else 1)
+        ]
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
@@ -334,7 +357,9 @@ class CogVideoTransformer(nn.Module):
     def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Cross entropy [B,T,N] (nats) of every frame token; places of untrained frames are computed as well."""
         logits = self(text_ids, frames, text_mask)
-        losses = F.cross_entropy(rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1).long(), reduction="none")
+        losses = F.cross_entropy(
+            rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1).long(), reduction="none"
+        )
         return losses.view(frames.shape)
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
@@ -371,7 +396,9 @@ class CogVideoTransformer(nn.Module):
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             inputs = (text, x, real, spatial, None if temporal is None else temporal[index % len(temporal)])
-            text, x = checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
+            text, x = (
+                checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
+            )
         hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")
         targets = frames[:, trained].long()
         losses = linear_cross_entropy(hidden, self.word_embedding.weight[: c.image_tokens], targets.flatten())

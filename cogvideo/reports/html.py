@@ -110,7 +110,9 @@ def markdown(text: str) -> str:
     return str(mistune.create_markdown(escape=True, plugins=["table"])(text))
 
 
-def table(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], *, text: Sequence[int] = (0,)) -> str:
+def table(
+    name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], *, text: Sequence[int] = (0,)
+) -> str:
     """A table with the id `name`. Cells are values (see `number`), or (value, class) to be coloured.
 
     text: columns that hold words and stand on the left.
@@ -123,12 +125,11 @@ def table(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], *, te
         return f"<td{attribute}>{escape(number(value))}</td>"
 
     head = "".join(
-        f"<th{' class=text' if column in text else ''}>{escape(title)}</th>" for column, title in enumerate(header)
+        f"<th{' class=text' if column in text else ''}>{escape(title)}</th>"
+        for column, title in enumerate(header)
     )
     body = "\n".join(f"<tr>{''.join(cell(i, value) for i, value in enumerate(row))}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
+    return f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def figure(drawn: Any, caption: str = "") -> str:
@@ -168,4 +169,6 @@ def _clip(video: Video | None) -> str:
 
 def write(path: str | Path, title: str, parts: Sequence[str]) -> Path:
     """Write the page, whole or not at all. Raises CogVideoError for a place that cannot be written."""
-    return write_whole(path, PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n" + "\n".join(parts)))
+    return write_whole(
+        path, PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n" + "\n".join(parts))
+    )

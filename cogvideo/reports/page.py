@@ -35,7 +35,9 @@ small {{ display: block; font-weight: 400 }}
 """
 
 
-def write_page(path: str | Path, sections: Sequence[tuple[str, Video | Sequence[Video]]], about: str = "") -> Path:
+def write_page(
+    path: str | Path, sections: Sequence[tuple[str, Video | Sequence[Video]]], about: str = ""
+) -> Path:
     """Write a page that plays every clip above its prompt and settings, section by section; whole or not at all.
 
     The first section's title is the page's, with `about` below it. Raises CogVideoError for no sections and for a place
@@ -46,7 +48,9 @@ def write_page(path: str | Path, sections: Sequence[tuple[str, Video | Sequence[
         raise CogVideoError(f"{path} would be a page without sections: give at least one (title, videos).")
     parts = []
     for number, (title, videos) in enumerate(sections):
-        heading = f"<h2>{escape(title)}</h2>" if number else f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>"
+        heading = (
+            f"<h2>{escape(title)}</h2>" if number else f"<h1>{escape(title)}</h1>\n<p>{escape(about)}</p>"
+        )
         cards = map(_card, [videos] if isinstance(videos, Video) else videos)
         parts.append(f"{heading}\n<section>\n{chr(10).join(cards)}\n</section>")
     return write_whole(path, PAGE.format(title=escape(sections[0][0]), body="\n".join(parts)))
@@ -54,6 +58,10 @@ def write_page(path: str | Path, sections: Sequence[tuple[str, Video | Sequence[
 
 def _card(video: Video) -> str:
     settings = {name.replace("_", " "): value for name, value in video.settings.items() if name != "prompt"}
-    facts = [f"{len(video)} frames", f"{video.fps:g} fps", *(f"{name} {value}" for name, value in settings.items())]
+    facts = [
+        f"{len(video)} frames",
+        f"{video.fps:g} fps",
+        *(f"{name} {value}" for name, value in settings.items()),
+    ]
     caption = f"{escape(str(video.settings.get('prompt', '')))}<small>{escape(' · '.join(facts))}</small>"
     return f"<figure>{video.video_tag()}<figcaption>{caption}</figcaption></figure>"

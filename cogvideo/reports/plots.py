@@ -9,7 +9,9 @@ from cogvideo.evaluation.fvd_plots import BLUE, GREEN, GREY, ORANGE
 from cogvideo.sweeps.statistics import Difference, values
 
 
-def plot_values(rows: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[str], shown: Mapping[str, str]) -> Any:
+def plot_values(
+    rows: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[str], shown: Mapping[str, str]
+) -> Any:
     """A panel for each metric: a dot for each seed of every variant, a bar at the mean. shown: titles of the metrics."""
     variants = list(dict.fromkeys(row[by] for row in rows))
     figure, axes = _panels(len(metrics), len(variants))

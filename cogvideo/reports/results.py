@@ -81,16 +81,24 @@ def read_results(path: str | Path) -> Results:
     if rows is None:
         folder = folder or sweep.folder
         made = {point.name for point in sweep.points if (folder / point.name / "point.json").exists()}
-        rows = _plain(table.gather(sweep).to_dict("records")) if folder == sweep.folder else read_table(_table(folder))
+        rows = (
+            _plain(table.gather(sweep).to_dict("records"))
+            if folder == sweep.folder
+            else read_table(_table(folder))
+        )
         if not made:
-            raise CogVideoError(f"{folder} holds no points of {sweep.file.name}: run `cogvideo sweep run` first.")
+            raise CogVideoError(
+                f"{folder} holds no points of {sweep.file.name}: run `cogvideo sweep run` first."
+            )
     if not any(row["status"] in USABLE for row in rows):
         raise CogVideoError(f"No point of {sweep.name} is done: look with `cogvideo sweep status`.")
     return Results(
         name=sweep.name,
         question=sweep.question,
         rows=rows,
-        parameters=[name for name in map(table.parameter_column, sweep.points[0].parameters) if name in rows[0]],
+        parameters=[
+            name for name in map(table.parameter_column, sweep.points[0].parameters) if name in rows[0]
+        ],
         metrics=_metrics(sweep, rows),
         variant=sweep.variant and table.parameter_column(sweep.variant),
         baseline=sweep.baseline,
@@ -112,7 +120,9 @@ def _sweep_file(path: Path, name: str) -> Path:
 def _table(folder: Path) -> Path:
     path = folder / "table.csv"
     if not path.exists():
-        raise CogVideoError(f"{folder} has no table.csv: run `cogvideo sweep run` on its sweep file to the end.")
+        raise CogVideoError(
+            f"{folder} has no table.csv: run `cogvideo sweep run` on its sweep file to the end."
+        )
     return path
 
 
@@ -145,7 +155,9 @@ def _metrics(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the sweep collects; without that, all columns of numbers that are neither parameters nor the sweep's own."""
     parameters = sweep.points[0].parameters
     own = {*table.FIRST, *table.LAST, *map(table.parameter_column, parameters)}
-    wanted = [table.metric_column(name, parameters) for name in sweep.collect] or [n for n in rows[0] if n not in own]
+    wanted = [table.metric_column(name, parameters) for name in sweep.collect] or [
+        n for n in rows[0] if n not in own
+    ]
     return [name for name in wanted if any(isinstance(row.get(name), (int, float)) for row in rows)]
 
 
@@ -184,7 +196,9 @@ def clip_files(results: Results) -> dict[str, dict[str, tuple[str, Path]]]:
             for prompt, path in _clips_of(results.folder / row["point"]).items():
                 found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
     if not found:
-        raise CogVideoError(f"No point of {results.name} kept clips here: run the sweep on this machine first.")
+        raise CogVideoError(
+            f"No point of {results.name} kept clips here: run the sweep on this machine first."
+        )
     return found
 
 
@@ -207,7 +221,8 @@ def _clips_of(folder: Path) -> dict[str, Path]:
     told = folder / files.get("sample_prompts", "")
     prompts = dict(enumerate(json.loads(told.read_text("utf-8")))) if told.is_file() else {}
     named = {
-        prompts.get(i, {}).get("prompt", f"clip {i + 1}"): folder / n for i, n in enumerate(files.get("samples", []))
+        prompts.get(i, {}).get("prompt", f"clip {i + 1}"): folder / n
+        for i, n in enumerate(files.get("samples", []))
     }
     return {prompt: path for prompt, path in named.items() if path.is_file()}
 

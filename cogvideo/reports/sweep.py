@@ -163,7 +163,9 @@ def _signed(value: float) -> str:
 
 def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
     shown = {metric: TITLES.get(metric, metric) for metric in results.metrics}
-    header = [f"{title} ({'low' if better(metric) < 0 else 'high'} is better)" for metric, title in shown.items()]
+    header = [
+        f"{title} ({'low' if better(metric) < 0 else 'high'} is better)" for metric, title in shown.items()
+    ]
     points = labelled(results)
     sums = {(s.variant, s.metric): s for s in summarize(points, LABEL, results.metrics)}
     rows = []
@@ -175,12 +177,23 @@ def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
         html.heading("The table"),
         html.paragraph("Mean ± standard deviation over seeds."),
         html.table("summary", [results.variant or "", "seeds", *header], rows),
-        html.figure(plots.plot_values(points, LABEL, results.metrics, shown), "A dot a seed; the line is the mean."),
+        html.figure(
+            plots.plot_values(points, LABEL, results.metrics, shown), "A dot a seed; the line is the mean."
+        ),
         *_curves(results, shown),
     ]
     if found:
         rows = [
-            [str(d.variant), TITLES.get(d.metric, d.metric), d.mean, d.low, d.high, f"{d.p:.2g}", d.n, _colored(d)]
+            [
+                str(d.variant),
+                TITLES.get(d.metric, d.metric),
+                d.mean,
+                d.low,
+                d.high,
+                f"{d.p:.2g}",
+                d.n,
+                _colored(d),
+            ]
             for d in found
         ]
         parts += [
@@ -253,7 +266,9 @@ def _costs(results: Results) -> list[str]:
         seconds = [row["seconds"] for row in some if row.get("seconds") is not None]
         memory = [row["peak_memory"] / 1e9 for row in some if row.get("peak_memory") is not None]
         mean = sum(seconds) / len(seconds) if seconds else None
-        rows.append([str(variant), len(some), mean, sum(seconds) if seconds else None, max(memory, default=None)])
+        rows.append(
+            [str(variant), len(some), mean, sum(seconds) if seconds else None, max(memory, default=None)]
+        )
     header = [results.variant or "", "points", "seconds a point", "seconds in all", "peak memory, GB"]
     return [html.heading("Costs"), html.table("costs", header, rows)]
 
@@ -275,22 +290,23 @@ def _points(results: Results) -> list[str]:
     varied = [name for name in results.parameters if name not in results.fixed()]
     rows = [[*(row.get(n) for n in varied), *(row.get(n) for n in results.metrics), row.get("seconds")] for row in results.usable]  # fmt: skip
     header = [*varied, *(TITLES.get(name, name) for name in results.metrics), "seconds"]
-    return [
-        html.heading("All points"),
-        html.table("points", header, rows, text=tuple(range(len(varied)))),
-    ]
+    return [html.heading("All points"), html.table("points", header, rows, text=tuple(range(len(varied))))]
 
 
 def _repeat(results: Results) -> list[str]:
     versions = "; ".join(
-        ", ".join(f"{name} {version}" for name, version in json.loads(told).items()) if told.startswith("{") else told
+        ", ".join(f"{name} {version}" for name, version in json.loads(told).items())
+        if told.startswith("{")
+        else told
         for told in _distinct(results, "versions")
     )
     commits = _distinct(results, "commit")
     lines = [f"git checkout {commits[0].removesuffix(DIRTY)}", *results.repeat, f"cogvideo report {results.repeat[0].split()[-1]} -o report.html"]  # fmt: skip
     parts = [html.heading("How to repeat it"), html.preformatted("\n".join(lines))]
     if len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits):
-        parts.append(html.paragraph(f"Commits of the points: {', '.join(commits)}; {DIRTY} marks files that differed."))
+        parts.append(
+            html.paragraph(f"Commits of the points: {', '.join(commits)}; {DIRTY} marks files that differed.")
+        )
     parts.append(html.paragraph(f"Environment: {versions}. Hosts: {', '.join(_distinct(results, 'host'))}."))
     return parts
 
@@ -307,9 +323,7 @@ def human_study(ratings: str | Path) -> list[str]:
     simulated = sorted({r.rater for r in rated if r.simulated})
     said = f"{len(rated)} answers of {raters} raters."
     if simulated:
-        said += (
-            f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing about people."
-        )
+        said += f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing about people."
     agreed = "unknown (no pair was rated twice)" if kappa is None else html.number(kappa)
     drawn = plots.plot_strengths(
         list(found),

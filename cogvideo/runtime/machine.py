@@ -21,7 +21,11 @@ COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, processor, system, versions and commit, for reports."""
-    name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    name = (
+        f"CPU, {torch.get_num_threads()} threads"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device)
+    )
     return {
         "device": name,
         "processor": _processor(),

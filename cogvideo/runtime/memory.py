@@ -30,7 +30,11 @@ def free_memory(device: str | torch.device = "cpu") -> int:
     try:
         available = _number(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+) kB") * 1024
     except (OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+        return (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            if hasattr(os, "sysconf")
+            else sys.maxsize
+        )
     return min([available, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 

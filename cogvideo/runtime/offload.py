@@ -87,7 +87,9 @@ class StreamedBlocks(nn.ModuleList):
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = list(super().__iter__())
         for index, block in enumerate(blocks):
-            if self.ahead is None or self.ahead[0] != index:  # the first pass, or an earlier one was broken off
+            if (
+                self.ahead is None or self.ahead[0] != index
+            ):  # the first pass, or an earlier one was broken off
                 self._copy(index)
             assert self.ahead is not None
             _, room, copied = self.ahead
@@ -134,13 +136,17 @@ class Offload:
         for part in parts:
             blocks: Any = getattr(part, "blocks", nn.ModuleList())
             inside = {id(tensor) for tensor in _tensors(blocks)}
-            self.weights[part] = [HostWeights([tensor for tensor in _tensors(part) if id(tensor) not in inside])]
+            self.weights[part] = [
+                HostWeights([tensor for tensor in _tensors(part) if id(tensor) not in inside])
+            ]
             if layers and len(blocks):
                 part.blocks = self.streamed[part] = StreamedBlocks(blocks, device)
             else:
                 # Block by block, so that no more than one of them is in host memory twice.
                 self.weights[part] += [HostWeights(_tensors(block)) for block in blocks]
-        check_fits(max(map(self._device_bytes, parts), default=0), device, "The largest part of these weights")
+        check_fits(
+            max(map(self._device_bytes, parts), default=0), device, "The largest part of these weights"
+        )
 
     def _device_bytes(self, part: nn.Module) -> int:
         """What `use(part)` takes on the device."""
@@ -194,7 +200,9 @@ def _host_memory(size: int) -> Tensor:
             release = weakref.finalize(memory, _unlock, memory.data_ptr())
             release.atexit = False  # the system does that for an ending program
         else:
-            with contextlib.suppress(RuntimeError):  # the refusal would be raised by whatever is launched next
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the refusal would be raised by whatever is launched next
                 torch.zeros(1, device="cuda")
             warnings.warn(
                 "Host memory cannot be page-locked, so copies to the GPU will be slower: allow it with `ulimit -l unlimited`.",

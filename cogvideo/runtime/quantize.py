@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-FEW_ROWS_CUDA = 16  # as many as one tile of the tensor cores takes; more rows are computed from widened weights
+FEW_ROWS_CUDA = (
+    16  # as many as one tile of the tensor cores takes; more rows are computed from widened weights
+)
 FEW_ROWS_CPU = 4  # measured, one core of an EPYC with AVX-512: quicker than widened weights up to here
 
 
@@ -50,10 +52,17 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*,K] in the type of the scales -> [*,N] of the same type."""
         rows = x.numel() // x.shape[-1]
-        if x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2 and (kernel := _cuda_kernel(x.device)) is not None:
+        if (
+            x.is_cuda
+            and rows <= FEW_ROWS_CUDA
+            and x.itemsize == 2
+            and (kernel := _cuda_kernel(x.device)) is not None
+        ):
             return kernel(x, self.weight_int8, self.scale, self.bias)
         if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
-            flat = torch.ops.aten._weight_int8pack_mm(x.reshape(rows, -1).contiguous(), self.weight_int8, self.scale)
+            flat = torch.ops.aten._weight_int8pack_mm(
+                x.reshape(rows, -1).contiguous(), self.weight_int8, self.scale
+            )
             out = flat.view(*x.shape[:-1], -1)
         else:
             # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, but in float16,
@@ -80,7 +89,9 @@ def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
     return model
 
 
-def load_int8(read: Callable[..., M], *, device: str | torch.device, home: str | torch.device, dtype: torch.dtype) -> M:
+def load_int8(
+    read: Callable[..., M], *, device: str | torch.device, home: str | torch.device, dtype: torch.dtype
+) -> M:
     """The model of a loader such as load_sat_checkpoint with its folder, quantised while it is read; at last on `home`.
 
     Every block is quantised on `device` as soon as its weights are there, so that neither device nor home ever holds more
@@ -104,13 +115,21 @@ def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tens
     try:
         from cogvideo.runtime.int8_kernel import int8_linear
 
-        for dtype in (torch.float16, torch.bfloat16):  # compiled at the first launch, which needs a C compiler, too
-            x, scale = torch.ones(2, 64, dtype=dtype, device=device), torch.ones(32, dtype=dtype, device=device)
+        for dtype in (
+            torch.float16,
+            torch.bfloat16,
+        ):  # compiled at the first launch, which needs a C compiler, too
+            x, scale = (
+                torch.ones(2, 64, dtype=dtype, device=device),
+                torch.ones(32, dtype=dtype, device=device),
+            )
             int8_linear(x, torch.ones(32, 64, dtype=torch.int8, device=device), scale, None)
     except ImportError:
         return None
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2)
+        warnings.warn(
+            f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2
+        )
         return None
     return int8_linear

@@ -30,7 +30,9 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, meta: Mapping[str, Tensor], fill: Callable[[str, Tensor], None]):
         self.meta, self._fill = dict(meta), fill
 
-    def read(self, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Tensor:
+    def read(
+        self, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Tensor:
         """A weight on the device in `dtype` (None: the file's); there is no other copy of it on the way."""
         meta = self.meta[name]
         out = torch.empty(meta.shape, dtype=dtype or meta.dtype, device=device)
@@ -52,7 +54,9 @@ class Weights(Mapping[str, Tensor]):
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
         """The same weights under other names, without those whose new name is None."""
         old = {new: name for name in self.meta if (new := rename(name)) is not None}
-        return Weights({new: self.meta[name] for new, name in old.items()}, lambda new, out: self._fill(old[new], out))
+        return Weights(
+            {new: self.meta[name] for new, name in old.items()}, lambda new, out: self._fill(old[new], out)
+        )
 
 
 def meta_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,7 +90,9 @@ class _NoDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file, whole or not at all, with the permissions of any new file."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
@@ -106,7 +112,9 @@ def byte_bar(label: str, total: int) -> Any:
     """A tqdm bar over `total` bytes, as a context; silent for what is quickly done."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=total <= SHOWN_BYTES)
+    return tqdm(
+        total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=total <= SHOWN_BYTES
+    )
 
 
 class TensorFile:

@@ -1,7 +1,14 @@
 """Strategies, the cached decode loop, key frames, interpolation, the pipeline."""
 
+from cogvideo.model.strategies import (
+    ClusterStrategy,
+    Strategy,
+    TopKStrategy,
+    TopPStrategy,
+    cluster_codebook,
+    draw,
+)
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
-from cogvideo.sampling.strategies import ClusterStrategy, Strategy, TopKStrategy, TopPStrategy, cluster_codebook, draw
 
 __all__ = [
     "ClusterStrategy",

@@ -51,7 +51,9 @@ def halving(make: Callable[[slice], list[Result]], clips: int) -> list[Result]:
             size = tried // 2
         if torch.cuda.is_available():  # outside of `except`: there the error's frames still hold the tensors
             torch.cuda.empty_cache()
-        warnings.warn(f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3)
+        warnings.warn(
+            f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3
+        )
     return done
 
 
@@ -112,7 +114,9 @@ def fill_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CogVideoError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from None
+        raise CogVideoError(
+            f"The folder {folder} cannot be made ({error.strerror}): choose another."
+        ) from None
     paths = {i: folder / f"{i:04d}-{slug(prompts[i])}.mp4" for i in range(rank, len(prompts), world)}
     common = dict(made_with or {}) | settings | {"sampling": to_dict(pipe.sampling)}
     records = {i: {"prompt": prompts[i], "seed": seed + i} | common for i in paths}
@@ -121,7 +125,9 @@ def fill_folder(
         check_writable(paths[missing[0]])
     with tqdm(total=len(paths), initial=len(paths) - len(missing), desc="clips", disable=not progress) as bar:
         for some in (missing[first : first + at_once] for first in range(0, len(missing), at_once)):
-            videos = pipe([prompts[i] for i in some], seed=[seed + i for i in some], progress=False, **settings)
+            videos = pipe(
+                [prompts[i] for i in some], seed=[seed + i for i in some], progress=False, **settings
+            )
             assert isinstance(videos, list)  # one for each prompt
             for i, video in zip(some, videos, strict=True):
                 note, part = paths[i].with_suffix(".json"), paths[i].with_suffix(".part.mp4")

@@ -14,10 +14,10 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.attention import hidden_bias
+from cogvideo.model.strategies import Generators, Strategy, draw, fork, keeps_no_order
 from cogvideo.model.transformer import CogVideoTransformer, EncodedText, Wave
 from cogvideo.sampling.fast import prepare_for_decoding
 from cogvideo.sampling.static_step import StaticStep, static_step_pays
-from cogvideo.sampling.strategies import Generators, Strategy, draw, fork, keeps_no_order
 
 Progress = Callable[[int], object]  # told how many tokens of every row have just been made
 
@@ -59,15 +59,21 @@ class _Decoder:
         c = self.model.config
         name = f"temporal_{parity}" + ("_quirks" if self.quirks else "")
         mask = self.model.mask(name, self.text.bias.device)
-        mask = rearrange(mask, "(t n) (s m) -> t n s m", n=c.frame_tokens, m=c.frame_tokens)[times][:, :, self.order]
+        mask = rearrange(mask, "(t n) (s m) -> t n s m", n=c.frame_tokens, m=c.frame_tokens)[times][
+            :, :, self.order
+        ]
         return rearrange(mask, "t n s m -> (t n) (s m)")[:, :upto]
 
-    def _temporal_bias(self, times: list[int], first: int, last: int, upto: int, bonus: float) -> list[Tensor]:
+    def _temporal_bias(
+        self, times: list[int], first: int, last: int, upto: int, bonus: float
+    ) -> list[Tensor]:
         """Biases of places first..last-1 of the frames at `times` against the text and `upto` frame places."""
         biases = []
         for parity in range(2 if self.model.config.window else 1):
             rows = self._visible(parity, times, upto)[first:last]
-            frame = hidden_bias(rows, self.text.bias.dtype)[None, None].expand(len(self.text.bias), -1, -1, -1)
+            frame = hidden_bias(rows, self.text.bias.dtype)[None, None].expand(
+                len(self.text.bias), -1, -1, -1
+            )
             text = (self.text.bias + bonus).expand(-1, -1, len(rows), -1)
             biases.append(torch.cat([text, frame], -1))
         return biases * (1 if len(biases) == 2 else 2)
@@ -84,13 +90,17 @@ class _Decoder:
         places = len(times) * c.frame_tokens
         temporal = self._temporal_bias(times, 0, places, places, temporal_bonus)
         caches = [memory.spatial_cache for memory in self.text.layers]
-        for memory in self.text.layers:  # nobody looks at known frames in the spatial channel later: no cache for it
+        for (
+            memory
+        ) in self.text.layers:  # nobody looks at known frames in the spatial channel later: no cache for it
             memory.spatial_cache, memory.temporal_end = None, self.length
         model.run(x, self.text, spatial, temporal)
         for memory, cache in zip(self.text.layers, caches, strict=True):
             memory.spatial_cache = cache
 
-    def frame(self, time: int, choose: Callable[[Tensor, int], Tensor], *, progress: Progress | None) -> Tensor:
+    def frame(
+        self, time: int, choose: Callable[[Tensor, int], Tensor], *, progress: Progress | None
+    ) -> Tensor:
         """Generate the frame at `time` -> tokens [rows,N]. choose(logits [rows,V], place) -> tokens [rows]."""
         model, c = self.model, self.model.config
         before = self.order.index(time) * c.frame_tokens
@@ -99,7 +109,9 @@ class _Decoder:
         zeros = self.text.bias.new_zeros(len(self.text.bias), 1, 1, c.frame_tokens)
         spatial = torch.cat([self.text.bias + self.spatial_bonus, zeros], -1)[:, None]
         if self.both:
-            full = self._temporal_bias([time], 0, c.frame_tokens, before + c.frame_tokens, self.temporal_bonus)
+            full = self._temporal_bias(
+                [time], 0, c.frame_tokens, before + c.frame_tokens, self.temporal_bonus
+            )
         token = torch.full((len(self.text.bias),), c.begin_of_image, device=self.text.bias.device)
         tokens = []
         for place in range(c.frame_tokens):
@@ -117,7 +129,11 @@ class _Decoder:
         return torch.stack(tokens, -1)
 
     def _static_frame(
-        self, static: StaticStep, before: int, choose: Callable[[Tensor, int], Tensor], progress: Progress | None
+        self,
+        static: StaticStep,
+        before: int,
+        choose: Callable[[Tensor, int], Tensor],
+        progress: Progress | None,
     ) -> Tensor:
         """The same as `frame`, the steps with static shapes."""
         static.begin(before)
@@ -171,7 +187,9 @@ class _Decoder:
             own = causal[places, :live][None, None].expand(text_rows, -1, -1, -1)
             spatial = rearrange(torch.cat([text + self.spatial_bonus, own], -1), "b one f k -> b f one 1 k")
             biases = [
-                torch.cat([text + self.temporal_bonus, bias[numbers_at, :upto].expand(text_rows, 1, -1, -1)], -1)
+                torch.cat(
+                    [text + self.temporal_bonus, bias[numbers_at, :upto].expand(text_rows, 1, -1, -1)], -1
+                )
                 for bias in temporal_bias
             ]
             x = model.run(x[:, :, None], self.text, spatial, biases * (2 if len(biases) == 1 else 1))
@@ -217,7 +235,9 @@ class _Rows:
     def double(self, frames: Tensor) -> Tensor:
         return torch.cat([frames, frames]) if self.guided else frames
 
-    def chooser(self, strategy: Strategy, first_step: int, generator: Generators) -> Callable[[Tensor, int], Tensor]:
+    def chooser(
+        self, strategy: Strategy, first_step: int, generator: Generators
+    ) -> Callable[[Tensor, int], Tensor]:
         def choose(logits: Tensor, place: int) -> Tensor:
             return self.double(draw(strategy, self.mix(logits), first_step + place, generator))
 
@@ -249,7 +269,9 @@ def _use_wavefront(asked: bool | None, c: ModelConfig, strategy: Strategy) -> bo
 def check_ids(ids: Tensor, end: int, what: str) -> None:
     """Refuse ids outside 0..end-1; `what` begins the sentence."""
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= end):
-        raise CogVideoError(f"{what} holds ids outside 0..{end - 1}: it comes from another tokenizer than the model's.")
+        raise CogVideoError(
+            f"{what} holds ids outside 0..{end - 1}: it comes from another tokenizer than the model's."
+        )
 
 
 def _check_frames(c: ModelConfig, frames: Tensor, shape: tuple[int, ...], what: str) -> None:
@@ -290,7 +312,9 @@ def generate_first_frame(
     text_bonus is added to every score towards text; the release draws the first frame without guidance.
     """
     clips = len(text_ids) if text_ids.ndim == 2 else 1
-    rows = _Rows(clips, model.config.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    rows = _Rows(
+        clips, model.config.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale
+    )
     model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=False, text_bonus=(text_bonus, 0.0), quirks=False)
@@ -333,7 +357,9 @@ def generate_key_frames(
     if not 1 <= given < num_frames:
         raise CogVideoError(f"Key frames need 1 to {num_frames - 1} frames to begin with, not {given}.")
     _check_frames(c, first_frames, (given, c.frame_tokens), "first_frames")
-    rows = _Rows(len(first_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    rows = _Rows(
+        len(first_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale
+    )
     model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=False)
@@ -377,7 +403,9 @@ def interpolate_frames(
     if c.order != "interpolation":
         raise CogVideoError(f"Interpolation needs a stage 2 model; this one is {c.order}.")
     _check_frames(c, given_frames, (len(given), c.frame_tokens), "given_frames")
-    rows = _Rows(len(given_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale)
+    rows = _Rows(
+        len(given_frames), c.vocab_size, text_ids, text_mask, guidance_ids, guidance_mask, guidance_scale
+    )
     model = prepare_for_decoding(model)
     text = model.encode_text(rows.ids, rows.mask)
     decoder = _Decoder(model, text, both=True, text_bonus=(text_bonus, text_bonus), quirks=release_quirks)

@@ -43,7 +43,11 @@ class SmallBatchLinear(nn.Module):
         # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be contiguous.
         rows = x.reshape(count, -1).contiguous()
         columns = (rows if count > 1 else rows.repeat(2, 1)).t()
-        out = self.weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], self.weight, columns)
+        out = (
+            self.weight @ columns
+            if self.bias is None
+            else torch.addmm(self.bias[:, None], self.weight, columns)
+        )
         return out.t()[:count].reshape(*x.shape[:-1], -1)
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -55,7 +59,9 @@ class SmallBatchLinear(nn.Module):
     def _packed(self, x: Tensor, then: str) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_AHEAD)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "tanh" if then == "gelu" else "")
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, then, [], "tanh" if then == "gelu" else ""
+        )
 
 
 class FusedBlock(Block):
@@ -71,7 +77,9 @@ class FusedBlock(Block):
         assert block.temporal is not None and block.gate is not None
         spatial, temporal = block.spatial, block.temporal
         weight = torch.cat([spatial.qkv.weight.detach(), temporal.qkv.weight.detach()])
-        self.qkv = SmallBatchLinear(weight, torch.cat([spatial.qkv.bias.detach(), temporal.qkv.bias.detach()]))
+        self.qkv = SmallBatchLinear(
+            weight, torch.cat([spatial.qkv.bias.detach(), temporal.qkv.bias.detach()])
+        )
         share = torch.sigmoid(block.gate.detach())
         parts = [share[:, None] * spatial.dense.weight, (1 - share)[:, None] * temporal.dense.weight]
         bias = share * spatial.dense.bias + (1 - share) * temporal.dense.bias
@@ -93,7 +101,9 @@ class FusedBlock(Block):
         out = attend(*frames_first).transpose(0, 1).reshape(b, f, 1, size)
         if both:
             q, k, v = (t.squeeze(3).transpose(1, 2) for t in later)  # each [b,h,f,d]
-            later = attend(q, *memory.temporal_extend(k, v), temporal_bias).transpose(1, 2).reshape(b, f, 1, size)
+            later = (
+                attend(q, *memory.temporal_extend(k, v), temporal_bias).transpose(1, 2).reshape(b, f, 1, size)
+            )
             out = torch.cat([out, later], -1)
         x = x + self.attention_out_norm((self.dense if both else self.spatial.dense)(out))
         return x + self.mlp_out_norm(self.mlp.down(self.mlp.up.gelu(self.mlp_norm(x))))  # type: ignore[operator]
@@ -129,9 +139,13 @@ def prepare_for_decoding(model: CogVideoTransformer) -> CogVideoTransformer:
 
 def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:
     if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-        return SmallBatchLinear(module.weight.detach(), None if module.bias is None else module.bias.detach(), copies)
+        return SmallBatchLinear(
+            module.weight.detach(), None if module.bias is None else module.bias.detach(), copies
+        )
     view = copy(module)
-    view._modules = {name: None if child is None else _view(child, copies) for name, child in module._modules.items()}
+    view._modules = {
+        name: None if child is None else _view(child, copies) for name, child in module._modules.items()
+    }
     return view
 
 

@@ -19,11 +19,11 @@ from cogvideo.checkpoints.released import is_released, read_released
 from cogvideo.config import SamplingConfig
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
+from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.batches import halving
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
-from cogvideo.sampling.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
@@ -90,7 +90,12 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, weights: str | Path = "demo", *, device: str = "auto", dtype: str | None = None, offload: str = "none"
+        cls,
+        weights: str | Path = "demo",
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        offload: str = "none",
     ) -> "Pipeline":
         """Load "demo", a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json), or the released files.
 
@@ -104,7 +109,9 @@ class Pipeline:
         home = device if check_offload(offload) == "none" else "cpu"
         folder = DEMO if str(weights) == "demo" else Path(weights)
         if not folder.is_dir():
-            raise CogVideoError(f"There are no weights at {folder}: give demo or a folder with pipeline.json in it.")
+            raise CogVideoError(
+                f"There are no weights at {folder}: give demo or a folder with pipeline.json in it."
+            )
         if is_released(folder):
             parts = read_released(folder, Loader(dtype, device, home, None, offload))
         else:
@@ -134,7 +141,8 @@ class Pipeline:
         seeds = _seeds(seed, len(prompts))
         if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
             warnings.warn(
-                f"These weights have never seen the words {', '.join(unknown)} and will not obey them.", stacklevel=2
+                f"These weights have never seen the words {', '.join(unknown)} and will not obey them.",
+                stacklevel=2,
             )
         scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
 
@@ -178,7 +186,9 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def first_frame_tokens(self, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False) -> Tensor:
+    def first_frame_tokens(
+        self, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False
+    ) -> Tensor:
         """The first frame by the image model inside stage 1 -> tokens [B,N]."""
         s, c = self.sampling, self.stage1.config
         self._use(self.stage1)
@@ -220,7 +230,13 @@ class Pipeline:
 
     @torch.inference_mode()
     def fill(
-        self, tokens: Tensor, prompts: Sequence[str], seconds: float, seed: Seeds = 0, *, progress: bool = False
+        self,
+        tokens: Tensor,
+        prompts: Sequence[str],
+        seconds: float,
+        seed: Seeds = 0,
+        *,
+        progress: bool = False,
     ) -> Tensor:
         """Stage 2, recursively: [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached."""
         rounds = self.rounds(tokens.shape[1], seconds)
@@ -275,7 +291,9 @@ class Pipeline:
         return filled
 
     @torch.inference_mode()
-    def enlarge(self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False) -> Tensor:
+    def enlarge(
+        self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False
+    ) -> Tensor:
         """Direct super-resolution of every frame: [B,T,N] -> [B,T,9N]."""
         s = self.sampling
         self._use(self.superres)
@@ -291,7 +309,9 @@ class Pipeline:
                     texts = (t.expand(len(part), -1) for t in (row, real))
                     text_ids, text_mask = texts
                     parts.append(
-                        self.superres(text_ids, part, text_mask=text_mask, strategy=strategy, generator=generator)
+                        self.superres(
+                            text_ids, part, text_mask=text_mask, strategy=strategy, generator=generator
+                        )
                     )
                     advance(len(part))
                 clips.append(torch.cat(parts))
@@ -312,8 +332,12 @@ class Pipeline:
         self._use(self.frames)
         scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
         grids = rearrange(tokens, "b t (h w) -> (b t) h w", h=scale * c.frame_height)
-        frames = torch.cat([self.frames.decode(part) for part in grids.split(self.frames_at_once)]).clamp(0, 1)
-        return rearrange((frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens))
+        frames = torch.cat([self.frames.decode(part) for part in grids.split(self.frames_at_once)]).clamp(
+            0, 1
+        )
+        return rearrange(
+            (frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens)
+        )
 
     def with_sampling(self, **changes: object) -> "Pipeline":
         """The same models with other sampling settings."""
@@ -335,7 +359,9 @@ class Pipeline:
             self.sampling.check_span(span)
         return spans
 
-    def _text(self, prompts: Sequence[str], spans: Sequence[float | None], suffix: str) -> tuple[Tensor, Tensor]:
+    def _text(
+        self, prompts: Sequence[str], spans: Sequence[float | None], suffix: str
+    ) -> tuple[Tensor, Tensor]:
         ids = [
             self.text.encode_prompt(prompt + suffix if prompt.strip() else prompt, span)
             for prompt, span in zip(prompts, spans, strict=True)
@@ -357,11 +383,15 @@ class Pipeline:
         if not self.sampling.clusters:
             return TopKStrategy(temperature=temperature, top_k=top_k)
         if self.cluster_labels is None:
-            raise CogVideoError("This pipeline draws by clusters: put clusters.npy into its tokenizers folder.")
+            raise CogVideoError(
+                "This pipeline draws by clusters: put clusters.npy into its tokenizers folder."
+            )
         inner = self.sampling.inner_temperature if inner is None else inner
         return ClusterStrategy(self.cluster_labels, temperature=temperature, top_k=top_k, temperature2=inner)
 
-    def _generators(self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1) -> list[torch.Generator]:
+    def _generators(
+        self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1
+    ) -> list[torch.Generator]:
         """One random stream for every row; they depend on the seed, the stage and the row's place in its clip alone."""
         made = []
         for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
@@ -374,7 +404,9 @@ class Pipeline:
 def _seeds(seed: Seeds, clips: int) -> list[int]:
     seeds = np.atleast_1d(np.asarray(seed, int))
     if len(seeds) not in (1, clips):
-        raise CogVideoError(f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip.")
+        raise CogVideoError(
+            f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip."
+        )
     return np.broadcast_to(seeds, clips).tolist()
 
 

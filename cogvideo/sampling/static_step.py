@@ -56,7 +56,9 @@ class StaticStep:
     def logits(self, number: int) -> Tensor:
         """Logits [B,V] of place `number`, where the step stands; valid until the next call."""
         n = self.model.config.frame_tokens
-        upto = min(-(-(number + 1) // BUCKET) * BUCKET, len(self.positions)) if self.temporal is not None else n
+        upto = (
+            min(-(-(number + 1) // BUCKET) * BUCKET, len(self.positions)) if self.temporal is not None else n
+        )
         out = self._replay(upto) if self.capture else self._run(upto)
         self.number.add_(1)
         return out
@@ -74,7 +76,10 @@ class StaticStep:
         biases = None
         if self.temporal is not None:
             text = self.text.bias + self.bonus[1]
-            biases = [torch.cat([text, bias[self.number, :upto].expand(rows, 1, -1, -1)], -1) for bias in self.temporal]
+            biases = [
+                torch.cat([text, bias[self.number, :upto].expand(rows, 1, -1, -1)], -1)
+                for bias in self.temporal
+            ]
             biases *= 2 if len(biases) == 1 else 1
         x = self.model.run(rearrange(x, "b q d -> b 1 q d"), self.text, spatial, biases)
         for memory in self.text.layers:
@@ -87,7 +92,8 @@ class StaticStep:
                 self.graphs[upto] = self._captured(upto)
             except RuntimeError as error:
                 warnings.warn(
-                    f"The decode step could not be captured ({error}); it runs uncaptured, slower.", stacklevel=2
+                    f"The decode step could not be captured ({error}); it runs uncaptured, slower.",
+                    stacklevel=2,
                 )
                 self.capture = False
                 return self._run(upto)

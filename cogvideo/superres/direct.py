@@ -19,7 +19,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.model.attention import hidden_bias
 from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions
 from cogvideo.model.masks import text_positions
-from cogvideo.sampling.strategies import Generators, Strategy, draw
+from cogvideo.model.strategies import Generators, Strategy, draw
 from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
 
@@ -49,8 +49,13 @@ class SuperResolutionConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
-            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
-        if self.low_position + self.low_tokens > self.base_positions or self.text_slots - 1 > self.base_positions:
+            raise CogVideoError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
+        if (
+            self.low_position + self.low_tokens > self.base_positions
+            or self.text_slots - 1 > self.base_positions
+        ):
             raise CogVideoError(
                 f"base_positions {self.base_positions} is too small for {self.text_slots} text slots and "
                 f"{self.low_tokens} low-resolution places from {self.low_position}."
@@ -76,7 +81,9 @@ class DirectSuperResolution(SuperResolution):
     separate = True
 
     @classmethod
-    def from_config(cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None) -> "Self":
+    def from_config(
+        cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None
+    ) -> "Self":
         """A model for training from nothing. Places of both maps start from one grid; tokens from `codebook` [K,C]."""
         c, model = config, super().from_config(config, seed)
         low = grid_positions(c.low_height, c.low_width, c.hidden_size, step=c.scale)
@@ -85,7 +92,9 @@ class DirectSuperResolution(SuperResolution):
         model.base_position_embedding.weight.data[places] = EMBEDDING_SCALE * low
         model.extra_position_embedding.weight.data.copy_(EMBEDDING_SCALE * high)
         if codebook is not None:
-            model.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(codebook, c.hidden_size, seed)
+            model.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(
+                codebook, c.hidden_size, seed
+            )
         return model
 
     @staticmethod
@@ -94,7 +103,11 @@ class DirectSuperResolution(SuperResolution):
         return {"low_height": side, "low_width": side}
 
     def hidden_states(
-        self, text_ids: Tensor, low_res: Tensor, high_res: Tensor | None = None, text_mask: Tensor | None = None
+        self,
+        text_ids: Tensor,
+        low_res: Tensor,
+        high_res: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> Tensor:
         """[B,9n,D] of the enlarged map before the final norm; high_res None: begin-of-image everywhere."""
         c = self.config
@@ -119,14 +132,21 @@ class DirectSuperResolution(SuperResolution):
         visible[:, length:, length:] = True
         bias = hidden_bias(visible[:, None], given.dtype)
         high = c.scale * c.low_height, c.scale * c.low_width
-        windows = Window(c.scale, c.low_window, c.low_window), Window(1, c.high_window_rows, c.high_window_columns)
+        windows = (
+            Window(c.scale, c.low_window, c.low_window),
+            Window(1, c.high_window_rows, c.high_window_columns),
+        )
         tiles = make_tiles(*high, windows).to(given)
         for block in self.blocks:
             given, drawn = block(given, drawn, bias, tiles, c.low_tokens)
         return drawn
 
     def logits(
-        self, text_ids: Tensor, low_res: Tensor, high_res: Tensor | None = None, text_mask: Tensor | None = None
+        self,
+        text_ids: Tensor,
+        low_res: Tensor,
+        high_res: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [B,9n,V] fp32 of the token at each place of the enlarged map.
 
@@ -135,7 +155,9 @@ class DirectSuperResolution(SuperResolution):
         """
         return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
 
-    def loss(self, text_ids: Tensor, low_res: Tensor, high_res: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def loss(
+        self, text_ids: Tensor, low_res: Tensor, high_res: Tensor, text_mask: Tensor | None = None
+    ) -> Tensor:
         """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all drawn at once from begin-of-image."""
         check_shape("high_res", high_res, len(text_ids), self.config.high_tokens)
         logits = self.logits(text_ids, low_res, text_mask=text_mask)
@@ -159,4 +181,6 @@ class DirectSuperResolution(SuperResolution):
         hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
         generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
         # One sample at a time: logits of the release's size take 288 MB each.
-        return torch.stack([draw(strategy, self.head(x), 0, g) for x, g in zip(hidden, generators, strict=True)])
+        return torch.stack(
+            [draw(strategy, self.head(x), 0, g) for x, g in zip(hidden, generators, strict=True)]
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from cogvideo.errors import CogVideoError
 from cogvideo.model.attention import hidden_bias
 from cogvideo.model.masks import text_positions
-from cogvideo.sampling.strategies import Generators, Strategy, TopKStrategy, draw
+from cogvideo.model.strategies import Generators, Strategy, TopKStrategy, draw
 from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
 
@@ -53,9 +53,13 @@ class IterativeConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
-            raise CogVideoError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}.")
+            raise CogVideoError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
         if self.text_slots > self.base_positions:
-            raise CogVideoError(f"base_positions {self.base_positions} is too small for {self.text_slots} text slots.")
+            raise CogVideoError(
+                f"base_positions {self.base_positions} is too small for {self.text_slots} text slots."
+            )
 
     @property
     def high_tokens(self) -> int:
@@ -94,7 +98,9 @@ class IterativeSuperResolution(SuperResolution):
         length = text_ids.shape[1]
         # Padding sees itself, so that its (unused) softmax is over something.
         visible = torch.eye(length, dtype=torch.bool, device=real.device) | real[:, None, :]
-        tiles = make_tiles(c.height, c.width, (Window(1, c.window_rows, c.window_columns),), always=length).to(given)
+        tiles = make_tiles(
+            c.height, c.width, (Window(1, c.window_rows, c.window_columns),), always=length
+        ).to(given)
         if text_mask is not None:
             bias = repeat(tiles.bias, "t one q k -> b t one q k", b=len(given)).clone()
             bias[..., :length] += hidden_bias(real, given.dtype)[:, None, None, None]
@@ -155,5 +161,7 @@ class IterativeSuperResolution(SuperResolution):
         for step, top_k in enumerate(STEP_TOP_K):
             tokens = tokens.masked_fill(redraws > step, c.begin_of_image)
             chosen = strategy or TopKStrategy(top_k=top_k)
-            tokens = self.fill(text_ids, tokens, strategy=chosen, step=step, generator=generator, text_mask=text_mask)
+            tokens = self.fill(
+                text_ids, tokens, strategy=chosen, step=step, generator=generator, text_mask=text_mask
+            )
         return tokens

@@ -43,7 +43,9 @@ class LocalBlock(nn.Module):
         self.drawn = Channel(hidden_size, num_heads) if separate else None
         self.mlp = Mlp(hidden_size)
 
-    def forward(self, given: Tensor, drawn: Tensor, bias: Tensor, tiles: Tiles, seen: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, given: Tensor, drawn: Tensor, bias: Tensor, tiles: Tiles, seen: int
+    ) -> tuple[Tensor, Tensor]:
         """given [B,G,D], drawn [B,N,D]; bias [B,1,G,G] of the given places; their last `seen` are keys of the tiles."""
         channel = self.given if self.drawn is None else self.drawn
         q, k, v = self.given.project(self.attention_norm(given))
@@ -65,7 +67,9 @@ class SuperResolution(nn.Module):
 
     config_class: ClassVar[type]
     separate: ClassVar[bool]  # the drawn places have projections of their own
-    released_geometry: ClassVar[Callable[[int], dict[str, int]]]  # settings that follow from a release's drawn places
+    released_geometry: ClassVar[
+        Callable[[int], dict[str, int]]
+    ]  # settings that follow from a release's drawn places
 
     def __init__(self, config: Any):
         super().__init__()
@@ -73,7 +77,9 @@ class SuperResolution(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.high_tokens, c.hidden_size)
-        self.blocks = nn.ModuleList(LocalBlock(c.hidden_size, c.num_heads, self.separate) for _ in range(c.num_layers))
+        self.blocks = nn.ModuleList(
+            LocalBlock(c.hidden_size, c.num_heads, self.separate) for _ in range(c.num_layers)
+        )
         self.final_norm = nn.LayerNorm(c.hidden_size)
 
     @classmethod
@@ -104,7 +110,9 @@ class SuperResolution(nn.Module):
         config = cls.released_config(
             weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
         )
-        return fill_model(lambda: cls(config), weights, where=where, device=device, dtype=dtype, block_done=block_done)
+        return fill_model(
+            lambda: cls(config), weights, where=where, device=device, dtype=dtype, block_done=block_done
+        )
 
     @classmethod
     def released_config(
@@ -129,7 +137,9 @@ class SuperResolution(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
-        return F.linear(self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float())
+        return F.linear(
+            self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float()
+        )
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
@@ -162,9 +172,15 @@ def read_released(source: str | Path | dict[str, Tensor]) -> tuple[Mapping[str, 
         where = "the state dict"
     else:
         renamed, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
-    for name in ("word_embedding.weight", "base_position_embedding.weight", "extra_position_embedding.weight"):
+    for name in (
+        "word_embedding.weight",
+        "base_position_embedding.weight",
+        "extra_position_embedding.weight",
+    ):
         if name not in renamed:
-            raise CogVideoError(f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder.")
+            raise CogVideoError(
+                f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder."
+            )
     return renamed, where
 
 

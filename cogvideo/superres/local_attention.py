@@ -48,7 +48,9 @@ class Tiles:
 
 @lru_cache
 @torch.inference_mode(False)  # what is kept must serve training as well
-def make_tiles(height: int, width: int, windows: tuple[Window, ...], always: int = 0, tile: int = TILE) -> Tiles:
+def make_tiles(
+    height: int, width: int, windows: tuple[Window, ...], always: int = 0, tile: int = TILE
+) -> Tiles:
     """Tiles for a height x width map of queries.
 
     The keys are `always` places that everyone sees, then for each window a map of (height // scale) x (width // scale) places.

@@ -40,7 +40,9 @@ def record(
     paths = {}
     for name, path in (files or {}).items():
         paths[name] = (
-            [_inside(p, place.parent) for p in path] if isinstance(path, list) else _inside(path, place.parent)
+            [_inside(p, place.parent) for p in path]
+            if isinstance(path, list)
+            else _inside(path, place.parent)
         )
     write_json(place, {"metrics": values, "files": paths}, parents=True)
     return place
@@ -51,7 +53,9 @@ def _plain(name: Any, value: Any) -> Any:
         with suppress(RuntimeError, ValueError):  # more than one number
             value = value.item()
     if not isinstance(name, str) or not isinstance(value, (int, float, str, bool, type(None))):
-        raise CogVideoError(f"The metric {name!r} must be one number, a string or None, not {type(value).__name__}.")
+        raise CogVideoError(
+            f"The metric {name!r} must be one number, a string or None, not {type(value).__name__}."
+        )
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

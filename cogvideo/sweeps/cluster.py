@@ -19,7 +19,10 @@ FAILURES = 20  # workers that may die under a point before it is given up
 CONNECT = 20  # seconds
 VAIN = 5  # starts of each worker
 # Dask looks at its own loop and stacks up to a hundred times a second; with this a waiting worker takes an eighth of the time.
-QUIET = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False", "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s"}
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+}
 
 
 @contextmanager
@@ -79,7 +82,15 @@ class _Workers:
     def __init__(self, client: "Client", count: int, log: Path):
         self.client, self.log = client, log
         address = client.scheduler_info()["address"]
-        self.command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1"]
+        self.command = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            address,
+            "--no-nanny",
+            "--nthreads",
+            "1",
+        ]
         # Guards watch the memory of points, which are processes of their own.
         self.command += ["--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"]
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * count

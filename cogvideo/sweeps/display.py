@@ -70,21 +70,33 @@ class Board:
         counts = Counter(self.states.values())
         text = ", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state])
         usual = notes.usual_seconds(list(self.found.values()))
-        if usual is not None and workers and (open_points := len(self.states) - counts["done"] - counts["failed"]):
-            running = [self._times(self.found[name])[0] for name, state in self.states.items() if state == "running"]
-            left = max(open_points * usual - sum(min(gone, usual) for gone in running), 0) / min(workers, open_points)
+        if (
+            usual is not None
+            and workers
+            and (open_points := len(self.states) - counts["done"] - counts["failed"])
+        ):
+            running = [
+                self._times(self.found[name])[0] for name, state in self.states.items() if state == "running"
+            ]
+            left = max(open_points * usual - sum(min(gone, usual) for gone in running), 0) / min(
+                workers, open_points
+            )
             text += f"; about {span(left)} left with {workers} worker{'s' * (workers > 1)}"
         return f"{len(self.states)} points: {text}"
 
     def table(self, rows: int, workers: int = 0) -> Table:
         """Running and failed points first; at most so many rows."""
-        names = sorted(self.states, key=lambda name: ORDER.index(self.states[name]))  # stable: else as in the file
+        names = sorted(
+            self.states, key=lambda name: ORDER.index(self.states[name])
+        )  # stable: else as in the file
         table = Table(title=f"sweep {escape(self.sweep.name)}", caption=self.summary(workers), expand=False)
         for column in ("point", "state", ""):
             table.add_column(column, overflow="fold" if not column else "ellipsis")
         for name in names[:rows]:
             state = self.states[name]
-            table.add_row(escape(name), f"[{COLOURS.get(state, 'default')}]{state}", escape(self.detail(name)))
+            table.add_row(
+                escape(name), f"[{COLOURS.get(state, 'default')}]{state}", escape(self.detail(name))
+            )
         if len(names) > rows:
             table.add_row(f"and {len(names) - rows} more", "", "")
         return table
@@ -96,7 +108,11 @@ class Display:
     def __init__(self, board: Board):
         self.board = board
         self.console = Console(file=sys.stdout)
-        self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
+        self.live = (
+            Live(console=self.console, auto_refresh=False, transient=True)
+            if self.console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> "Display":
         if self.live:
@@ -114,7 +130,9 @@ class Display:
         for name in changed:
             if self.board.states[name] in ("running", "done", "failed", "changed"):
                 detail = self.board.detail(name) if self.board.states[name] != "running" else ""
-                self.say(" ".join([time.strftime("%H:%M:%S"), name, self.board.states[name], detail]).rstrip())
+                self.say(
+                    " ".join([time.strftime("%H:%M:%S"), name, self.board.states[name], detail]).rstrip()
+                )
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -48,7 +48,9 @@ def _run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         )
     except PapermillExecutionError as error:
         said = " ".join(f"{error.ename}: {error.evalue}".split())
-        memory = re.search(r"MemoryError|OutOfMemoryError", error.ename) or "can't allocate memory" in error.evalue
+        memory = (
+            re.search(r"MemoryError|OutOfMemoryError", error.ename) or "can't allocate memory" in error.evalue
+        )
         return {"status": "failed", "reason": "out of memory" if memory else "error", "error": said[:500]}
     except DeadKernelError:
         return {"status": "failed", "reason": "kernel died", "error": "killed from outside, or crashed"}

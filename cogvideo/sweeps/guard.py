@@ -193,7 +193,9 @@ def memory_of(pid: int, *, shared_once: bool = False) -> int:
     total = 0
     for process in tree:
         with suppress(psutil.Error):  # gone meanwhile
-            total += process.memory_full_info().pss if shared_once and psutil.LINUX else process.memory_info().rss
+            total += (
+                process.memory_full_info().pss if shared_once and psutil.LINUX else process.memory_info().rss
+            )
     return total
 
 

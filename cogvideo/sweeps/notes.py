@@ -73,7 +73,9 @@ def _flock(path: Path, kind: int) -> IO[str] | None:
     try:
         file = open(path, "a+")  # noqa: SIM115
     except OSError as error:
-        raise CogVideoError(f"{path} cannot be opened ({error.strerror}): make its folder writable.") from None
+        raise CogVideoError(
+            f"{path} cannot be opened ({error.strerror}): make its folder writable."
+        ) from None
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -108,7 +110,9 @@ def missing_metrics(folder: Path, collect: list[str]) -> list[str]:
 def cells(folder: Path) -> tuple[int, int]:
     """Code cells that have begun, and all, by the executed notebook that papermill writes as it goes; (0, 0) before."""
     book = read_json(folder / "executed.ipynb")
-    code = [cell["metadata"].get("papermill", {}) for cell in book.get("cells", []) if cell["cell_type"] == "code"]
+    code = [
+        cell["metadata"].get("papermill", {}) for cell in book.get("cells", []) if cell["cell_type"] == "code"
+    ]
     return sum(cell.get("start_time") is not None for cell in code), len(code)
 
 

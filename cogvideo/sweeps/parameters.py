@@ -10,7 +10,15 @@ from typing import Any
 
 from cogvideo.errors import CogVideoError
 
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "None": type(None)}
+_TYPES = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "None": type(None),
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,9 @@ class Parameter:
         try:
             return _fit(self.hint, value)
         except TypeError:
-            raise CogVideoError(f"{where}: {self.name} must be of type {self.written}, not {value!r}.") from None
+            raise CogVideoError(
+                f"{where}: {self.name} must be of type {self.written}, not {value!r}."
+            ) from None
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -41,13 +51,17 @@ def code_cells(notebook: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise CogVideoError(f"Cannot read the notebook {notebook}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise CogVideoError(f"{notebook} is not a notebook of format 4: open and save it in Jupyter.") from None
+        raise CogVideoError(
+            f"{notebook} is not a notebook of format 4: open and save it in Jupyter."
+        ) from None
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:
     """Parameters by name. Raises CogVideoError without exactly one cell of them, and for one that is not Python."""
     cells = [
-        cell["source"] for cell in code_cells(notebook) if "parameters" in cell.get("metadata", {}).get("tags", [])
+        cell["source"]
+        for cell in code_cells(notebook)
+        if "parameters" in cell.get("metadata", {}).get("tags", [])
     ]
     if len(cells) != 1:
         raise CogVideoError(f"{notebook} has {len(cells)} cells tagged 'parameters': exactly one must be.")

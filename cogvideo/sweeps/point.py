@@ -52,4 +52,9 @@ def run_point(job: dict[str, Any]) -> dict[str, Any]:
         error = said.strip().split("\n")[-1] or f"killed by signal {-guard.returncode}"
         if guard.returncode > 0:
             break
-    return {"point": job["point"], "status": "failed", "reason": "lost", "error": f"its guard ended early, {error}"}
+    return {
+        "point": job["point"],
+        "status": "failed",
+        "reason": "lost",
+        "error": f"its guard ended early, {error}",
+    }

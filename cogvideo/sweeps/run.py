@@ -27,7 +27,10 @@ GONE = "The Dask scheduler is gone; points that run go on: start it and run the 
 
 
 def run(
-    file: str | Path, workers: int | None = None, scheduler: str | None = None, slurm: str | Path | None = None
+    file: str | Path,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    slurm: str | Path | None = None,
 ) -> int:
     """Run the points that have no result, or one of other code, and gather the table.
 
@@ -47,15 +50,14 @@ def run(
         board = Board(sweep, fingerprint(sweep.notebook))
         board.look()
         todo = [point for point in sweep.points if board.states[point.name] != "done"]
-        todo.sort(key=lambda point: board.states[point.name] != "running")  # a task that waits stands for one that runs
+        todo.sort(
+            key=lambda point: board.states[point.name] != "running"
+        )  # a task that waits stands for one that runs
         display = Display(board)
         display.say(_plan(board, todo))
         stopped = False
         if todo:
-            with (
-                _ends_like_ctrl_c(),
-                connect(workers, scheduler, slurm, sweep, len(todo)) as (client, tend),
-            ):
+            with _ends_like_ctrl_c(), connect(workers, scheduler, slurm, sweep, len(todo)) as (client, tend):
                 stopped = _drive(client, tend, board, display, todo, name)
         written = table.write(sweep)
         failed = [point.name for point in sweep.points if board.states[point.name] == "failed"]
@@ -210,4 +212,6 @@ def status(file: str | Path) -> None:
     board.look()
     console = Display(board).console
     console.print(board.table(rows=len(sweep.points)))
-    console.print("A driver is at work." if notes.is_locked(sweep.folder / "lock") else "No driver is at work.")
+    console.print(
+        "A driver is at work." if notes.is_locked(sweep.folder / "lock") else "No driver is at work."
+    )

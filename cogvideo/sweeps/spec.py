@@ -100,7 +100,9 @@ def load(file: str | Path) -> Sweep:
     seeds = values.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if seeds < 1:
-            raise CogVideoError(f"{file}: seeds must be their number, at least 1, or a list of them, not {seeds}.")
+            raise CogVideoError(
+                f"{file}: seeds must be their number, at least 1, or a list of them, not {seeds}."
+            )
         values["seeds"] = list(range(seeds))
     if "baseline" in values:
         values["baseline"] = str(values["baseline"])
@@ -149,7 +151,9 @@ def _points(spec: _File, known: dict[str, Parameter], where: str) -> list[Point]
             varied = some | dict(zip(grid, combination, strict=True))
             if twice := (some.keys() & grid.keys()) | (varied.keys() & spec.parameters.keys()):
                 raise CogVideoError(f"{where}: {sorted(twice)[0]} is given in two places: keep one.")
-            given = {name: _fit(known, name, value, where) for name, value in (spec.parameters | varied).items()}
+            given = {
+                name: _fit(known, name, value, where) for name, value in (spec.parameters | varied).items()
+            }
             name = _name({name: given[name] for name in varied}, given)
             if name in found:
                 raise CogVideoError(f"{where}: the point {name} is there twice.")
@@ -167,7 +171,9 @@ def _fit(known: dict[str, Parameter], name: str, value: Any, where: str) -> Any:
     try:
         json.dumps(value)
     except TypeError:  # such as YAML's dates
-        raise CogVideoError(f"{where}: {name} must be plain values, not {value!r}: put it into quotes.") from None
+        raise CogVideoError(
+            f"{where}: {name} must be plain values, not {value!r}: put it into quotes."
+        ) from None
     return known[name].fit(value, where)
 
 

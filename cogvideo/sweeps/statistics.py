@@ -55,7 +55,9 @@ def values(rows: Sequence[Mapping[str, Any]], by: str, variant: str, metric: str
     for row in rows:
         if row[by] == variant and row.get(metric) is not None and np.isfinite(row[metric]):
             if row["seed"] in found:
-                raise CogVideoError(f"{variant} has two results for seed {row['seed']}: keep one in the table.")
+                raise CogVideoError(
+                    f"{variant} has two results for seed {row['seed']}: keep one in the table."
+                )
             found[row["seed"]] = float(row[metric])
     return found
 
@@ -91,14 +93,18 @@ def difference(
     return Difference(variant, baseline, metric, mean, mean - half, mean + half, p, n)
 
 
-def differences(rows: Sequence[Mapping[str, Any]], by: str, baseline: str, metrics: Sequence[str]) -> list[Difference]:
+def differences(
+    rows: Sequence[Mapping[str, Any]], by: str, baseline: str, metrics: Sequence[str]
+) -> list[Difference]:
     """All other variants less the baseline; p values are those of each comparison alone (see corrected).
 
     Raises CogVideoError when the table does not have the baseline.
     """
     variants = list(dict.fromkeys(row[by] for row in rows))
     if baseline not in variants:
-        raise CogVideoError(f"The table has no {by} {baseline!r}: choose one of {', '.join(map(str, variants))}.")
+        raise CogVideoError(
+            f"The table has no {by} {baseline!r}: choose one of {', '.join(map(str, variants))}."
+        )
     others = [variant for variant in variants if variant != baseline]
     found = [difference(rows, by, variant, baseline, metric) for metric in metrics for variant in others]
     return [d for d in found if d is not None]

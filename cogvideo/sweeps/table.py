@@ -27,7 +27,10 @@ def gather(sweep: Sweep) -> "DataFrame":
     import pandas as pd
 
     code = fingerprint(sweep.notebook)
-    rows = [row(sweep.folder_of(point), code, sweep.collect, point.name, point.parameters) for point in sweep.points]
+    rows = [
+        row(sweep.folder_of(point), code, sweep.collect, point.name, point.parameters)
+        for point in sweep.points
+    ]
     columns = dict.fromkeys([*FIRST, *(name for some in rows for name in some if name not in LAST), *LAST])
     return pd.DataFrame(rows, columns=list(columns))
 
@@ -42,7 +45,9 @@ def row(folder: Path, code: str, collect: list[str], name: str, parameters: dict
         for metric, value in notes.read_json(folder / "result.json").get("metrics", {}).items():
             found[metric_column(metric, parameters)] = value
     found |= {column: note.get(column) for column in LAST}
-    return {k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k, v in found.items()}
+    return {
+        k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k, v in found.items()
+    }
 
 
 def parameter_column(name: str) -> str:

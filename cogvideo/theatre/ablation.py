@@ -36,7 +36,9 @@ from cogvideo.theatre.recipe import share_frame_vectors
 from cogvideo.training.loop import OptimizerConfig, fit
 
 SECONDS = FIXED_SPAN  # of every clip that is made; at the fixed rate five frames span just this
-REAL_SEED = 1_000_000  # of the real clips that FVD compares with: other places and colours than those asked for
+REAL_SEED = (
+    1_000_000  # of the real clips that FVD compares with: other places and colours than those asked for
+)
 AT_ONCE = 64  # prompts that are sampled together
 
 
@@ -46,7 +48,9 @@ class Variant:
 
     title: str
     shown: str = "sequential"
-    overlap: int = 0  # frames of the clip so far that the next ones are made from; 0: key frames, then frames between
+    overlap: int = (
+        0  # frames of the clip so far that the next ones are made from; 0: key frames, then frames between
+    )
     start: str = "inherited"  # the image model, frozen; "one channel": the same, all of it trained; "nothing"
 
 
@@ -112,9 +116,13 @@ def train_variant(
     """
     variant = find_variant(name)
     if steps < 2:
-        raise CogVideoError(f"steps is how long all models of a variant train and cannot be {steps}: give 2 or more.")
+        raise CogVideoError(
+            f"steps is how long all models of a variant train and cannot be {steps}: give 2 or more."
+        )
     image = image_model_of(base.stage1)
-    stages = {"stage1": variant.shown} if variant.overlap else {"stage1": variant.shown, "stage2": "interpolation"}
+    stages = (
+        {"stage1": variant.shown} if variant.overlap else {"stage1": variant.shown, "stage2": "interpolation"}
+    )
     models, losses = {"stage1": base.stage1, "stage2": base.stage2}, {}
     for stage, shown in stages.items():
         config = image.config.video(order="interpolation" if stage == "stage2" else "sequential")
@@ -162,7 +170,13 @@ def _loss(model: CogVideoTransformer, batches: DigitsBatches) -> Callable[[int],
 
 
 def make_clips(
-    name: str, pipe: Pipeline, base: Pipeline, prompts: Sequence[str], seeds: Sequence[int], *, progress: bool = False
+    name: str,
+    pipe: Pipeline,
+    base: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    progress: bool = False,
 ) -> np.ndarray:
     """Clips of SECONDS by a trained variant -> uint8 [n,T,H,W,3] at the pipeline's frame rate, first frame included.
 
@@ -181,7 +195,9 @@ def make_clips(
     return np.concatenate(clips)
 
 
-def _one_stage(overlap: int, pipe: Pipeline, first: torch.Tensor, prompts: list[str], seeds: list[int]) -> torch.Tensor:
+def _one_stage(
+    overlap: int, pipe: Pipeline, first: torch.Tensor, prompts: list[str], seeds: list[int]
+) -> torch.Tensor:
     """Window after window: five frames of which the first `overlap` are the last ones so far -> tokens [B,T,N]."""
     count, fps = round(SECONDS * pipe.sampling.fps) + 1, pipe.sampling.fps
     span = (FRAMES - 1) / fps
@@ -192,7 +208,13 @@ def _one_stage(overlap: int, pipe: Pipeline, first: torch.Tensor, prompts: list[
     while tokens.shape[1] < count:
         given = tokens[:, -overlap:]
         made = generate_key_frames(
-            pipe.stage1, ids, given, text_mask=mask, strategy=strategy, generator=generators, num_frames=FRAMES
+            pipe.stage1,
+            ids,
+            given,
+            text_mask=mask,
+            strategy=strategy,
+            generator=generators,
+            num_frames=FRAMES,
         )
         tokens = torch.cat([tokens, made[:, given.shape[1] :]], 1)
     return tokens[:, :count]

@@ -52,9 +52,13 @@ def score_key_frames(
     Raises CogVideoError for clips of two objects or of shapes, and for frames of another form.
     """
     if clips.world.objects != 1 or clips.world.glyphs == "shapes":
-        raise CogVideoError("The judge reads clips of one digit: evaluate a world with objects=1 and digits as glyphs.")
+        raise CogVideoError(
+            "The judge reads clips of one digit: evaluate a world with objects=1 and digits as glyphs."
+        )
     seen = (judge or Judge.from_pretrained()).observe(frames)
-    digit, color, action, duration = (field[:, 0] for field in (clips.kind, clips.color, clips.action, clips.duration))
+    digit, color, action, duration = (
+        field[:, 0] for field in (clips.kind, clips.color, clips.action, clips.duration)
+    )
     ratio = np.broadcast_to(spans, digit.shape) / duration
     expected = np.minimum(1, ratio)
     shown = seen.part(action, expected)
@@ -166,7 +170,9 @@ def compare(
                 for group, names in questions.groups().items():
                     for name in np.unique(names):
                         entry = result["groups"].setdefault(group, {}).setdefault(str(name), {})
-                        entry.update({measure: _count(scores[measure][names == name]) for measure in measures})
+                        entry.update(
+                            {measure: _count(scores[measure][names == name]) for measure in measures}
+                        )
     if progress:
         print(file=sys.stderr)
     return result
@@ -217,7 +223,9 @@ def table(result: dict, *, details: bool = False) -> str:
     """The result as plain text: rates in percent with 95 % intervals; `details` adds the model's rates by group."""
     settings = result.get("settings", {})
     lines = ["  ".join(f"{key} {value}" for key, value in settings.items() if key != "sampling")]
-    lines.append("  ".join(f"{key}={value}" for key, value in settings.get("sampling", {}).items() if KEYS.match(key)))
+    lines.append(
+        "  ".join(f"{key}={value}" for key, value in settings.get("sampling", {}).items() if KEYS.match(key))
+    )
     row = "{:<28}" + "{:<24}" * len(SOURCES) + "{}"
     lines.append(row.format("right, in %", *(f"{label} (n)" for label in SOURCES.values()), "target"))
     for measure, label in LABELS.items():
@@ -245,7 +253,9 @@ def _rebuild(frames: Tensor, tokenizer: FrameTokenizer) -> Tensor:
     """[n, T, 64, 64, 3] -> the same after tokens and back."""
     pictures = rearrange(frames, "n t h w c -> (n t) c h w")
     device = tokenizer.codebook.device
-    rebuilt = [tokenizer.decode(tokenizer.encode(some.to(device))).clamp(0, 1).cpu() for some in pictures.split(100)]
+    rebuilt = [
+        tokenizer.decode(tokenizer.encode(some.to(device))).clamp(0, 1).cpu() for some in pictures.split(100)
+    ]
     return rearrange(torch.cat(rebuilt), "(n t) c h w -> n t h w c", n=len(frames))
 
 

@@ -83,7 +83,9 @@ def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
     """Spans [n] of stage 1's clips: WHOLE hold the whole action (the multi-frame-rate rule), PARTS are shorter, some any."""
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
-    shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)]
+    shorter = np.array(SPANS)[
+        np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration.max(1))).astype(int)
+    ]
     kind = rng.random(n)
     return np.select([kind < WHOLE, kind < WHOLE + PARTS], [rule, shorter], rng.choice(SPANS, n))
 
@@ -101,7 +103,8 @@ def _mixed(clips: Clips, others: Clips, taken: np.ndarray) -> Clips:
     """Clips with the rows `taken` [n] from others."""
     other = _arrays(others)
     return replace(
-        clips, **{name: np.where(taken[:, None], other[name], array) for name, array in _arrays(clips).items()}
+        clips,
+        **{name: np.where(taken[:, None], other[name], array) for name, array in _arrays(clips).items()},
     )
 
 
@@ -121,11 +124,17 @@ class DigitsBatches:
     ):
         """clips: the train split is so many clips, drawn again and again; None: it is endless."""
         if clips is not None and clips < 1:
-            raise CogVideoError(f"A model cannot learn from {clips} clips: give 1 or more, or None for endless ones.")
+            raise CogVideoError(
+                f"A model cannot learn from {clips} clips: give 1 or more, or None for endless ones."
+            )
         self.stage, self.batch_size, self.world, self.seed = stage, batch_size, world, seed
         self.text, self.frames = text, frames
-        self.finite = None if clips is None else sample_clips(clips, np.random.default_rng([seed, clips]), world=world)
-        self._known: dict[tuple[str, bytes], Tensor] = {}  # tokens [h,w] of scenes, with object 0 in the first cell
+        self.finite = (
+            None if clips is None else sample_clips(clips, np.random.default_rng([seed, clips]), world=world)
+        )
+        self._known: dict[
+            tuple[str, bytes], Tensor
+        ] = {}  # tokens [h,w] of scenes, with object 0 in the first cell
 
     @torch.no_grad()
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -142,7 +151,9 @@ class DigitsBatches:
             return Batch(text_ids, text_mask, self._tokens(small, device), self._tokens(large, device)[:, 0])
         return Batch(text_ids, text_mask, self._scenes(clips, times, device))
 
-    def _pictures(self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device) -> Batch:
+    def _pictures(
+        self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device
+    ) -> Batch:
         """The image model's batch: PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
         things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under any span, so
         that stage 2 finds no state impossible; the rest one of the four frames that stage 1 generates. These and half of
@@ -182,7 +193,9 @@ class DigitsBatches:
         prompts = [
             UNGUIDED_PROMPT
             if rng.random() < CAPTION_DROPOUT
-            else clips.caption(i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=told is None or bool(told[i]))
+            else clips.caption(
+                i, "en" if rng.random() < ENGLISH_SHARE else "zh", told=told is None or bool(told[i])
+            )
             for i in range(len(clips))
         ]
         ids = [self.text.encode_prompt(prompt, span) for prompt, span in zip(prompts, spans, strict=True)]
@@ -198,7 +211,9 @@ class DigitsBatches:
             pool = sample_clips(count, rng, split=split, world=self.world, all_combinations=all_combinations)
         if not weighted:
             return pool
-        shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES], float)[pool.action[:, 0]]
+        shares = np.array([SHARES[self.stage].get(name, 1) for name in ACTION_NAMES], float)[
+            pool.action[:, 0]
+        ]
         if all_combinations:
             shares[is_held_out(pool.kind, pool.color, pool.action).any(1)] *= UNTOLD
         return _rows(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))

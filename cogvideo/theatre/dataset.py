@@ -37,7 +37,9 @@ def demo_captions() -> list[str]:
         choices = np.indices((len(world.names), len(COLORS), len(ACTIONS), len(DURATIONS)))
         kind, color, action, adverb = rearrange(choices, "field k c a d -> field (k c a d) 1")
         nowhere = np.zeros_like(kind)
-        clips = Clips(kind, color, action, np.array(DURATIONS)[adverb], nowhere, nowhere, nowhere, world, "test")
+        clips = Clips(
+            kind, color, action, np.array(DURATIONS)[adverb], nowhere, nowhere, nowhere, world, "test"
+        )
         captions += [clips.caption(i, language) for i in range(len(clips)) for language in ("en", "zh")]
     return captions
 
@@ -76,17 +78,23 @@ def make_digits(
     Raises CogVideoError for arguments that make no clip, and for a folder of other clips or one that cannot be written.
     """
     if clips < 0 or seed < 0:
-        raise CogVideoError(f"A data set of {clips} clips with seed {seed} cannot be made: give numbers of 0 or more.")
+        raise CogVideoError(
+            f"A data set of {clips} clips with seed {seed} cannot be made: give numbers of 0 or more."
+        )
     if seconds is not None and not 0 < seconds <= 60:
         raise CogVideoError(f"Clips cannot last {seconds} seconds: choose more than 0 and at most 60.")
     if size not in (FRAME_SIZE, FRAME_SIZE * SUPERSAMPLING):
         raise CogVideoError(f"The digits world is drawn at 64 or 192 pixels, not {size}.")
-    drawn = [sample_clips(1, np.random.default_rng([seed, i]), split=split, world=world) for i in range(clips)]
+    drawn = [
+        sample_clips(1, np.random.default_rng([seed, i]), split=split, world=world) for i in range(clips)
+    ]
     lengths = [float(clip.duration.max() + REST if seconds is None else seconds) for clip in drawn]
     paths = [Path(out, f"{index:06d}.mp4") for index in range(clips)]
     captions = Path(out, "captions.jsonl")
     try:
-        _claim_folder(Path(out), {"seed": seed, "split": split, "world": vars(world), "seconds": seconds, "size": size})
+        _claim_folder(
+            Path(out), {"seed": seed, "split": split, "world": vars(world), "seconds": seconds, "size": size}
+        )
         for path, clip, length in _with_progress(list(zip(paths, drawn, lengths, strict=True)), progress):
             if not path.exists():
                 _write_clip(path, clip, length, size)
@@ -107,7 +115,9 @@ def _claim_folder(out: Path, arguments: dict) -> None:
     note, text = out / "dataset.json", json.dumps(arguments, indent=1) + "\n"
     others = note.read_text(encoding="utf-8") != text if note.exists() else any(out.glob("*.mp4"))
     if others:
-        raise CogVideoError(f"The folder {out} holds clips made with other arguments: choose an empty folder.")
+        raise CogVideoError(
+            f"The folder {out} holds clips made with other arguments: choose an empty folder."
+        )
     write_text(note, text)
     # A killed run may have left what write_video and write_text work on.
     for unfinished in (*out.glob(".*.mp4"), *out.glob("*.part")):

@@ -45,11 +45,25 @@ ACTIONS = {
     "turns": "旋转",
     "fades in": "渐渐出现",
 }
-ADVERBS = {1.0: ("quickly", "快速地"), 2.0: ("", ""), 4.0: ("slowly", "缓慢地"), 8.0: ("very slowly", "非常缓慢地")}
-SHAPES = {"circle": "圆", "square": "方块", "triangle": "三角", "ring": "圆环", "cross": "十字", "diamond": "菱形"}
+ADVERBS = {
+    1.0: ("quickly", "快速地"),
+    2.0: ("", ""),
+    4.0: ("slowly", "缓慢地"),
+    8.0: ("very slowly", "非常缓慢地"),
+}
+SHAPES = {
+    "circle": "圆",
+    "square": "方块",
+    "triangle": "三角",
+    "ring": "圆环",
+    "cross": "十字",
+    "diamond": "菱形",
+}
 
 COLOR_NAMES, ACTION_NAMES, DURATIONS = list(COLORS), list(ACTIONS), list(ADVERBS)
-STAGES = np.array([0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1])  # of growing, shrinking, turning, fading: what key frames meet
+STAGES = np.array(
+    [0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1]
+)  # of growing, shrinking, turning, fading: what key frames meet
 FADE_START = 0.5
 SMALL, LARGE = 2 / 3, 4 / 3  # scales between which objects grow and shrink
 TURN_DEGREES = 90.0
@@ -68,7 +82,9 @@ class World:
 
     def __post_init__(self):
         if self.glyphs not in ("clean", "handwriting", "shapes"):
-            raise CogVideoError(f"World glyphs {self.glyphs!r} are unknown: choose clean, handwriting or shapes.")
+            raise CogVideoError(
+                f"World glyphs {self.glyphs!r} are unknown: choose clean, handwriting or shapes."
+            )
         if self.objects not in (1, 2):
             raise CogVideoError(f"A world has 1 or 2 objects in a clip, not {self.objects}.")
 
@@ -121,7 +137,12 @@ def is_held_out(kind, color, action):
 
 
 def sample_clips(
-    n: int, rng: np.random.Generator, *, split: str = "train", world: World = World(), all_combinations: bool = False
+    n: int,
+    rng: np.random.Generator,
+    *,
+    split: str = "train",
+    world: World = World(),
+    all_combinations: bool = False,
 ) -> Clips:
     """Draw n clips. split "test" draws from all combinations, "train" leaves the held-out ones out unless all are asked for.
 
@@ -187,7 +208,9 @@ def object_states(clips: Clips, times: np.ndarray) -> dict[str, np.ndarray]:
     stage = STAGES[np.searchsorted(STAGES, part + 1e-6, side="right") - 1]  # the last one that was reached
     fall = 1 - np.abs(1 - 2 * np.floor(part * 16 + 1e-6) / 16)  # down and up again
     dx = np.select([name == "moves left", name == "moves right"], [-eighth, eighth], 0.0)
-    dy = np.select([name == "moves up", name == "moves down", name == "bounces"], [-eighth, eighth, fall], 0.0)
+    dy = np.select(
+        [name == "moves up", name == "moves down", name == "bounces"], [-eighth, eighth, fall], 0.0
+    )
     growing = SMALL + (LARGE - SMALL) * stage
     return {
         "x": clips.x[:, None] + TRAVEL * dx,
@@ -204,7 +227,8 @@ def render(clips: Clips, times: np.ndarray, size: int = FRAME_SIZE) -> Tensor:
     if size not in (FRAME_SIZE, FRAME_SIZE * SUPERSAMPLING):
         raise CogVideoError(f"The digits world is drawn at 64 or 192 pixels, not {size}.")
     states = {
-        key: torch.from_numpy(np.ascontiguousarray(value)).float() for key, value in object_states(clips, times).items()
+        key: torch.from_numpy(np.ascontiguousarray(value)).float()
+        for key, value in object_states(clips, times).items()
     }
     glyphs = torch.from_numpy(_glyphs(clips.world.glyphs, clips.split, clips.world.scans_per_digit))
     colors = torch.tensor([COLORS[name][1] for name in COLOR_NAMES]).float() / 255
@@ -212,11 +236,16 @@ def render(clips: Clips, times: np.ndarray, size: int = FRAME_SIZE) -> Tensor:
     canvas = torch.zeros(n * steps, 3, size, size)
     for o in range(clips.world.objects):
         flat = {key: value[..., o].reshape(-1) for key, value in states.items()}
-        kind, scan = (torch.from_numpy(repeat(a[:, o], "n -> (n t)", t=steps)) for a in (clips.kind, clips.scan))
+        kind, scan = (
+            torch.from_numpy(repeat(a[:, o], "n -> (n t)", t=steps)) for a in (clips.kind, clips.scan)
+        )
         alpha = _place(glyphs[scan, kind][:, None], flat)
         if size == FRAME_SIZE:
             alpha = F.avg_pool2d(alpha, SUPERSAMPLING)
-        color = colors[torch.from_numpy(repeat(clips.color[:, o], "n -> (n t)", t=steps))] * flat["brightness"][:, None]
+        color = (
+            colors[torch.from_numpy(repeat(clips.color[:, o], "n -> (n t)", t=steps))]
+            * flat["brightness"][:, None]
+        )
         canvas = canvas * (1 - alpha) + alpha * rearrange(color, "m c -> m c 1 1")
     # Whole grey levels, as in a video file; this also makes equal scenes equal to the bit wherever they stand.
     return rearrange((canvas * 255).round() / 255, "(n t) c h w -> n t c h w", n=n)
@@ -229,7 +258,11 @@ def _place(masks: Tensor, states: dict[str, Tensor]) -> Tensor:
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     cx, cy = states["x"] / half - 1, states["y"] / half - 1
     theta = torch.stack(
-        [torch.stack([cos, sin, -cos * cx - sin * cy], -1), torch.stack([-sin, cos, sin * cx - cos * cy], -1)], 1
+        [
+            torch.stack([cos, sin, -cos * cx - sin * cy], -1),
+            torch.stack([-sin, cos, sin * cx - cos * cy], -1),
+        ],
+        1,
     )
     side = FRAME_SIZE * SUPERSAMPLING
     grid = F.affine_grid(theta, [len(masks), 1, side, side], align_corners=False)
@@ -289,7 +322,9 @@ def _handwriting(split: str, scans_per_digit: int, side: int = 4 * GLYPH_SIZE) -
     return rearrange(sharp.numpy(), "(s k) 1 h w -> s k h w", k=10).astype(np.float32)
 
 
-def random_frames(seed: int, n: int, size: int = FRAME_SIZE, *, world: World = World(), split: str = "train") -> Tensor:
+def random_frames(
+    seed: int, n: int, size: int = FRAME_SIZE, *, world: World = World(), split: str = "train"
+) -> Tensor:
     """n single frames, each at a random moment of its own clip -> float [n, 3, size, size] in 0..1."""
     rng = np.random.default_rng(seed)
     clips = sample_clips(n, rng, split=split, world=world)

@@ -51,7 +51,9 @@ def moving_clips(n: int, seed: int = 0, seconds: float = 4.0) -> Clips:
     return replace(pool, **{name: getattr(pool, name)[fit] for name in fields})
 
 
-def study(pipe: Pipeline, n: int = 2, *, seed: int = 0, seconds: float = 4.0, progress: bool = False) -> Study:
+def study(
+    pipe: Pipeline, n: int = 2, *, seed: int = 0, seconds: float = 4.0, progress: bool = False
+) -> Study:
     """Ask a model of the demo world everything of this file, about n clips that it generates itself.
 
     The digit is swapped for the one that is four larger. Raises CogVideoError for a model without the demo's words.
@@ -94,9 +96,13 @@ def sentences(found: Study) -> list[str]:
     for stage, table in found.following.items():
         table = table.assign(control=table[["stay", "opposite", "even"]].max(axis=1))
         best = table.loc[(table["follow"] - table["control"]).idxmax()]
-        layers = table.groupby("layer")[["follow", "stay", "opposite", "even", "object", "even object"]].mean()
+        layers = table.groupby("layer")[
+            ["follow", "stay", "opposite", "even", "object", "even object"]
+        ].mean()
         follows = [
-            str(layer) for layer, row in layers.iterrows() if row["follow"] > row[["stay", "opposite", "even"]].max()
+            str(layer)
+            for layer, row in layers.iterrows()
+            if row["follow"] > row[["stay", "opposite", "even"]].max()
         ]
         said.append(
             f"**What follows the moving digit, {stage}** ({best['pairs']:.0f} pairs of patches and frames): as a whole layers {', '.join(follows) or 'none'} look more at the patch "
@@ -121,7 +127,12 @@ def sentences(found: Study) -> list[str]:
 
 @torch.inference_mode()
 def recordings(
-    pipe: Pipeline, prompts: Sequence[str], *, seconds: float = 4.0, seed: int = 0, stages: Sequence[str] = STAGES
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    seconds: float = 4.0,
+    seed: int = 0,
+    stages: Sequence[str] = STAGES,
 ) -> dict[str, list[Recording]]:
     """Generate a clip of every prompt and run the models over it again: for each stage one recording a prompt.
 
@@ -138,7 +149,9 @@ def recordings(
     made = {}
     for stage in stages:
         texts = [prompt + suffixes.get(stage, s.key_frame_suffix) for prompt in prompts]
-        ids = [torch.tensor(pipe.text.encode_prompt(text, spans[stage]), device=pipe.device) for text in texts]
+        ids = [
+            torch.tensor(pipe.text.encode_prompt(text, spans[stage]), device=pipe.device) for text in texts
+        ]
         made[stage] = [record(models[stage], row, clip) for row, clip in zip(ids, clips[stage], strict=True)]
     return made
 
@@ -174,7 +187,12 @@ def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
                     cut = token_losses(clip, hide=[slot], channels=[channel], layers=[layer], heads=chosen)
                     rise = cut.cpu().numpy() - own
                     looks = weights[layer].mean(0) if head == -1 else weights[layer, head]
-                    values = [looks[there].mean(), looks[ground].mean(), rise[there].mean(), rise[ground].mean()]
+                    values = [
+                        looks[there].mean(),
+                        looks[ground].mean(),
+                        rise[there].mean(),
+                        rise[ground].mean(),
+                    ]
                     rows.setdefault((channel, layer, head), []).append(values)
     table = []
     for (channel, layer, head), values in rows.items():
@@ -247,7 +265,8 @@ def following(clips: Sequence[Recording]) -> Any:
                     not moved.any()
                     or abs(exact - moved).max() > WHOLE
                     or not all(
-                        _inside(p, there[0].shape) and seen[:, q, other, p[0], p[1]].all() for p in places.values()
+                        _inside(p, there[0].shape) and seen[:, q, other, p[0], p[1]].all()
+                        for p in places.values()
                     )
                 ):
                     continue  # all of them or none, so that they can be compared
@@ -268,7 +287,9 @@ def following(clips: Sequence[Recording]) -> Any:
     means = {name: np.nanmean(values, 0) for name, values in sums.items()}
     rows = []
     for layer, head in np.ndindex(c.num_layers, c.num_heads):
-        row = {"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()}
+        row = {"layer": layer, "head": head} | {
+            name: float(mean[layer, head]) for name, mean in means.items()
+        }
         rows.append(row | {"pairs": len(sums["follow"])})
     return pd.DataFrame(rows)
 

@@ -35,7 +35,9 @@ class EMACodebook:
 
     def __init__(self, codebook: Tensor):
         self.codebook = codebook
-        self.counts = torch.ones(len(codebook))  # moving average of how many vectors of a batch choose each code
+        self.counts = torch.ones(
+            len(codebook)
+        )  # moving average of how many vectors of a batch choose each code
 
     def update(self, vectors: Tensor, ids: Tensor, decay: float) -> None:
         """One moving-average step from vectors [M, C] and the codes [M] they chose (van den Oord et al. 2017, appendix)."""
@@ -99,7 +101,13 @@ def train_frame_tokenizer(
     torch.manual_seed(seed)
     model = PatchVQVAE(codes, widths)
     pool = cache(lambda: FramePool(render, seed=seed, small=pool_frames[0], large=pool_frames[1]))
-    settings = {"codes": codes, "steps": codebook_steps, "seed": seed, "pool": list(pool_frames), "what": what}
+    settings = {
+        "codes": codes,
+        "steps": codebook_steps,
+        "seed": seed,
+        "pool": list(pool_frames),
+        "what": what,
+    }
     path = run_dir / "codebook.pt"
     if not path.exists():
         codebook = train_codebook(pool(), codes=codes, steps=codebook_steps, seed=seed)
@@ -137,11 +145,18 @@ class FramePool:
         self.crop = crop
         self.pools, self.windows, self.inked = [], [], []
         for count, size in ((small, 64), (large, 192)):
-            chunks = [render(seed * 1_000_003 + first, min(64, count - first), size) for first in range(0, count, 64)]
+            chunks = [
+                render(seed * 1_000_003 + first, min(64, count - first), size)
+                for first in range(0, count, 64)
+            ]
             self.pools.append(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in chunks]))
             ink = torch.cat([object_pixels(chunk) for chunk in chunks])
-            self.windows.append(F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01)  # [count, rows, columns] of crops
-            self.inked.append(to_patches(self.pools[-1])[F.max_pool2d(ink, 8)[:, 0] > 0])  # [patches, 192] uint8
+            self.windows.append(
+                F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01
+            )  # [count, rows, columns] of crops
+            self.inked.append(
+                to_patches(self.pools[-1])[F.max_pool2d(ink, 8)[:, 0] > 0]
+            )  # [patches, 192] uint8
 
     def patches(self, seed: int, n: int) -> Tensor:
         """n patches [n,192] in 0..1 that show something."""

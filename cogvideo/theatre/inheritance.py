@@ -64,7 +64,9 @@ def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
     """
     if not model.config.temporal:
         raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
-    config = replace(model.config, num_frames=1, temporal=False, extra_positions=0, order="sequential", window=None)
+    config = replace(
+        model.config, num_frames=1, temporal=False, extra_positions=0, order="sequential", window=None
+    )
     base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
     return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")
 
@@ -131,7 +133,9 @@ def compare_starts(
         )
         written = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         rows[name] = [{"step": 0, "loss": start}]
-        rows[name] += [{"step": row["step"], "loss": row["test_loss"]} for row in written if "test_loss" in row]
+        rows[name] += [
+            {"step": row["step"], "loss": row["test_loss"]} for row in written if "test_loss" in row
+        ]
     return rows
 
 

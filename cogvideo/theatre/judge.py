@@ -36,7 +36,13 @@ from cogvideo.theatre.digits import (
 WEIGHTS = Path(__file__).parent.parent / "weights" / "judge.safetensors"
 CROP = 28
 # How far a frame may be from the ideal path: about a quarter of an action, which is one step of five frames.
-TOLERANCES = {"x": 8.0, "y": 8.0, "octaves": 0.25, "degrees": 22.5, "brightness": 0.2}  # x, y in px of a 64 px frame
+TOLERANCES = {
+    "x": 8.0,
+    "y": 8.0,
+    "octaves": 0.25,
+    "degrees": 22.5,
+    "brightness": 0.2,
+}  # x, y in px of a 64 px frame
 # Parts and multiples of an action that five frames may span; beyond 1 the object rests.
 RATIOS = np.concatenate([np.arange(64) / 64, np.arange(16, 16 * max(SPANS) / min(DURATIONS) + 1) / 16])
 PALETTE = np.array([COLORS[name][1] for name in COLOR_NAMES]) / 255  # [colours, 3]
@@ -46,7 +52,9 @@ PALETTE = np.array([COLORS[name][1] for name in COLOR_NAMES]) / 255  # [colours,
 class Observation:
     """What is seen in n clips of T frames, arrays [n, T]; lengths in pixels of a 64 x 64 frame."""
 
-    objects: np.ndarray  # how many; everything else is about the largest and means nothing where there is none
+    objects: (
+        np.ndarray
+    )  # how many; everything else is about the largest and means nothing where there is none
     x: np.ndarray  # centre of mass
     y: np.ndarray
     size: np.ndarray  # radius of gyration
@@ -125,7 +133,9 @@ def _action_paths(ratios: np.ndarray, steps: int) -> np.ndarray:
     for ratio in ratios:
         states = object_states(clips, repeat(np.linspace(0, ratio, steps), "t -> a t", a=len(action)))
         keys = ("x", "y", "scale", "degrees", "brightness")
-        features = _path_features(*(32 * states[k][..., 0] if k == "scale" else states[k][..., 0] for k in keys))
+        features = _path_features(
+            *(32 * states[k][..., 0] if k == "scale" else states[k][..., 0] for k in keys)
+        )
         rest = _path_features(*(np.full((1, steps), value) for value in (0, 0, 32, 0, 1)))
         paths.append(np.concatenate([features, rest]))
     return np.stack(paths, 1)
@@ -182,7 +192,9 @@ class Judge:
         x, y, size = (torch.from_numpy(table[key]) for key in ("x", "y", "size"))
         # Looking three times with the head tilted halves the errors of the turn.
         tilts, alpha = (-20.0, 0.0, 20.0), torch.from_numpy(table.pop("alpha"))
-        log_probs, degrees = zip(*(self.reader(cut_out(alpha, x, y, size, tilt)) for tilt in tilts), strict=True)
+        log_probs, degrees = zip(
+            *(self.reader(cut_out(alpha, x, y, size, tilt)) for tilt in tilts), strict=True
+        )
         table["digit_log_probs"] = torch.stack(log_probs).mean(0).numpy()
         table["degrees"] = torch.stack(degrees).mean(0).numpy()
         return Observation(**{key: value.reshape(n, steps, *value.shape[1:]) for key, value in table.items()})
@@ -191,7 +203,12 @@ class Judge:
 def _as_small_float(frames: np.ndarray | Tensor) -> Tensor:
     """Any clips [n, T, H, W, 3] -> float [n, T, 64, 64, 3] in 0..1."""
     video = torch.as_tensor(frames)
-    if video.ndim != 5 or video.shape[-1] != 3 or video.shape[2] != video.shape[3] or video.shape[2] % FRAME_SIZE:
+    if (
+        video.ndim != 5
+        or video.shape[-1] != 3
+        or video.shape[2] != video.shape[3]
+        or video.shape[2] % FRAME_SIZE
+    ):
         remedy = "give [n, T, H, W, 3] with H = W = 64 or a multiple of it"
         raise CogVideoError(f"The judge cannot look at frames of shape {list(video.shape)}: {remedy}.")
     video = video.float() / 255 if video.dtype == torch.uint8 else video.float()
@@ -253,7 +270,9 @@ def cut_out(alpha: Tensor, x: Tensor, y: Tensor, size: Tensor, degrees: Tensor |
     return F.grid_sample(alpha[:, None].float(), grid, align_corners=False)
 
 
-def train_reader(*, frames: int = 6000, epochs: int = 12, seed: int = 0, progress: bool = True) -> DigitReader:
+def train_reader(
+    *, frames: int = 6000, epochs: int = 12, seed: int = 0, progress: bool = True
+) -> DigitReader:
     """Train on renderings of both glyph sets (train scans), spoiled the ways that frame tokenizers spoil pictures."""
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -271,7 +290,9 @@ def train_reader(*, frames: int = 6000, epochs: int = 12, seed: int = 0, progres
         for _ in range(2):
             spoiled = rearrange(_spoil(pictures, noise), "m c h w -> m h w c")
             found = [locate(frame) for frame in spoiled.numpy()]
-            table = [torch.from_numpy(np.stack([one[key] for one in found])) for key in ("alpha", "x", "y", "size")]
+            table = [
+                torch.from_numpy(np.stack([one[key] for one in found])) for key in ("alpha", "x", "y", "size")
+            ]
             batches.append((*table, truth, torch.from_numpy(clips.kind[:, 0])))
     alpha, x, y, size, truth, digits = (torch.cat(column) for column in zip(*batches, strict=True))
 
@@ -294,7 +315,12 @@ def train_reader(*, frames: int = 6000, epochs: int = 12, seed: int = 0, progres
         optimizer.step()
         schedule.step()
         if progress and step % 20 == 0:
-            print(f"\rjudge: step {step} of {steps}, loss {loss.item():.3f}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\rjudge: step {step} of {steps}, loss {loss.item():.3f}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     return reader.eval()
 
 
@@ -303,13 +329,17 @@ def _spoil(pictures: Tensor, noise: torch.Generator) -> Tensor:
     m = len(pictures)
     amount = repeat(torch.rand(5, m, generator=noise) ** 2, "k m -> k m 1 1 1")  # mostly mild
     dim = 1 - 0.5 * amount[0]
-    shifts = (torch.rand(m, 2, 8, 8, generator=noise) - 0.5) * 6 * amount[1] / FRAME_SIZE * 2  # up to 3 px a block
+    shifts = (
+        (torch.rand(m, 2, 8, 8, generator=noise) - 0.5) * 6 * amount[1] / FRAME_SIZE * 2
+    )  # up to 3 px a block
     grid = F.affine_grid(torch.eye(2, 3).expand(m, 2, 3), [m, 1, FRAME_SIZE, FRAME_SIZE], align_corners=False)
     moved = grid + repeat(shifts, "m c h w -> m (h a) (w b) c", a=8, b=8)
     pictures = F.grid_sample(pictures, moved, align_corners=False)
     # Drop the small cosine coefficients of every 8 x 8 block.
     k = torch.arange(8.0)
-    basis = torch.cos(torch.pi / 8 * (k[None] + 0.5) * k[:, None]) * torch.where(k[:, None] == 0, 0.125**0.5, 0.5)
+    basis = torch.cos(torch.pi / 8 * (k[None] + 0.5) * k[:, None]) * torch.where(
+        k[:, None] == 0, 0.125**0.5, 0.5
+    )
     blocks = rearrange(pictures, "m c (h a) (w b) -> m c h w a b", a=8, b=8)
     coefficients = basis @ blocks @ basis.T
     kept = coefficients * (coefficients.abs() > 0.35 * amount[2][..., None, None])

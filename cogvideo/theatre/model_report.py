@@ -26,7 +26,13 @@ SIDE = 64  # pixels of the demo world's small frames
 
 
 def report_weights(
-    weights: str | Path, out: str | Path, *, n: int = 24, fvd_clips: int = 12, seed: int = 0, device: str = "auto"
+    weights: str | Path,
+    out: str | Path,
+    *,
+    n: int = 24,
+    fvd_clips: int = 12,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Path:
     """Evaluate weights ("demo" or a pipeline folder) and write the report to one HTML page; shows how far it is.
 
@@ -54,7 +60,9 @@ def report_weights(
 
 
 def _check_world(pipe: Pipeline) -> None:
-    one = pipe.pixels(torch.zeros(1, 1, pipe.stage1.config.frame_tokens, dtype=torch.long, device=pipe.device))
+    one = pipe.pixels(
+        torch.zeros(1, 1, pipe.stage1.config.frame_tokens, dtype=torch.long, device=pipe.device)
+    )
     if one.shape[2:4] != (SIDE, SIDE):
         raise CogVideoError(
             f"These weights draw {one.shape[3]} x {one.shape[2]} pixels: this report asks about the demo world's {SIDE} x {SIDE}. "
@@ -80,14 +88,18 @@ def _samples(pipe: Pipeline, seed: int) -> list[str]:
     pipe(asked.prompts[0], seconds=SECONDS, seed=int(asked.seeds[0]))
     alone = time.perf_counter() - began
     frames = len(videos[0])
-    machine = {key: value for key, value in describe(pipe.device).items() if isinstance(value, (str, int, float))}
+    machine = {
+        key: value for key, value in describe(pipe.device).items() if isinstance(value, (str, int, float))
+    }
     rows = [
         ["one clip, enlarged", 1, frames, alone, frames / alone],
         [f"{SAMPLES} clips together, small", SAMPLES, frames, seconds, SAMPLES * frames / seconds],
     ]
     return [
         html.heading("Samples"),
-        html.paragraph(f"The first {SAMPLES} prompts of the test split, {SECONDS:g} s each, none chosen by hand."),
+        html.paragraph(
+            f"The first {SAMPLES} prompts of the test split, {SECONDS:g} s each, none chosen by hand."
+        ),
         html.clips({video.settings["prompt"]: [video] for video in videos}, ["small, as it was made"]),
         html.heading("Speed"),
         html.table("speed", ["what", "clips", "frames each", "seconds", "frames a second"], rows),

@@ -11,7 +11,13 @@ import torch
 from einops import reduce, repeat
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import inherit_image_model, load_model, read_weights, save_model, write_weights
+from cogvideo.checkpoints.native import (
+    inherit_image_model,
+    load_model,
+    read_weights,
+    save_model,
+    write_weights,
+)
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_json
@@ -66,9 +72,13 @@ class RecipeConfig:
 
     def __post_init__(self):
         if self.threads < 1 or self.seed < 0:
-            raise CogVideoError(f"threads must be at least 1 and seed at least 0, not {self.threads} and {self.seed}.")
+            raise CogVideoError(
+                f"threads must be at least 1 and seed at least 0, not {self.threads} and {self.seed}."
+            )
         if unknown := set(self.parts) - set(PARTS):
-            raise CogVideoError(f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}.")
+            raise CogVideoError(
+                f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}."
+            )
 
 
 def train(path: str | Path, overrides: list[str] | None = None) -> None:
@@ -126,7 +136,10 @@ class Recipe:
             for size in (64, 192):
                 held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
                 report = codebook_report(FrameTokenizer.load(path), held_out)
-                print(f"frame tokenizer, {size} px:", ", ".join(f"{key} {value:.4g}" for key, value in report.items()))
+                print(
+                    f"frame tokenizer, {size} px:",
+                    ", ".join(f"{key} {value:.4g}" for key, value in report.items()),
+                )
 
     def image(self) -> None:
         _, frames = self._tokenizers()
@@ -243,7 +256,9 @@ class Recipe:
         settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
         settings |= {"world": to_dict(self.config.world), "tokens": frames.digest}
         if (folder / "model.safetensors").exists():
-            read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what was trained with other settings
+            read_checkpoint(
+                folder / "checkpoint.pt", settings
+            )  # refuses what was trained with other settings
             return
         model.to(self.device)
         frames.to(self.device)

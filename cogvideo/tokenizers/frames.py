@@ -63,7 +63,12 @@ class FrameTokenizer(nn.Module):
         Raises CogVideoError if H or W is no multiple of `compress` or the network has no such rate.
         """
         self._check_rate(compress)
-        if frames.ndim != 4 or frames.shape[1] != 3 or frames.shape[2] % compress or frames.shape[3] % compress:
+        if (
+            frames.ndim != 4
+            or frames.shape[1] != 3
+            or frames.shape[2] % compress
+            or frames.shape[3] % compress
+        ):
             raise CogVideoError(
                 f"Frames to encode must be [B, 3, H, W] with H and W multiples of {compress}, not {list(frames.shape)}."
             )
@@ -95,7 +100,10 @@ class FrameTokenizer(nn.Module):
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write weights (as `dtype`, if given) and the description of the network into one safetensors file."""
-        tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.network.state_dict().items()}
+        tensors = {
+            key: value.to(dtype or value.dtype).contiguous()
+            for key, value in self.network.state_dict().items()
+        }
         save_tensors(tensors, path, metadata={"frame_tokenizer": json.dumps(self.network.architecture)})
 
     @classmethod
@@ -111,9 +119,13 @@ class FrameTokenizer(nn.Module):
         except FileNotFoundError:
             raise CogVideoError(f"There is no frame tokenizer at {path}: check the path.") from None
         except (OSError, SafetensorError) as error:
-            raise CogVideoError(f"The frame tokenizer {path} is damaged ({error}): copy the file again.") from None
+            raise CogVideoError(
+                f"The frame tokenizer {path} is damaged ({error}): copy the file again."
+            ) from None
         if "frame_tokenizer" not in metadata:
-            raise CogVideoError(f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote.")
+            raise CogVideoError(
+                f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote."
+            )
         try:
             sizes = json.loads(metadata["frame_tokenizer"])
             network = {"patches": PatchVQVAE, "icetk": HVQVAE}[sizes.pop("kind")](**sizes)
@@ -143,14 +155,18 @@ class FrameTokenizer(nn.Module):
         weights: Mapping = source if isinstance(source, Mapping) else read_weights(Path(source))
         weights = weights.get("module", weights)
         if "quantize.embed.weight" not in weights:
-            raise CogVideoError(f"There is no icetk image tokenizer in {name}: it has no quantize.embed.weight.")
+            raise CogVideoError(
+                f"There is no icetk image tokenizer in {name}: it has no quantize.embed.weight."
+            )
         codes, dim = weights["quantize.embed.weight"].shape
         network = HVQVAE(codes, dim, channels, tuple(encoder_mult), tuple(map(tuple, decoder_mults)))
         # The release loads non-strictly: what lies beside the network (training statistics, losses) is not for us, but
         # an unknown name inside it means that the sizes given are wrong.
         ours = tuple(f"{part}." for part, _ in network.named_children())
         statistics = ("quantize.cluster_size", "quantize.embed_avg")
-        inside = {key: value for key, value in weights.items() if key.startswith(ours) and key not in statistics}
+        inside = {
+            key: value for key, value in weights.items() if key.startswith(ours) and key not in statistics
+        }
         _fill(network, inside, name)
         return cls(network).eval()
 
@@ -162,7 +178,9 @@ def read_weights(path: Path) -> Mapping:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError:
-        raise CogVideoError(f"There is no file {path}: check the path of the icetk image tokenizer.") from None
+        raise CogVideoError(
+            f"There is no file {path}: check the path of the icetk image tokenizer."
+        ) from None
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CogVideoError(
             f"The weights {path} cannot be read ({first_sentence(error)}): fetch the file again."

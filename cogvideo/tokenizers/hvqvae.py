@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-MEAN, STD = (0.79093, 0.76271, 0.75340), (0.30379, 0.32279, 0.32800)  # of the release's training images, RGB in 0..1
-ATTENTION_LEVEL = 4  # the release attends where a nominal 256 px image has shrunk to 16 px, whatever the real size
+MEAN, STD = (
+    (0.79093, 0.76271, 0.75340),
+    (0.30379, 0.32279, 0.32800),
+)  # of the release's training images, RGB in 0..1
+ATTENTION_LEVEL = (
+    4  # the release attends where a nominal 256 px image has shrunk to 16 px, whatever the real size
+)
 
 
 class HVQVAE(nn.Module):
@@ -41,7 +46,9 @@ class HVQVAE(nn.Module):
         self.enc = Encoder(dim, channels, encoder_mult)
         self.down_samplers = nn.ModuleList(ResidualDownSampler(dim) for _ in self.rates[1:])
         self.quantize = Quantizer(codes, dim)
-        self.decs = nn.ModuleList(Decoder(dim, channels, mult) for mult in decoder_mults)  # coarsest rate first
+        self.decs = nn.ModuleList(
+            Decoder(dim, channels, mult) for mult in decoder_mults
+        )  # coarsest rate first
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)

@@ -56,11 +56,15 @@ class TextTokenizer:
             if _NORMALIZER_FIELD not in _field_numbers(content):
                 raise RuntimeError("the file ends early")  # SentencePiece loads a file cut between two pieces
         except RuntimeError as error:
-            raise CogVideoError(f"{where} is no SentencePiece model or is damaged: fetch or train it again.") from error
+            raise CogVideoError(
+                f"{where} is no SentencePiece model or is damaged: fetch or train it again."
+            ) from error
         self.image_tokens = image_tokens
         self.pad_id, self.newline_id = self._piece_id("<pad>", where), self._piece_id("<n>", where)
         self.begin_of_image = image_tokens + self.text_pieces
-        self.vocab_size = self.begin_of_image + len(SPECIAL_PIECES)  # rows that a word embedding needs at least
+        self.vocab_size = self.begin_of_image + len(
+            SPECIAL_PIECES
+        )  # rows that a word embedding needs at least
         self.digest = hashlib.sha256(content).hexdigest()[:16]
 
     def _piece_id(self, piece: str, where: str) -> int:
@@ -81,12 +85,16 @@ class TextTokenizer:
         Raises CogVideoError for an empty prompt, and for seconds that the text model cannot write.
         """
         if not prompt.strip():
-            raise CogVideoError('The prompt is empty: describe the clip in words, such as "a red 3 moves left".')
+            raise CogVideoError(
+                'The prompt is empty: describe the clip in words, such as "a red 3 moves left".'
+            )
         if seconds is None:
             return self.encode(prompt)
         frame_rate = self.encode(frame_rate_text(seconds))
         if self.image_tokens + self.model.unk_id() in frame_rate:
-            raise CogVideoError(f"This text model knows no frames that span {float(seconds)} s: choose another span.")
+            raise CogVideoError(
+                f"This text model knows no frames that span {float(seconds)} s: choose another span."
+            )
         return [*frame_rate, self.newline_id, *self.encode(prompt)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -100,7 +108,9 @@ class TextTokenizer:
 
     def _label(self, i: int) -> str:
         if not 0 <= i < self.vocab_size:
-            raise CogVideoError(f"Id {i} is not one of 0..{self.vocab_size - 1}: use the text model that made it.")
+            raise CogVideoError(
+                f"Id {i} is not one of 0..{self.vocab_size - 1}: use the text model that made it."
+            )
         if i < self.image_tokens:
             return f"image {i}"
         if i >= self.begin_of_image:
@@ -111,8 +121,14 @@ class TextTokenizer:
         """Words of the prompt that the model has no piece for, each once, in order; a user should hear about them."""
         words, unk = [], self.model.unk_id()
         for word in _WORD.findall(prompt):
-            unknown = [piece for piece in self.model.encode(word, out_type=str) if self.model.piece_to_id(piece) == unk]
-            if unknown:  # Chinese has no spaces, so the unknown characters are named instead of the whole sentence
+            unknown = [
+                piece
+                for piece in self.model.encode(word, out_type=str)
+                if self.model.piece_to_id(piece) == unk
+            ]
+            if (
+                unknown
+            ):  # Chinese has no spaces, so the unknown characters are named instead of the whole sentence
                 words += [word] if word[0] < _FIRST_CJK else unknown
         return list(dict.fromkeys(words))
 
@@ -124,12 +140,16 @@ class TextTokenizer:
         return left_pad(prompts, self.pad_id, length)
 
 
-def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> tuple[Tensor, Tensor]:
+def left_pad(
+    prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """See TextTokenizer.left_pad."""
     longest = max(len(ids) for ids in prompts)
     length = longest if length is None else length
     if longest > length:
-        raise CogVideoError(f"The prompt has {longest} tokens but the model has {length} text slots: shorten it.")
+        raise CogVideoError(
+            f"The prompt has {longest} tokens but the model has {length} text slots: shorten it."
+        )
     ids = torch.tensor([[pad_id] * (length - len(ids)) + list(ids) for ids in prompts], dtype=torch.int64)
     sizes = torch.tensor([len(ids) for ids in prompts])
     return ids, torch.arange(length) >= length - sizes[:, None]

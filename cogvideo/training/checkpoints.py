@@ -16,7 +16,11 @@ from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint-{:09}"
-WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")  # of RuntimeErrors of torch's own writer
+WRITER = (
+    "PytorchStreamWriter",
+    "inline_container",
+    "unexpected pos",
+)  # of RuntimeErrors of torch's own writer
 
 
 @contextmanager
@@ -64,7 +68,9 @@ def read_checkpoint(path: Path, settings: dict) -> dict:
     except FileNotFoundError:
         raise CogVideoError(f"{path} is missing; delete {path.parent} to start again.") from None
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
+        raise CogVideoError(
+            f"{path} is damaged ({type(error).__name__}); delete it to start again."
+        ) from None
     if other:
         raise _other_settings(path)
     return state
@@ -83,7 +89,9 @@ class Checkpoints:
     is read by any number of processes.
     """
 
-    def __init__(self, run_dir: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict):
+    def __init__(
+        self, run_dir: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict
+    ):
         self.run_dir, self.model, self.optimizers, self.settings = run_dir, model, optimizers, settings
 
     def save(self, step: int, extra: dict[str, Any]) -> None:
@@ -126,7 +134,9 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Whole ones, by step."""
-        return sorted(path for path in self.run_dir.glob(FOLDER.format(0)[:-9] + "*") if path.suffix != ".part")
+        return sorted(
+            path for path in self.run_dir.glob(FOLDER.format(0)[:-9] + "*") if path.suffix != ".part"
+        )
 
     def _save_folder(self, step: int, extra: dict[str, Any]) -> None:
         from torch.distributed.checkpoint.api import CheckpointException
@@ -167,7 +177,9 @@ class Checkpoints:
         except CogVideoError:
             raise
         except (Exception, CheckpointException) as error:  # torch raises many kinds for damaged files
-            raise CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.") from None
+            raise CogVideoError(
+                f"{path} is damaged ({type(error).__name__}); delete it to start again."
+            ) from None
         options = StateDictOptions(ignore_frozen_params=True, strict=False)
         set_state_dict(
             self.model,
@@ -200,5 +212,7 @@ def fingerprint(model: nn.Module) -> str:
     total = hashlib.sha256()
     for name, weight in model.named_parameters():
         some = weight.detach().flatten()[:: max(1, weight.numel() // 256)].contiguous()
-        total.update(f"{name} {list(weight.shape)} {weight.dtype}".encode() + some.view(torch.uint8).numpy().tobytes())
+        total.update(
+            f"{name} {list(weight.shape)} {weight.dtype}".encode() + some.view(torch.uint8).numpy().tobytes()
+        )
     return total.hexdigest()[:16]

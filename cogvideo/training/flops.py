@@ -8,7 +8,15 @@ from cogvideo.config import ModelConfig
 from cogvideo.model import masks
 
 # Dense products in bf16 or fp16 with fp32 sums, operations a second, from the vendor's data sheets.
-PEAKS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12}
+PEAKS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 
 
 def step_flops(c: ModelConfig, clips: int, text_length: int, *, everything: bool = False) -> float:

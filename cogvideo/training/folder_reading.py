@@ -40,7 +40,9 @@ class Reader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         with open(Path(self.path) / METADATA, "rb") as file:
             metadata = _Unpickler(file).load()
-        if any(Path(place.relative_path).name != place.relative_path for place in metadata.storage_data.values()):
+        if any(
+            Path(place.relative_path).name != place.relative_path for place in metadata.storage_data.values()
+        ):
             raise pickle.UnpicklingError("a file outside")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id

@@ -45,7 +45,15 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self):
-        leasts = {"steps": 0, "batch_size": 1, "accumulate": 1, "warmup": 0, "lr": 0, "muon_lr": 0, "weight_decay": 0}
+        leasts = {
+            "steps": 0,
+            "batch_size": 1,
+            "accumulate": 1,
+            "warmup": 0,
+            "lr": 0,
+            "muon_lr": 0,
+            "weight_decay": 0,
+        }
         for name, least in leasts.items():
             if not least <= getattr(self, name) < math.inf:  # NaN is neither
                 raise CogVideoError(f"{name} must be at least {least}, not {getattr(self, name)}.")
@@ -56,7 +64,9 @@ class OptimizerConfig:
         if not 0 <= self.final_lr <= 1:
             raise CogVideoError(f"final_lr is a share of lr, from 0 to 1, not {self.final_lr}.")
         if self.batch_size % self.accumulate:
-            raise CogVideoError(f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts.")
+            raise CogVideoError(
+                f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts."
+            )
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rates at a step: linear warm-up, then one cosine over the whole budget."""
@@ -144,7 +154,11 @@ def fit(
             norm = distributed.whole(nn.utils.clip_grad_norm_(parameters, config.clip))
             recent.append(distributed.mean(torch.as_tensor(found)).tolist())
             if not all(map(math.isfinite, (*recent[-1], float(norm)))):
-                wrong = f"loss is {np.mean(recent[-1])}" if math.isfinite(float(norm)) else "gradient is not finite"
+                wrong = (
+                    f"loss is {np.mean(recent[-1])}"
+                    if math.isfinite(float(norm))
+                    else "gradient is not finite"
+                )
                 raise CogVideoError(
                     f"The {wrong} at step {step}; the checkpoint before it is kept in {run_dir}. "
                     "Look at the batch, or train with a lower lr into another run_dir."
@@ -156,7 +170,11 @@ def fit(
             tests = evaluate if done % evaluate_every == 0 or done == config.steps else None
             if done % log_every == 0 or done == config.steps or tests is not None:
                 by_frame = np.mean(recent, 0).tolist()
-                row = {"step": done, "loss": sum(map(np.mean, recent)) / len(recent), "gradient_norm": float(norm)}
+                row = {
+                    "step": done,
+                    "loss": sum(map(np.mean, recent)) / len(recent),
+                    "gradient_norm": float(norm),
+                }
                 row["lr"] = config.lr * config.rate_at(step)
                 if len(by_frame) > 1:
                     row["frame_losses"] = by_frame

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular values end between about 0.7 and 1.2
+COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of the quintic iteration; singular values end between about 0.7 and 1.2
 
 
 class Muon(torch.optim.Optimizer):
@@ -12,7 +16,9 @@ class Muon(torch.optim.Optimizer):
     Without bf16 units a CPU takes 75 ms for a matrix of 384 x 128 in bf16 and 3 ms in fp32: a quarter of a training step.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float, *, weight_decay: float, momentum: float = 0.95):
+    def __init__(
+        self, matrices: list[nn.Parameter], lr: float, *, weight_decay: float, momentum: float = 0.95
+    ):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

@@ -58,7 +58,9 @@ class TrainingConfig:
     )
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
     compile: bool = False  # blocks by torch.compile; meant for GPUs
-    window: int | None = None  # of the temporal channel, where `start` is an image model that stage 1 or 2 inherits
+    window: int | None = (
+        None  # of the temporal channel, where `start` is an image model that stage 1 or 2 inherits
+    )
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
     checkpoint_seconds: float = 600.0
@@ -66,7 +68,9 @@ class TrainingConfig:
     evaluate_every: int = 500
     sample_every: int = 500
     samples: int = 4  # clips of a picture of samples; 0: none. One process draws them, of all but superres
-    frame_tokenizer: str | None = None  # frames.safetensors or ice_image.pt for samples; None: that of `start`
+    frame_tokenizer: str | None = (
+        None  # frames.safetensors or ice_image.pt for samples; None: that of `start`
+    )
     tensorboard: bool = True
 
     def __post_init__(self):
@@ -118,12 +122,16 @@ class Training:
         )  # fmt: skip
         self.batches.text_length = self.batches.format.text_length
         if (self.batches.format.kind in ("image", "superres")) != (c.stage in ("image", "superres")):
-            raise CogVideoError(f"The tokens in {c.data} are of kind {self.batches.format.kind}, not for {c.stage}.")
+            raise CogVideoError(
+                f"The tokens in {c.data} are of kind {self.batches.format.kind}, not for {c.stage}."
+            )
         self.model = self._start()
         if isinstance(self.model, CogVideoTransformer):
             self.batches.check(self.model.config, **self._digests())
         elif self.batches.format.kind != "superres":
-            raise CogVideoError(f"The tokens in {c.data} have no large frames: tokenize with --kind superres.")
+            raise CogVideoError(
+                f"The tokens in {c.data} have no large frames: tokenize with --kind superres."
+            )
         self.names = list(_trained(self.model, c.stage))
         set_types(self.model, self.names, DTYPES[c.dtype])
 
@@ -186,7 +194,11 @@ class Training:
         """What a step is, for its pace; None for super-resolution."""
         if not isinstance(self.model, CogVideoTransformer):
             return None
-        c, clips, length = self.model.config, self.config.optimizer.batch_size, self.batches.format.text_length
+        c, clips, length = (
+            self.model.config,
+            self.config.optimizer.batch_size,
+            self.batches.format.text_length,
+        )
         return Work(
             tokens=clips * (length + c.num_frames * c.frame_tokens),
             flops=step_flops(c, clips, length, everything=self.config.stage == "image"),
@@ -205,7 +217,9 @@ class Training:
         }
 
     def _precision(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.config.dtype == "bf16" else nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16) if self.config.dtype == "bf16" else nullcontext()
+        )
 
     def _start(self) -> Model:
         """The model before training, with weights in the types of its files; `given` tells what it was made from."""
@@ -215,7 +229,9 @@ class Training:
         pipeline = (folder / "pipeline.json").exists()
         if c.stage == "superres":
             if not pipeline and not (folder / "config.json").exists():
-                raise CogVideoError(f"{folder} is not a native folder: run `cogvideo weights convert` on it first.")
+                raise CogVideoError(
+                    f"{folder} is not a native folder: run `cogvideo weights convert` on it first."
+                )
             large = DirectSuperResolution.from_pretrained(folder / "superres" if pipeline else folder)
             self.given = fingerprint(large)
             return large
@@ -224,7 +240,9 @@ class Training:
             folder = folder / stage
         elif is_released(folder):
             folder = folder / (STAGE2 if stage == "stage2" else STAGE1)
-        model = load_model(folder, dtype=None) if (folder / "config.json").exists() else self._released(folder)
+        model = (
+            load_model(folder, dtype=None) if (folder / "config.json").exists() else self._released(folder)
+        )
         self.given = fingerprint(model)
         if c.stage == "image":
             return image_model_of(model) if model.config.temporal else model
@@ -297,12 +315,16 @@ class Training:
         folder.mkdir(exist_ok=True)
 
         def draw(step: int) -> np.ndarray:
-            made = sample_frames(self._decodable(), batch.text_ids[: c.samples], batch.text_mask[: c.samples], real)
+            made = sample_frames(
+                self._decodable(), batch.text_ids[: c.samples], batch.text_mask[: c.samples], real
+            )
             rows = rearrange(torch.stack([real, made], 1), "b two t n -> (b two t) n")
             side = self.batches.format.frame_height, self.batches.format.frame_width
             with torch.no_grad():
                 pictures = frames.decode(rearrange(rows, "k (h w) -> k h w", h=side[0], w=side[1]))
-            pixels = nn.functional.pad((pictures.float().clamp(0, 1) * 255).round(), (0, 2, 0, 2), value=255).byte()
+            pixels = nn.functional.pad(
+                (pictures.float().clamp(0, 1) * 255).round(), (0, 2, 0, 2), value=255
+            ).byte()
             sheet = rearrange(pixels.cpu().numpy(), "(row t) c h w -> (row h) (t w) c", t=real.shape[1])
             path = folder / f"step-{step:09}.png"
             write_whole(path, lambda file: Image.fromarray(sheet).save(file, "PNG"))
@@ -346,7 +368,11 @@ def shorten(text_ids: Tensor, text_mask: Tensor, slots: int) -> tuple[Tensor, Te
 
 def sample_frames(model: CogVideoTransformer, text_ids: Tensor, text_mask: Tensor, frames: Tensor) -> Tensor:
     """Frames [B,T,N] with those that a stage is given kept and the others drawn (seed 0): a look at what was learned."""
-    c, strategy, generator = model.config, TopKStrategy(top_k=5, temperature=1.0), torch.Generator(frames.device)
+    c, strategy, generator = (
+        model.config,
+        TopKStrategy(top_k=5, temperature=1.0),
+        torch.Generator(frames.device),
+    )
     options = {"text_mask": text_mask, "strategy": strategy, "generator": generator.manual_seed(0)}
     if c.num_frames == 1:
         return generate_first_frame(model, text_ids, text_bonus=0.0, **options)[:, None]

@@ -48,9 +48,16 @@ def test_the_report_tells_every_stage(tmp_path, capsys):
 
 @pytest.mark.parametrize("dtype, offload", [("int8", "layers"), ("bf16", "stages")])
 def test_precision_and_offloading(dtype, offload):
-    settings = Settings(**{**full_size.asdict(TINY), "dtype": dtype, "offload": offload, "seconds": 0.5, "clips": 2})
+    settings = Settings(
+        **{**full_size.asdict(TINY), "dtype": dtype, "offload": offload, "seconds": 0.5, "clips": 2}
+    )
     report = full_size.run(settings, progress=False)
-    assert [stage["stage"] for stage in report["stages"]] == ["first frame", "key frames", "enlarging", "pixels"]
+    assert [stage["stage"] for stage in report["stages"]] == [
+        "first frame",
+        "key frames",
+        "enlarging",
+        "pixels",
+    ]
     assert report["stages"][-1]["frames"] == [2, 5, 48, 48, 3]
 
 
@@ -88,7 +95,10 @@ def test_planned_weights_are_those_of_the_models(dtype):
 def test_planned_caches_are_those_of_the_decoder(monkeypatch):
     """All tensors alive at the last step of two sequences, less the weights: caches, and little besides."""
     monkeypatch.setattr(fast, "MOST_COPIED", 0)  # as on a GPU: no second layout of the weights
-    pipe, seen = full_size.build(Settings(layers=6, hidden=64, heads=1, side=4, dtype="fp32", device="cpu")), []
+    pipe, seen = (
+        full_size.build(Settings(layers=6, hidden=64, heads=1, side=4, dtype="fp32", device="cpu")),
+        [],
+    )
 
     def alive() -> int:
         storages = {}
@@ -112,7 +122,9 @@ def test_planned_caches_are_those_of_the_decoder(monkeypatch):
 def test_the_table_of_the_release():
     """Orders that must hold, and the sizes told in the paper's terms: 7.7 billion weights a stage."""
     g = released_geometry()
-    need = {(d, o): device_memory(g, d, o) for d in ("fp32", "bf16", "int8") for o in ("none", "stages", "layers")}
+    need = {
+        (d, o): device_memory(g, d, o) for d in ("fp32", "bf16", "int8") for o in ("none", "stages", "layers")
+    }
     assert need["bf16", "stages"].weights == pytest.approx(2 * 7.72e9, rel=0.005)
     assert need["fp32", "stages"].weights == 2 * need["bf16", "stages"].weights
     for dtype in ("fp32", "bf16", "int8"):
@@ -147,5 +159,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     code, out, _ = command(monkeypatch, capsys, "--plan", *sizes)
     assert code == 0 and out.startswith("| dtype | offload |") and len(out.splitlines()) == 11
     file = tmp_path / "report.json"
-    code, out, _ = command(monkeypatch, capsys, *sizes, "--device", "cpu", "--dtype", "fp32", "--out", str(file))
+    code, out, _ = command(
+        monkeypatch, capsys, *sizes, "--device", "cpu", "--dtype", "fp32", "--out", str(file)
+    )
     assert code == 0 and "| key frames |" in out and json.loads(file.read_text())["settings"]["side"] == 2

@@ -7,7 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 from cogvideo.benchmarks import plots
-from cogvideo.benchmarks.sampler import TEXT_SLOTS, Settings, attended_places, growth, model_config, render, run
+from cogvideo.benchmarks.sampler import (
+    TEXT_SLOTS,
+    Settings,
+    attended_places,
+    growth,
+    model_config,
+    render,
+    run,
+)
 from cogvideo.cli.app import app
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
@@ -17,7 +25,20 @@ TINY = Settings(width=16, layers=1, heads=2, side=4, window=2, threads=1)
 
 def test_the_command_writes_what_it_counted(tmp_path):
     out = tmp_path / "new" / "sampler.json"
-    sizes = ["--width", "16", "--layers", "1", "--heads", "2", "--side", "4", "--window", "2", "--threads", "1"]
+    sizes = [
+        "--width",
+        "16",
+        "--layers",
+        "1",
+        "--heads",
+        "2",
+        "--side",
+        "4",
+        "--window",
+        "2",
+        "--threads",
+        "1",
+    ]
     result = CliRunner().invoke(app, ["bench", "sampler", *sizes, "--out", str(out)])
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
@@ -37,14 +58,18 @@ def test_the_command_writes_what_it_counted(tmp_path):
     assert len(report["costs"]["seconds_of_each_frame"]) == 4
     assert render(report) in result.output
     # By hand: the paper's bound lags a frame by 2 rows and 2 places behind the one before.
-    assert "the paper's bound is 46 steps" in result.output and "the paper's bound is 26 steps" in result.output
+    assert (
+        "the paper's bound is 46 steps" in result.output and "the paper's bound is 26 steps" in result.output
+    )
 
 
 def test_places_that_a_step_reads():
     """By hand: text, the frame so far; text, all frames so far."""
     config = model_config(TINY, "sequential", None)
     places = attended_places(config, [1, 2, 3, 4], wavefront=False)
-    by_hand = [2 * TEXT_SLOTS + (place + 1) + 16 * frame + place + 1 for frame in range(1, 5) for place in range(16)]
+    by_hand = [
+        2 * TEXT_SLOTS + (place + 1) + 16 * frame + place + 1 for frame in range(1, 5) for place in range(16)
+    ]
     assert places == by_hand
     config = model_config(TINY, "interpolation", 2)
     steps = masks.decoding_steps(config, [1, 3])
@@ -56,7 +81,10 @@ def test_places_that_a_step_reads():
 def test_fewer_steps_and_other_sizes():
     few = Settings(**{**TINY.__dict__, "most_steps": 5})
     report = run(few, progress=False)
-    assert report["stages"]["stage 1"]["measured_steps"] == 4 and report["costs"]["seconds_of_each_frame"] is None
+    assert (
+        report["stages"]["stage 1"]["measured_steps"] == 4
+        and report["costs"]["seconds_of_each_frame"] is None
+    )
     assert report["stages"]["stage 2, wavefront"]["same_tokens"] is None
     rows = growth(replace(few, device="auto"), "clips", [1, 3], progress=False)
     assert (
@@ -96,6 +124,8 @@ def test_pictures_draw_the_schedule_and_the_figures():
     lines = plots.plot_roofline(report).axes[0].get_lines()
     slowest = max(ms for _, ms in report["stages"]["stage 1"]["places_and_ms"])
     assert max(lines[0].get_ydata()) == slowest and len(lines) == len(report["stages"]) + 1
-    rows = growth(Settings(**{**TINY.__dict__, "most_steps": 5}), "window", [2, 4], kind="stage 2", progress=False)
+    rows = growth(
+        Settings(**{**TINY.__dict__, "most_steps": 5}), "window", [2, 4], kind="stage 2", progress=False
+    )
     (axis,) = plots.plot_growth({"window": rows}).axes
     assert list(axis.get_lines()[0].get_ydata()) == [row["median_ms_per_step"] for row in rows]

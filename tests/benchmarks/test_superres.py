@@ -12,7 +12,9 @@ def test_three_ways_are_compared():
     ways = report["ways"]
     assert all(cost["seconds"] > 0 for cost in ways.values())
     scores = 2 * report["places"] ** 2 * 4  # of two heads in fp32
-    written_out, local = (ways[name]["bytes"] for name in ("dense attention, scores written out", "local attention"))
+    written_out, local = (
+        ways[name]["bytes"] for name in ("dense attention, scores written out", "local attention")
+    )
     assert 4 * scores > written_out > scores > local > report["places"] * 64 * 4
     table = render(report)
     assert "12 x 12 tokens -> 1296" in table and "| dense attention, fused |" in table and "| 1.00 |" in table

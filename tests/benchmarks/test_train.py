@@ -28,7 +28,9 @@ def test_both_loops_compute_the_same_losses_and_take_the_same_steps(stage):
 def test_compiled_blocks_take_the_same_steps(monkeypatch):
     monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")  # another test may have loaded that one already
     settings = replace(TINY, width=32, compile=True)
-    compiled, plain = (measure(s, "stage 1", "lean", 1e9) for s in (settings, replace(settings, compile=False)))
+    compiled, plain = (
+        measure(s, "stage 1", "lean", 1e9) for s in (settings, replace(settings, compile=False))
+    )
     assert compiled["losses"] == pytest.approx(plain["losses"], abs=1e-4)
 
 
@@ -47,7 +49,10 @@ def test_the_report(tmp_path):
     told = render(json.loads(json.dumps(report)))
     assert told.count("| lean |") == 2 and "plain" not in told and "MFU" in told
     for loops in report["stages"].values():
-        assert 0 < loops["lean"]["mfu"] < 1 and loops["lean"]["peak_bytes"] >= loops["lean"]["peak_bytes_before_steps"]
+        assert (
+            0 < loops["lean"]["mfu"] < 1
+            and loops["lean"]["peak_bytes"] >= loops["lean"]["peak_bytes_before_steps"]
+        )
 
 
 def test_memory_of_the_full_size_follows_from_the_numbers_of_weights():

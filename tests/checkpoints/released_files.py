@@ -55,9 +55,13 @@ def write_released_files(folder: Path, side: int = 4) -> Path:
     stage2 = replace(stage1, order="interpolation", window=side // 2)
     settings |= {"cogvideo_stage": 2, "window_size": side // 2}
     write_checkpoint(folder / "cogvideo-stage2", CogVideoTransformer(stage2).initialize(2), settings)
-    superres = SuperResolutionConfig(num_layers=2, hidden_size=32, num_heads=2, low_height=side, low_width=side, **ids)
+    superres = SuperResolutionConfig(
+        num_layers=2, hidden_size=32, num_heads=2, low_height=side, low_width=side, **ids
+    )
     write_checkpoint(
-        folder / "cogview2-dsr", DirectSuperResolution.from_config(superres, seed=3), {"num_attention_heads": 2}
+        folder / "cogview2-dsr",
+        DirectSuperResolution.from_config(superres, seed=3),
+        {"num_attention_heads": 2},
     )
     torch.save({"module": load_file(DATA / "vqvae" / "checkpoint.safetensors")}, folder / "ice_image.pt")
     (folder / "ice_text.model").write_bytes(text_model(BEGIN_OF_IMAGE - IMAGE_TOKENS))

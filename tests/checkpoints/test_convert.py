@@ -41,7 +41,9 @@ def equal(model, wanted, dtype):
 def test_stages(name, dtype, kind, tmp_path):
     convert(DATA / "cogvideo" / name, tmp_path / "new", dtype=dtype, **IDS)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "model.safetensors"}
-    equal(load_model(tmp_path / "new", dtype=None), load_sat_checkpoint(DATA / "cogvideo" / name, **IDS), kind)
+    equal(
+        load_model(tmp_path / "new", dtype=None), load_sat_checkpoint(DATA / "cogvideo" / name, **IDS), kind
+    )
 
 
 def test_image_model(tmp_path):
@@ -53,7 +55,9 @@ def test_image_model(tmp_path):
     equal(model, load_sat_checkpoint(folder, **IDS), torch.float32)
 
 
-@pytest.mark.parametrize(("model", "name"), [(DirectSuperResolution, "dsr"), (IterativeSuperResolution, "itersr")])
+@pytest.mark.parametrize(
+    ("model", "name"), [(DirectSuperResolution, "dsr"), (IterativeSuperResolution, "itersr")]
+)
 def test_super_resolution(model, name, tmp_path):
     weights = load_file(DATA / name / "checkpoint.safetensors")
     folder = write(tmp_path / "released", weights, num_attention_heads=2)
@@ -153,7 +157,9 @@ convert(sys.argv[1], sys.argv[2], image_tokens=256, begin_of_image=310)
 
 def test_a_killed_conversion_leaves_nothing_under_the_name_and_is_started_anew(tmp_path):
     target = tmp_path / "new"
-    run = subprocess.run([sys.executable, "-c", KILLED, str(STAGE1), str(target)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(STAGE1), str(target)], capture_output=True, text=True
+    )
     assert run.returncode == -signal.SIGKILL and not target.exists()
     assert len(list((tmp_path / "new.part").glob("*.safetensors"))) == 1
     convert(STAGE1, target, **IDS)

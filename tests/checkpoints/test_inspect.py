@@ -38,7 +38,9 @@ def test_released_folders(name, kind, window):
         "layers": 3, "hidden": 64, "heads": 4, "vocabulary": 320, "frames": 5, "frame": "20 x 20", "window": window,
         "text slots": 64,
     }  # fmt: skip
-    assert found.complete and not (found.missing or found.unexpected or found.ignored or found.misshapen or found.note)
+    assert found.complete and not (
+        found.missing or found.unexpected or found.ignored or found.misshapen or found.note
+    )
     assert found.parameters == numbers(load_sat_checkpoint(SAT / name, **IDS))
     assert found.keys == len(released_weights(name)[0])
     assert found.size == (SAT / name / "1" / "mp_rank_00_model_states.pt").stat().st_size
@@ -48,7 +50,11 @@ def test_released_folders(name, kind, window):
 def test_the_image_model(tmp_path):
     weights, settings = released_weights()
     weights = {name: tensor.half() for name, tensor in weights.items() if name.startswith("transformer.")}
-    old = {k: v for k, v in settings.items() if k not in ("layernorm_order", "cogvideo_stage", "window_size", "layout")}
+    old = {
+        k: v
+        for k, v in settings.items()
+        if k not in ("layernorm_order", "cogvideo_stage", "window_size", "layout")
+    }
     found = inspect(write_released(tmp_path / "coglm", weights, old | {"sandwich_ln": True}))
     assert (found.kind, found.dtypes, found.complete) == (IMAGE, ("float16",), True)
     assert found.geometry["frames"] == 1 and "window" not in found.geometry
@@ -62,7 +68,9 @@ def test_spellings_of_model_config(tmp_path, spelling):
     assert inspect(write_released(tmp_path / "a", weights, settings | spelling)).complete
 
 
-@pytest.mark.parametrize("spelling", [{"sandwich_ln": False}, {"layernorm_order": "pre"}, {"layernorm_order": "post"}])
+@pytest.mark.parametrize(
+    "spelling", [{"sandwich_ln": False}, {"layernorm_order": "pre"}, {"layernorm_order": "post"}]
+)
 def test_models_without_sandwich_norm_are_refused(tmp_path, spelling):
     weights, settings = released_weights()
     settings = {key: value for key, value in settings.items() if key != "layernorm_order"}
@@ -83,7 +91,10 @@ def test_the_stage_is_not_guessed_in_silence(tmp_path):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_are_counted_once(tmp_path, ranks):
     weights, settings = released_weights()
-    found, one = inspect(write_released(tmp_path / "a", weights, settings, ranks)), inspect(SAT / "sequential_window")
+    found, one = (
+        inspect(write_released(tmp_path / "a", weights, settings, ranks)),
+        inspect(SAT / "sequential_window"),
+    )
     assert found.files == ranks and found.parameters == one.parameters
     assert (found.geometry, found.matrices, found.complete) == (one.geometry, one.matrices, True)
     (tmp_path / "a" / "7" / "mp_rank_01_model_states.pt").unlink()
@@ -132,7 +143,9 @@ def test_surplus_and_misshapen_weights(tmp_path):
         load_sat_checkpoint(tmp_path / "a", **IDS)
 
 
-@pytest.mark.parametrize("model, kind", [(DirectSuperResolution, DIRECT), (IterativeSuperResolution, ITERATIVE)])
+@pytest.mark.parametrize(
+    "model, kind", [(DirectSuperResolution, DIRECT), (IterativeSuperResolution, ITERATIVE)]
+)
 def test_super_resolution(tmp_path, model, kind):
     file = DATA / {DIRECT: "dsr", ITERATIVE: "itersr"}[kind] / "checkpoint.safetensors"
     weights = load_file(file)
@@ -144,7 +157,11 @@ def test_super_resolution(tmp_path, model, kind):
     for path in (folder, file, tmp_path / "native"):
         found = inspect(path)
         assert (found.kind, found.complete, found.parameters) == (kind, True, numbers(loaded))
-        assert (found.geometry["layers"], found.geometry["vocabulary"], found.geometry["frame"]) == (3, 300, frame)
+        assert (found.geometry["layers"], found.geometry["vocabulary"], found.geometry["frame"]) == (
+            3,
+            300,
+            frame,
+        )
         assert found.geometry["heads"] == ("not told" if path == file else 2)
     del weights["transformer.layers.2.input_layernorm.weight"]
     found = inspect(write_released(tmp_path / "cut", weights, settings))
@@ -156,8 +173,16 @@ def test_super_resolution(tmp_path, model, kind):
 
 def test_the_demo():
     found = inspect(PACKAGED / "demo")
-    assert [part.kind for part in found.parts] == [STAGE1, STAGE2, DIRECT, "text tokenizer", "image tokenizer"]
-    assert found.complete and found.size == sum(f.stat().st_size for f in (PACKAGED / "demo").rglob("*") if f.is_file())
+    assert [part.kind for part in found.parts] == [
+        STAGE1,
+        STAGE2,
+        DIRECT,
+        "text tokenizer",
+        "image tokenizer",
+    ]
+    assert found.complete and found.size == sum(
+        f.stat().st_size for f in (PACKAGED / "demo").rglob("*") if f.is_file()
+    )
     assert found.memory("cpu", "fp32") == sum(part.memory("cpu", "fp32") for part in found.parts)
     text = report(found)
     assert "stage1: stage 1" in text and "frames.safetensors: image tokenizer" in text
@@ -179,7 +204,11 @@ def test_files_of_the_release_side_by_side(tmp_path):
     (tmp_path / "cogvideo-stage2").symlink_to(SAT / "interpolation")
     (tmp_path / "ice_text.model").symlink_to(PACKAGED / "demo" / "tokenizers" / "text.model")
     found = inspect(tmp_path)
-    assert found.kind == "files of the release" and [p.kind for p in found.parts] == [STAGE1, STAGE2, "text tokenizer"]
+    assert found.kind == "files of the release" and [p.kind for p in found.parts] == [
+        STAGE1,
+        STAGE2,
+        "text tokenizer",
+    ]
     assert "to generate videos from here, cogview2-dsr, ice_image.pt are still needed" in report(found)
     (tmp_path / "cogview2-dsr.zip").touch()  # would be unpacked
     assert "from here, ice_image.pt are still needed" in report(inspect(tmp_path))
@@ -232,11 +261,15 @@ def test_memory_is_what_the_weights_take(tmp_path):
     def int8_bytes(dtype):
         quantized = quantize_int8(small_model().to(dtype))
         names = {name for name, _ in quantized.named_parameters()}
-        buffers = {n: b for n, b in quantized.named_buffers() if n.endswith((".weight_int8", ".scale", ".bias"))}
+        buffers = {
+            n: b for n, b in quantized.named_buffers() if n.endswith((".weight_int8", ".scale", ".bias"))
+        }
         tensors = [*(dict(quantized.named_parameters())[n] for n in names), *buffers.values()]
         return sum(tensor.nbytes for tensor in tensors)
 
-    assert found.memory("cuda", "int8") == pytest.approx(int8_bytes(torch.bfloat16), rel=0.02)  # but for the scales
+    assert found.memory("cuda", "int8") == pytest.approx(
+        int8_bytes(torch.bfloat16), rel=0.02
+    )  # but for the scales
     assert found.memory("cpu", "int8") == pytest.approx(int8_bytes(torch.float32), rel=0.03)
 
 
@@ -253,7 +286,12 @@ def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large") / "cogvideo-stage1"
     (folder / "1").mkdir(parents=True)
     (folder / "latest").write_text("1")
-    own = {"num_layers": 8, "hidden_size": hidden, "num_attention_heads": 48, "vocab_size": COGVIDEO_9B.vocab_size}
+    own = {
+        "num_layers": 8,
+        "hidden_size": hidden,
+        "num_attention_heads": 48,
+        "vocab_size": COGVIDEO_9B.vocab_size,
+    }
     (folder / "model_config.json").write_text(json.dumps(settings | own))
     with torch.serialization.skip_data():
         table = {name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}
@@ -276,7 +314,9 @@ def test_only_headers_are_read(large):
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     told = ended.stdout
     assert int(ended.stderr.split()[-1]) * 1024 < 1.2e9
-    assert "stage 1 (released folder)" in told and "layers 8, hidden 3072, heads 48, vocabulary 150010" in told
+    assert (
+        "stage 1 (released folder)" in told and "layers 8, hidden 3072, heads 48, vocabulary 150010" in told
+    )
     found = inspect(large)
     layers, tables = 8 * 16 * 3072**2, (150010 + 1024 + 2000) * 3072
     assert found.matrices == layers and found.parameters == pytest.approx(layers + tables, rel=0.001)

@@ -25,7 +25,11 @@ def test_image_tokenizers(tmp_path):
     meta = json.loads((DATA / "vqvae" / "meta.json").read_text())["config"]
     weights = load_file(DATA / "vqvae" / "checkpoint.safetensors")
     torch.save({"module": weights | {"loss.weight": torch.zeros(3)}}, tmp_path / "ice_image.pt")
-    sizes = {"channels": meta["channels"], "encoder_mult": meta["enc_mult"], "decoder_mults": meta["dec_mults"]}
+    sizes = {
+        "channels": meta["channels"],
+        "encoder_mult": meta["enc_mult"],
+        "decoder_mults": meta["dec_mults"],
+    }
     tokenizer = FrameTokenizer.from_icetk(weights, **sizes)
     tokenizer.save(tmp_path / "frames.safetensors", torch.float16)
     expected = {"codes": meta["n_embed"], "dim": meta["embedding_dim"]} | {k: v for k, v in sizes.items()}
@@ -115,7 +119,9 @@ def test_released_zips_are_not_unpacked(tmp_path):
         assert inspect(zipped(tmp_path / f"{name}.zip", "", **untold)).kind == kind
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"num_layers": "many", "hidden_size": 1}', " " * 2_000_000])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"num_layers": "many", "hidden_size": 1}', " " * 2_000_000]
+)
 def test_wrong_settings_in_a_zip(tmp_path, content):
     with pytest.raises(CogVideoError, match=r"model_config\.json|bomb"):
         inspect(zipped(tmp_path / "a.zip", "", **{"model_config.json": content}))
@@ -124,7 +130,9 @@ def test_wrong_settings_in_a_zip(tmp_path, content):
 def test_half_and_hostile_zips(tmp_path):
     whole = zipped(tmp_path / "a.zip", "").read_bytes()
     (tmp_path / "a.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CogVideoError, match=r"a\.zip is damaged or only half downloaded .*delete it and get it again"):
+    with pytest.raises(
+        CogVideoError, match=r"a\.zip is damaged or only half downloaded .*delete it and get it again"
+    ):
         inspect(tmp_path / "a.zip")
     with pytest.raises(CogVideoError, match="leaves its folder"):
         inspect(zipped(tmp_path / "a.zip", "", **{"../evil": "x"}))

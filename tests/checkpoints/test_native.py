@@ -30,7 +30,9 @@ def model():
 
 
 def equal(a, b):
-    return a.config == b.config and all(torch.equal(weight, b.state_dict()[n]) for n, weight in a.state_dict().items())
+    return a.config == b.config and all(
+        torch.equal(weight, b.state_dict()[n]) for n, weight in a.state_dict().items()
+    )
 
 
 def test_large_models_lie_in_several_files(tmp_path, sharded, model):
@@ -40,7 +42,8 @@ def test_large_models_lie_in_several_files(tmp_path, sharded, model):
     assert count > 3 and shards == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
     largest = max(weight.nbytes for weight in model.parameters())
     assert all(
-        sum(t.nbytes for t in read.values()) <= max(8_000, largest) for read in map(load_file, tmp_path.glob("*-of-*"))
+        sum(t.nbytes for t in read.values()) <= max(8_000, largest)
+        for read in map(load_file, tmp_path.glob("*-of-*"))
     )
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in model.parameters())
@@ -118,7 +121,9 @@ def test_what_was_read_is_not_the_file(tmp_path, model):
 def test_types_and_devices(tmp_path, model):
     save_model(model, tmp_path, dtype=torch.bfloat16)
     assert {weight.dtype for weight in load_model(tmp_path, dtype=None).parameters()} == {torch.bfloat16}
-    assert {weight.dtype for weight in load_model(tmp_path, dtype=torch.float16).parameters()} == {torch.float16}
+    assert {weight.dtype for weight in load_model(tmp_path, dtype=torch.float16).parameters()} == {
+        torch.float16
+    }
     meta = load_model(tmp_path, device="meta")
     assert all(weight.is_meta and weight.dtype == torch.float32 for weight in meta.parameters())
     assert all(tensor.is_meta for tensor in read_weights(tmp_path).meta.values())

@@ -116,7 +116,9 @@ def test_the_table_is_aligned_and_tells_what_to_do(cache, monkeypatch, capsys):
     starts = [head.index(title) for title in ("name", "for", "size", "found", "from")]
     rows = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines]
     assert [row[0] for row in rows] == list(KNOWN) and all(len(row) == 5 and all(row) for row in rows)
-    assert all(line[start - 1] == " " for line in lines for start in starts[1:])  # nothing reaches into its neighbour
+    assert all(
+        line[start - 1] == " " for line in lines for start in starts[1:]
+    )  # nothing reaches into its neighbour
     found = {row[0]: row[3] for row in rows}
     assert found["coglm"] == str(cache / "coglm") and found["demo"] == str(PACKAGED / "demo")
     assert found["cogvideo-stage1"] == "not here: cogvideo weights get cogvideo-stage1"
@@ -148,7 +150,13 @@ def test_mistakes_are_one_sentence(cache, monkeypatch, capsys, arguments, words)
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
-    assert end.value.code == 2 and out == "" and err.startswith("Error: ") and err.count("\n") == 1 and words in err
+    assert (
+        end.value.code == 2
+        and out == ""
+        and err.startswith("Error: ")
+        and err.count("\n") == 1
+        and words in err
+    )
 
 
 def test_sizes_as_text():

@@ -60,7 +60,9 @@ def test_every_step_is_the_release_s(folder, pipe, monkeypatch, guidance):
     for function in (generate_first_frame, generate_key_frames, interpolate_frames):
         monkeypatch.setattr(pipeline_module, function.__name__, watched(function))
     pipe(PROMPT, seconds=4, enlarge=False, guidance_scale=guidance, progress=False)
-    assert [name for name, *_ in calls] == ["generate_first_frame", "generate_key_frames"] + 3 * ["interpolate_frames"]
+    assert [name for name, *_ in calls] == ["generate_first_frame", "generate_key_frames"] + 3 * [
+        "interpolate_frames"
+    ]
 
     def ids(text, rate=None):
         front = [*pipe.text.encode(rate), pipe.text.newline_id] if rate else []
@@ -75,7 +77,9 @@ def test_every_step_is_the_release_s(folder, pipe, monkeypatch, guidance):
         assert key["guidance_ids"].tolist() == [ids("视频", "4.0秒")]
     else:
         assert "guidance_ids" not in key and key["text_bonus"] == 1.4
-    for seconds, sequences, (_, (_, text, given), settings) in zip((2.0, 1.0, 0.5), (2, 4, 8), rounds, strict=True):
+    for seconds, sequences, (_, (_, text, given), settings) in zip(
+        (2.0, 1.0, 0.5), (2, 4, 8), rounds, strict=True
+    ):
         assert text.tolist() == [ids(PROMPT + " 视频", f"{seconds}秒")] * sequences and given.shape[:2] == (
             sequences,
             3,
@@ -88,12 +92,18 @@ def test_every_step_is_the_release_s(folder, pipe, monkeypatch, guidance):
     assert drawn(first["strategy"]) == (1.0, 16, 0.89)
     assert {drawn(call[2]["strategy"]) for call in calls[1:]} == {(1.05, 12, 0.89)}
     stage1 = load_sat_checkpoint(
-        folder / "cogvideo-stage1", dtype=torch.float32, image_tokens=IMAGE_TOKENS, begin_of_image=BEGIN_OF_IMAGE
+        folder / "cogvideo-stage1",
+        dtype=torch.float32,
+        image_tokens=IMAGE_TOKENS,
+        begin_of_image=BEGIN_OF_IMAGE,
     )
     labels = np.load(folder / "cluster_label2.npy")
     strategy = ClusterStrategy(labels, temperature=1.0, top_k=16, temperature2=0.89)
     again = generate_first_frame(
-        stage1, torch.tensor([ids(PROMPT + " 高清摄影")]), strategy=strategy, generator=pipe._generators("first", 0, 1)
+        stage1,
+        torch.tensor([ids(PROMPT + " 高清摄影")]),
+        strategy=strategy,
+        generator=pipe._generators("first", 0, 1),
     )
     assert torch.equal(again, pipe.first_frame_tokens([PROMPT]))
 
@@ -114,7 +124,9 @@ def test_precision(folder, pipe, dtype):
     narrow = Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)
     frame = narrow.first_frame_tokens([PROMPT])
     assert frame.shape == (1, 16)
-    expected = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32, None: torch.float16}[dtype]
+    expected = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32, None: torch.float16}[
+        dtype
+    ]
     for model in (narrow.stage1, narrow.stage2, narrow.superres):
         assert model.word_embedding.weight.dtype == expected
         stored = model.blocks[0].mlp.up.weight_int8 if dtype == "int8" else model.blocks[0].mlp.up.weight

@@ -92,7 +92,9 @@ def test_merged_ranks_give_the_logits_of_the_release(tmp_path):
     torch.testing.assert_close(logits, data["logits"], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("model", "name"), [(DirectSuperResolution, "dsr"), (IterativeSuperResolution, "itersr")])
+@pytest.mark.parametrize(
+    ("model", "name"), [(DirectSuperResolution, "dsr"), (IterativeSuperResolution, "itersr")]
+)
 def test_ranks_of_super_resolution_are_merged(model, name, tmp_path):
     weights = load_file(DATA / name / "checkpoint.safetensors")
     ids = {"num_heads": 2, "image_tokens": 256, "begin_of_image": 290}
@@ -159,7 +161,8 @@ def test_older_spellings(spelling, tmp_path):
     del settings["layernorm_order"]
     (folder / "model_config.json").write_text(json.dumps(settings | spelling))
     assert (
-        load_sat_checkpoint(folder, **IDS).config == load_sat_checkpoint(DATA / "cogvideo" / FIXTURES[0], **IDS).config
+        load_sat_checkpoint(folder, **IDS).config
+        == load_sat_checkpoint(DATA / "cogvideo" / FIXTURES[0], **IDS).config
     )
 
 
@@ -185,7 +188,9 @@ def deepspeed_state(numpy_core):
     )  # fmt: skip
     data = buffer.getvalue()
     assert b"cnumpy._core.multiarray\n" in data or b"cnumpy.core.multiarray\n" in data
-    return data.replace(b"cnumpy._core.", b"cnumpy.core.").replace(b"cnumpy.core.", f"cnumpy.{numpy_core}.".encode())
+    return data.replace(b"cnumpy._core.", b"cnumpy.core.").replace(
+        b"cnumpy.core.", f"cnumpy.{numpy_core}.".encode()
+    )
 
 
 @pytest.mark.parametrize("numpy_core", ["core", "_core"])
@@ -293,7 +298,9 @@ def test_spoilt_settings_are_refused(file, content, message, tmp_path):
 
 
 def test_a_missing_last_layer_is_refused_though_the_others_fit(tmp_path):
-    weights = {name: w for name, w in fixture().items() if ".2." not in name and not name.endswith("distribution.2")}
+    weights = {
+        name: w for name, w in fixture().items() if ".2." not in name and not name.endswith("distribution.2")
+    }
     with pytest.raises(CogVideoError, match="2 layers where model_config.json says 3"):
         load_sat_checkpoint(write(tmp_path / "short", weights, num_layers=3), **IDS)
 

@@ -84,7 +84,9 @@ def test_all_parts_of_the_pipeline(tmp_path):
 def test_iterative_super_resolution(tmp_path):
     folder = make_checkpoint(tmp_path / "new", kind="itersr", ranks=2, **SMALL)[0]
     build, config, _ = open_checkpoint(folder, **IDS)
-    assert build.__name__ == "IterativeSuperResolution" and config.high_tokens == 3600 and config.num_heads == 4
+    assert (
+        build.__name__ == "IterativeSuperResolution" and config.high_tokens == 3600 and config.num_heads == 4
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def test_as_a_program():
 
 def test_help_names_every_command(run):
     code, out, _ = run("--help")
-    assert code == 0 and all(f"\n  {name} " in out for name in ("generate", "train", "doctor", "data", "evaluate"))
+    assert code == 0 and all(
+        f"\n  {name} " in out for name in ("generate", "train", "doctor", "data", "evaluate")
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,9 @@ def test_generate_writes_what_was_asked(run, tmp_path):
     assert code == 0 and "one.mp4" in out and "key frames" in err
     frames, fps = read_video(tmp_path / "one.mp4")
     assert frames.shape == (5, 192, 192, 3) and fps == 8
-    code, out, _ = run("generate", PROMPT, "一个绿色的8旋转", "-o", tmp_path / "two.gif", "--no-enlarge", *arguments)
+    code, out, _ = run(
+        "generate", PROMPT, "一个绿色的8旋转", "-o", tmp_path / "two.gif", "--no-enlarge", *arguments
+    )
     assert code == 0 and len(out.splitlines()) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.mp4", "two-1.gif", "two-2.gif"]
     assert read_video(tmp_path / "two-2.gif")[0].shape == (5, 64, 64, 3)

@@ -50,7 +50,9 @@ def test_a_minimum_rate_and_own_rates():
 
 def test_no_frame_is_shown_twice():
     assert choose_rate(1, fps=3) is None and choose_rate(2.5, fps=3) == 2
-    assert choose_rate(0.6, fps=7.99) == 8 and plan("interpolation", 4, fps=3) == plan("interpolation", 4, rates=[1, 2])
+    assert choose_rate(0.6, fps=7.99) == 8 and plan("interpolation", 4, fps=3) == plan(
+        "interpolation", 4, rates=[1, 2]
+    )
 
 
 def test_the_demo_world_obeys_the_rule():
@@ -88,7 +90,9 @@ def test_fixed_rate_pieces_share_their_ends():
 def test_one_stage_windows_overlap(overlap):
     windows = [np.rint(w.moments * 8).astype(int).tolist() for w in plan(f"one-stage-{overlap}", 2)]
     assert all(len(set(a) & set(b)) == overlap for a, b in pairwise(windows))
-    assert len(windows) == {1: 4, 2: 5}[overlap] and {w.span for w in plan(f"one-stage-{overlap}", 2)} == {0.5}
+    assert len(windows) == {1: 4, 2: 5}[overlap] and {w.span for w in plan(f"one-stage-{overlap}", 2)} == {
+        0.5
+    }
     assert max(windows[-1]) <= 16 and plan(f"one-stage-{overlap}", 0.4) == []
 
 

@@ -24,7 +24,9 @@ def folder(tmp_path_factory) -> Path:
     cut(make_video(folder / "broken.mp4", [i / 25 for i in range(100)]), 0.8)
     (folder / "text.mp4").write_text("no video")
     names = ["one", "two", "three", "short", "broken", "text", "gone"]
-    (folder / "captions.jsonl").write_text("\n".join(json.dumps({"path": f"{n}.mp4", "caption": n}) for n in names))
+    (folder / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"path": f"{n}.mp4", "caption": n}) for n in names)
+    )
     return folder
 
 
@@ -36,7 +38,13 @@ def test_the_report(folder):
     assert lines[2].startswith("seconds: shortest 0.30,") and "longest 3.94" in lines[2]
     assert lines[4] == "pixels: 64 x 64 (4), 64 x 48 (1)"
     chosen = dict(zip((clip.source for clip in found.dataset.clips), found.rates, strict=True))
-    assert [chosen[f"{name}.mp4"] for name in ("one", "two", "three", "short", "text")] == [4, 4, 2, None, None]
+    assert [chosen[f"{name}.mp4"] for name in ("one", "two", "three", "short", "text")] == [
+        4,
+        4,
+        2,
+        None,
+        None,
+    ]
     assert "     4 a second (1 s) ######################################## 2" in lines
     text = "\n".join(lines)
     for words in (

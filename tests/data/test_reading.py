@@ -30,7 +30,9 @@ def test_frames_are_found_by_the_time_they_are_shown(tmp_path, name, codec):
     """Frame number / mean rate would give other frames at all of these moments but the first."""
     path = make_video(tmp_path / name, UNEVEN, codec=codec)
     timeline = read_timeline(path)
-    assert np.allclose(timeline.times, UNEVEN, atol=2e-3) and timeline.size == (48, 64) and timeline.note is None
+    assert (
+        np.allclose(timeline.times, UNEVEN, atol=2e-3) and timeline.size == (48, 64) and timeline.note is None
+    )
     assert timeline.end == pytest.approx(3.04 + (0.338 if name in ("a.avi", "a.ts") else 0.04), abs=0.01)
     assert numbers(path, [0, 0.3, 0.5, 1.49, 1.55, 2.9, 3.0, 3.08]) == [0, 2, 3, 4, 6, 7, 8, 9]
 
@@ -43,7 +45,9 @@ def test_a_turned_recording_is_shown_upright(tmp_path):
     for pixels in (frames[0][0], whole[0]):
         assert pixels.shape == (64, 48, 3)
         red = (pixels[..., 0] > 150) & (pixels[..., 1] < 90)
-        assert red[:14, -10:].all() and not red[20:].any() and not red[:, :30].any()  # top left went to top right
+        assert (
+            red[:14, -10:].all() and not red[20:].any() and not red[:, :30].any()
+        )  # top left went to top right
 
 
 def test_a_part_of_a_file(tmp_path):

@@ -56,7 +56,10 @@ def test_captions_in_csv(tmp_path, video):
         'path,caption,start,end\na.mp4,"red, then blue",,\n./a.mp4,x,0.5,1.5\n', "utf-8-sig"
     )
     clips = open_dataset(str(tmp_path)).clips
-    assert [(clip.caption, clip.start, clip.end) for clip in clips] == [("red, then blue", 0, None), ("x", 0.5, 1.5)]
+    assert [(clip.caption, clip.start, clip.end) for clip in clips] == [
+        ("red, then blue", 0, None),
+        ("x", 0.5, 1.5),
+    ]
     assert clips[0].group == clips[1].group
 
 
@@ -123,7 +126,10 @@ def test_vatex(tmp_path, video):
         ("bbbbbbbbbbb one", 1, 3),
     ]
     assert dataset.missing == ["gone_000004_000006"]
-    assert [c.caption for c in open_dataset(spec + "&language=zh").clips] == ["aaaaa_aaaaa 一", "bbbbbbbbbbb 一"]
+    assert [c.caption for c in open_dataset(spec + "&language=zh").clips] == [
+        "aaaaa_aaaaa 一",
+        "bbbbbbbbbbb 一",
+    ]
     assert len(open_dataset(spec + "&each=2").clips) == 4
     assert [c.group for c in dataset.clips] == ["aaaaa_aaaaa", "bbbbbbbbbbb"]
 

@@ -43,7 +43,9 @@ def parts() -> Tokenizers:
 def digits(tmp_path_factory, parts) -> Path:
     """Six clips of the demo world in three shards, by one process."""
     out = tmp_path_factory.mktemp("digits") / "tokens"
-    tokenize(open_dataset("digits:train?clips=6"), out, lambda: parts, Settings(shard_clips=2), progress=False)
+    tokenize(
+        open_dataset("digits:train?clips=6"), out, lambda: parts, Settings(shard_clips=2), progress=False
+    )
     return out
 
 
@@ -105,7 +107,12 @@ def test_what_a_killed_one_left_is_neither_in_the_way_nor_left(parts, tmp_path):
     for left in ("settings.json.0a1b2c3d.part", ".finishing-1", ".finishing-1.part"):
         (tmp_path / left).write_text("{")
         tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: parts, progress=False)
-        assert sorted(contents(tmp_path)) == ["index.safetensors", "manifest.json", "settings.json", shard_name(0)]
+        assert sorted(contents(tmp_path)) == [
+            "index.safetensors",
+            "manifest.json",
+            "settings.json",
+            shard_name(0),
+        ]
 
 
 def test_processes_may_begin_at_the_same_moment(parts, tmp_path, monkeypatch):
@@ -156,7 +163,9 @@ def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
     made = tokenize(dataset, tmp_path / "out", lambda: parts, progress=False)
     problems = dict(made["problems"]["first"])
     assert problems.keys() == {"cut.mp4", "short.mp4", "text.mp4"} and made["missing"] == 1
-    assert problems["cut.mp4"].startswith("breaks off at") and problems["short.mp4"].startswith("gives no five frames")
+    assert problems["cut.mp4"].startswith("breaks off at") and problems["short.mp4"].startswith(
+        "gives no five frames"
+    )
     assert made["samples"] == 3 and made["rates"]["1"] == 1  # 4 s
     batch = TokenizedBatches(tmp_path / "out", 3, seed=0)(0)
     assert batch.text_mask.sum(1).max() == parts.text_length  # longer captions are cut
@@ -166,7 +175,11 @@ def test_parts_of_one_video_are_not_shared_by_train_and_test(tmp_path, parts):
     """Two parts of each of four files, whose names would be hashed to both splits if each part stood for itself."""
     for name in "1234":
         make_video(tmp_path / f"{name}.mp4", [i / 8 for i in range(24)])
-    rows = [{"videoID": f"{name}_00000{s}_00000{s + 2}", "enCap": [f"a red {name}"]} for name in "1234" for s in (0, 1)]
+    rows = [
+        {"videoID": f"{name}_00000{s}_00000{s + 2}", "enCap": [f"a red {name}"]}
+        for name in "1234"
+        for s in (0, 1)
+    ]
     (tmp_path / "v.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
     settings = Settings(rates=(4.0,))
@@ -202,7 +215,9 @@ def test_a_video_that_goes_while_tokens_are_made_is_its_own_problem(tmp_path, pa
     b = dataset.clips[1]
     going = replace(dataset, clips=[Going(**vars(dataset.clips[0]), other=b.path), b])
     made = tokenize(going, tmp_path / "out", lambda: parts, settings, progress=False)
-    assert made["samples"] == 1 and "b.mp4 cannot be read as a video" in dict(made["problems"]["first"])["b.mp4"]
+    assert (
+        made["samples"] == 1 and "b.mp4 cannot be read as a video" in dict(made["problems"]["first"])["b.mp4"]
+    )
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,9 @@ def test_what_the_system_cannot_read_stops_the_run(tmp_path, parts):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(CannotReadNow, match=r"a.mp4 cannot be read now \(Too many open files\): .* run again"):
+        with pytest.raises(
+            CannotReadNow, match=r"a.mp4 cannot be read now \(Too many open files\): .* run again"
+        ):
             clip.timeline()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -237,7 +254,9 @@ def test_what_the_system_cannot_read_stops_the_run(tmp_path, parts):
 
 def test_one_process_loads_the_tokenizers_once(parts, tmp_path):
     loaded = []
-    tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: loaded.append(1) or parts, progress=False)
+    tokenize(
+        open_dataset("digits:train?clips=1"), tmp_path, lambda: loaded.append(1) or parts, progress=False
+    )
     assert loaded == [1]
 
 
@@ -295,9 +314,17 @@ def test_other_kinds(tmp_path, parts, kind, shape, count):
 
 
 def test_pairs_of_super_resolution_show_one_moment(tmp_path, parts):
-    tokenize(open_dataset("digits:train?clips=3"), tmp_path, lambda: parts, Settings(kind="superres"), progress=False)
+    tokenize(
+        open_dataset("digits:train?clips=3"),
+        tmp_path,
+        lambda: parts,
+        Settings(kind="superres"),
+        progress=False,
+    )
     batch = TokenizedBatches(tmp_path, 2, seed=0)(0)
-    assert batch.frames.shape == (2, 1, 64) and batch.high_res is not None and batch.high_res.shape == (2, 576)
+    assert (
+        batch.frames.shape == (2, 1, 64) and batch.high_res is not None and batch.high_res.shape == (2, 576)
+    )
     small = parts.frames.decode(batch.frames[:, 0].view(2, 8, 8))
     large = parts.frames.decode(batch.high_res.view(2, 24, 24))
     assert (torch.nn.functional.avg_pool2d(large, 3) - small).abs().mean() < 0.02
@@ -306,7 +333,9 @@ def test_pairs_of_super_resolution_show_one_moment(tmp_path, parts):
 def test_a_sequence_is_not_given_twice(parts):
     (clip,) = open_dataset("digits:train?clips=1").clips
     made = parts_format(parts)
-    one, many = (sequences(clip, parts, Settings(per_clip=n, rates=(0.5, 1, 2, 4, 8)), made)[0] for n in (1, 9))
+    one, many = (
+        sequences(clip, parts, Settings(per_clip=n, rates=(0.5, 1, 2, 4, 8)), made)[0] for n in (1, 9)
+    )
     assert len(one) == 1 and 1 < len(many) <= 2  # an eighth of a second more than the action: two places
 
 
@@ -328,7 +357,9 @@ def run(monkeypatch, capsys):
 
 
 def test_the_command(run, tmp_path):
-    code, out, _ = run("tokenize", "digits:train?clips=3", tmp_path / "out", "--min-rate", 1, "--rates", "0.5,1,2,4,8")
+    code, out, _ = run(
+        "tokenize", "digits:train?clips=3", tmp_path / "out", "--min-rate", 1, "--rates", "0.5,1,2,4,8"
+    )
     assert code == 0 and "sequences of 3 clips (" in out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["rates"] == [1, 2, 4, 8]
 
@@ -376,7 +407,17 @@ def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
 
 def test_the_processes_of_a_killed_one_end(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cogvideo", "data", "tokenize", "digits:train?clips=200", out, "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "cogvideo",
+        "data",
+        "tokenize",
+        "digits:train?clips=200",
+        out,
+        "--workers",
+        "2",
+    ]
     command += ["--shard-clips", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(out.glob("shard-*")):

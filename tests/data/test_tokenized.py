@@ -30,7 +30,9 @@ def sample(clip: int, number: int = 0, made: TokenFormat = FORMAT) -> Sample:
     frames = torch.randint(made.image_tokens, (made.num_frames, 6), generator=generator)
     large = torch.randint(made.image_tokens, (54,), generator=generator) if made.kind == "superres" else None
     text = [100 + clip] * (1 + clip % 4)
-    return Sample(frames, text, None if made.num_frames == 1 else float(2 + 2 * (clip % 2)), clip * 10**15, large)
+    return Sample(
+        frames, text, None if made.num_frames == 1 else float(2 + 2 * (clip % 2)), clip * 10**15, large
+    )
 
 
 def make(folder, clips=range(10), each=2, made=FORMAT):
@@ -56,11 +58,16 @@ def test_an_epoch_holds_every_sample_once_and_test_clips_are_not_trained(tmp_pat
     assert (batches.count("train"), batches.count("test")) == (16, 4)
     train = [row for step in range(16) for row in rows(batches(step))]  # three epochs
     test = [row for step in range(4) for row in rows(batches(step, split="test"))]
-    written = {(tuple(s.text), str(s.frames.tolist())) for clip in range(10) for s in (sample(clip), sample(clip, 1))}
+    written = {
+        (tuple(s.text), str(s.frames.tolist())) for clip in range(10) for s in (sample(clip), sample(clip, 1))
+    }
     for begin in (0, 16, 32):
         epoch = {(tuple(text), str(frames)) for text, frames in train[begin : begin + 16]}
         assert len(epoch) == 16 and epoch < written
-    assert {text[0] for text, _ in train} == set(range(102, 110)) and {text[0] for text, _ in test} == {100, 101}
+    assert {text[0] for text, _ in train} == set(range(102, 110)) and {text[0] for text, _ in test} == {
+        100,
+        101,
+    }
     assert train[:16] != train[16:32]
 
 
@@ -77,7 +84,9 @@ def test_a_step_gives_the_same_batch_however_it_is_asked(tmp_path):
 def test_processes_share_the_global_batch(tmp_path, world_size):
     folder = make(tmp_path)
     whole = TokenizedBatches(folder, 6, seed=3)
-    parts = [TokenizedBatches(folder, 6, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [
+        TokenizedBatches(folder, 6, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     for step in range(5):
         joined = [part(step) for part in parts]
         for name in ("text_ids", "text_mask", "frames"):
@@ -139,7 +148,11 @@ def test_pairs_of_super_resolution(tmp_path, tokens):
     batch = TokenizedBatches(make(tmp_path, made=made), 4, seed=0)(0)
     assert batch.frames.shape == (4, 1, 6) and batch.high_res is not None and batch.high_res.shape == (4, 54)
     assert batch.high_res.dtype == torch.int64 and batch.frames.max() > (20000 if tokens == 40000 else 400)
-    written = {str(sample(c, i, made).frames.tolist()): sample(c, i, made).high_res for c in range(10) for i in (0, 1)}
+    written = {
+        str(sample(c, i, made).frames.tolist()): sample(c, i, made).high_res
+        for c in range(10)
+        for i in (0, 1)
+    }
     for frames, large in zip(batch.frames, batch.high_res, strict=True):
         assert torch.equal(written[str(frames.tolist())], large)
 
@@ -151,7 +164,14 @@ def test_one_file_is_both_splits(tmp_path):
 
 def test_a_model_has_to_fit(tmp_path):
     batches = TokenizedBatches(make(tmp_path), 2, seed=0)
-    geometry = {"num_layers": 1, "hidden_size": 8, "num_heads": 1, "frame_height": 2, "frame_width": 3, "num_frames": 5}
+    geometry = {
+        "num_layers": 1,
+        "hidden_size": 8,
+        "num_heads": 1,
+        "frame_height": 2,
+        "frame_width": 3,
+        "num_frames": 5,
+    }
     geometry |= {"text_length": 8, "first_frame_position": 8, "image_tokens": 40000, "vocab_size": 40101}
     config = ModelConfig(**geometry, begin_of_image=40100, base_positions=14, extra_positions=24)
     batches.check(config)
@@ -160,7 +180,9 @@ def test_a_model_has_to_fit(tmp_path):
     with pytest.raises(CogVideoError, match="--kind interpolation"):
         batches.check(dataclasses.replace(config, order="interpolation"))
     batches.check(config, frame_tokenizer="aa", text_tokenizer="bb")
-    with pytest.raises(CogVideoError, match="by another frame tokenizer than the model's: tokenize the videos with"):
+    with pytest.raises(
+        CogVideoError, match="by another frame tokenizer than the model's: tokenize the videos with"
+    ):
         batches.check(config, frame_tokenizer="ab")
     with pytest.raises(CogVideoError, match="by another text tokenizer"):
         batches.check(config, frame_tokenizer="aa", text_tokenizer="")
@@ -176,7 +198,9 @@ def test_damage_is_one_sentence(tmp_path):
     last = folder / shard_name(2)
     good = last.read_bytes()
     last.unlink()
-    with pytest.raises(CogVideoError, match="shard-00002.safetensors is missing: run `cogvideo data tokenize` again"):
+    with pytest.raises(
+        CogVideoError, match="shard-00002.safetensors is missing: run `cogvideo data tokenize` again"
+    ):
         TokenizedBatches(folder, 4, seed=0)
     last.write_bytes(good[:-1])
     with pytest.raises(CogVideoError, match="cut off"):

@@ -78,7 +78,9 @@ def test_gif_by_pillow(tmp_path, fps, delays):
             picture.seek(index)
             assert picture.info["duration"] in delays
             total += picture.info["duration"]
-            assert np.array_equal(np.asarray(picture.convert("RGB")), frames[index])  # few colours: nothing is lost
+            assert np.array_equal(
+                np.asarray(picture.convert("RGB")), frames[index]
+            )  # few colours: nothing is lost
     assert total == pytest.approx(9000 / fps, abs=10)
     again, rate = read_video(path)
     assert rate == pytest.approx(fps) and np.array_equal(again, frames)
@@ -143,7 +145,9 @@ def test_video_shows_itself():
     assert base64.b64decode(data)[4:8] == b"ftyp"
 
 
-@pytest.mark.parametrize("columns, chosen", [(5, [0, 2, 4, 6, 8]), (1, [0]), (3, [0, 4, 8]), (20, list(range(9)))])
+@pytest.mark.parametrize(
+    "columns, chosen", [(5, [0, 2, 4, 6, 8]), (1, [0]), (3, [0, 4, 8]), (20, list(range(9)))]
+)
 def test_contact_sheet(columns, chosen):
     frames = moving_bars()
     sheet = np.asarray(Video(frames, 8).contact_sheet(columns))

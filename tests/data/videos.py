@@ -8,7 +8,9 @@ import av
 import numpy as np
 
 TICK = Fraction(1, 1000)
-QUARTER = bytes.fromhex("00000000000100000000000000000000ffff0000")  # a, b, u, c, d: turned by 90 degrees clockwise
+QUARTER = bytes.fromhex(
+    "00000000000100000000000000000000ffff0000"
+)  # a, b, u, c, d: turned by 90 degrees clockwise
 
 
 def grey(number: int) -> int:
@@ -22,13 +24,20 @@ def number_of(frame: np.ndarray) -> int:
 
 
 def make_video(
-    path: Path, times: Sequence[float], *, size: tuple[int, int] = (48, 64), codec: str = "libx264", keys: int = 12
+    path: Path,
+    times: Sequence[float],
+    *,
+    size: tuple[int, int] = (48, 64),
+    codec: str = "libx264",
+    keys: int = 12,
 ) -> Path:
     """A file whose frames are shown at `times` (seconds); the last one for 0.04 s."""
     h, w = size
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"g": str(keys), "crf": "10"} if codec == "libx264" else {"g": str(keys)}
-    with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}) as file:
+    with av.open(
+        str(path), "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
+    ) as file:
         stream = file.add_stream(codec, rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = w, h, "yuv420p"
         stream.codec_context.time_base, stream.bit_rate = TICK, 4_000_000

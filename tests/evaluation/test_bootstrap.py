@@ -19,8 +19,12 @@ def test_the_bootstrap_misses_the_truth_and_the_value():
     study = study_gaussians(dim=16, n=64, draws=60)
     low, _ = study.interval
     assert low > study.fresh[0] > study.truth  # the interval holds neither
-    assert study.bootstrapped.mean() > np.quantile(study.fresh, 0.95)  # and its middle is a value that hardly comes up
-    errors = [abs(values.mean() - study.truth) for values in (study.extrapolated, study.fresh, study.bootstrapped)]
+    assert study.bootstrapped.mean() > np.quantile(
+        study.fresh, 0.95
+    )  # and its middle is a value that hardly comes up
+    errors = [
+        abs(values.mean() - study.truth) for values in (study.extrapolated, study.fresh, study.bootstrapped)
+    ]
     assert errors[0] < errors[1] / 3 < errors[2] / 3
     assert study.curve[-1] == (64, study.fresh[0])
 

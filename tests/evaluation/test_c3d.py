@@ -32,7 +32,9 @@ def file(weights, tmp_path_factory):
 
 
 def clips(n: int = 2, height: int = 20, width: int = 26) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(256, size=(n, 16, height, width, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(256, size=(n, 16, height, width, 3), dtype=np.uint8)
+    )
 
 
 def plain_c3d(w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +110,9 @@ def test_other_formats_and_names_are_the_same_network(weights, file, tmp_path, k
         torch.save({"epoch": 3, "state_dict": renamed}, path)
     else:
         path = tmp_path / "conv3d_deepnetA_ucf.npz"
-        np.savez(path, **{k.replace(".weight", "/W").replace(".bias", "/b"): v.numpy() for k, v in weights.items()})
+        np.savez(
+            path, **{k.replace(".weight", "/W").replace(".bias", "/b"): v.numpy() for k, v in weights.items()}
+        )
     model = C3D.from_pretrained(path, device="cpu")
     assert model.digest == C3D.from_pretrained(file, device="cpu").digest
     assert torch.equal(model.linears["fc7"].weight, weights["fc7.weight"])
@@ -122,7 +126,11 @@ def test_bad_files_are_one_sentence(weights, tmp_path):
         "fc6.bias": torch.zeros(4),
         "fc7.weight": torch.zeros(4096, 4096),
     }
-    other |= {"fc7.bias": torch.zeros(4096), "fc8.weight": torch.zeros(487, 4096), "fc8.bias": torch.zeros(487)}
+    other |= {
+        "fc7.bias": torch.zeros(4096),
+        "fc8.weight": torch.zeros(487, 4096),
+        "fc8.bias": torch.zeros(487),
+    }
     save_file(other, tmp_path / "other.safetensors")
     (tmp_path / "damaged.pth").write_bytes(b"\x80\x02not a pickle")
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no zip")

@@ -43,7 +43,9 @@ def test_equals_scipys_matrix_root(seed):
     generator = np.random.default_rng(seed)
     dim = int(generator.integers(2, 30))
     n, m = generator.integers(dim + 5, 4 * dim + 10, 2)  # regular: the matrix root is exact there
-    a = generator.standard_normal((n, dim)) @ generator.standard_normal((dim, dim)) + generator.standard_normal(dim)
+    a = generator.standard_normal((n, dim)) @ generator.standard_normal(
+        (dim, dim)
+    ) + generator.standard_normal(dim)
     b = generator.standard_normal((m, dim)) @ generator.standard_normal((dim, dim))
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
@@ -70,8 +72,13 @@ def test_singular_covariances(n, m, rank):
 
 def test_closed_form_of_independent_columns():
     """Columns that are exactly uncorrelated: the sum over columns of (m1 - m2)^2 + (s1 - s2)^2."""
-    signs = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])  # Hadamard: orthogonal columns of mean zero
-    deviations, means = np.array([[1.0, 2.0, 0.0], [3.0, 0.5, 4.0]]), np.array([[0.0, 1.0, 2.0], [5.0, 1.0, -1.0]])
+    signs = np.array(
+        [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    )  # Hadamard: orthogonal columns of mean zero
+    deviations, means = (
+        np.array([[1.0, 2.0, 0.0], [3.0, 0.5, 4.0]]),
+        np.array([[0.0, 1.0, 2.0], [5.0, 1.0, -1.0]]),
+    )
     a, b = (signs * deviation + mean for deviation, mean in zip(deviations, means, strict=True))
     expected = np.square(means[0] - means[1]).sum() + np.square(deviations[0] - deviations[1]).sum()
     assert frechet_distance(a, b, unbiased=False) == pytest.approx(expected, rel=1e-12)
@@ -81,9 +88,13 @@ def test_closed_form_of_independent_columns():
 
 def test_invariance_and_scale():
     a, b = IO["main.a"], IO["main.b"]
-    rotation = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    rotation = torch.linalg.qr(
+        torch.randn(40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )[0]
     distance = frechet_distance(a, b)
-    assert frechet_distance(3 * a @ rotation + 7, 3 * b @ rotation + 7) == pytest.approx(9 * distance, rel=1e-10)
+    assert frechet_distance(3 * a @ rotation + 7, 3 * b @ rotation + 7) == pytest.approx(
+        9 * distance, rel=1e-10
+    )
 
 
 def test_kernel_distance_equals_a_loop_over_pairs():
@@ -93,7 +104,10 @@ def test_kernel_distance_equals_a_loop_over_pairs():
         return (sum(p * q for p, q in zip(x, y, strict=True)) / len(x) + 1) ** 3
 
     def mmd(a, b):
-        within = [np.mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
+        within = [
+            np.mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j])
+            for s in (a, b)
+        ]
         return sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b])
 
     value, error = kernel_distance(a, b)
@@ -128,7 +142,9 @@ def test_the_standard_error_is_the_spread_over_new_samples():
 )
 def test_bad_features(a, b, message):
     for distance in (frechet_distance, kernel_distance):
-        with pytest.raises(CogVideoError, match=message if distance is frechet_distance else "samples|one D|NaN"):
+        with pytest.raises(
+            CogVideoError, match=message if distance is frechet_distance else "samples|one D|NaN"
+        ):
             distance(a, b)
 
 

@@ -37,9 +37,13 @@ def some_clips(n: int) -> list[np.ndarray]:
 def test_features_are_those_of_the_clips_in_order_and_kept(tmp_path):
     clips = some_clips(5)
     found = extract([*clips, clips[0]], RECIPE, Means(), key="a", folder=tmp_path, progress=False)
-    np.testing.assert_allclose(found, [prepare(c, RECIPE).mean((1, 2, 3)) for c in [*clips, clips[0]]], atol=1e-6)
+    np.testing.assert_allclose(
+        found, [prepare(c, RECIPE).mean((1, 2, 3)) for c in [*clips, clips[0]]], atol=1e-6
+    )
     again = Means()
-    assert np.array_equal(extract(clips[::-1], RECIPE, again, key="a", folder=tmp_path, progress=False), found[4::-1])
+    assert np.array_equal(
+        extract(clips[::-1], RECIPE, again, key="a", folder=tmp_path, progress=False), found[4::-1]
+    )
     assert again.seen == 0
     for key, recipe in (("b", RECIPE), ("a", PRESETS["paper"])):
         other = Means()

@@ -119,13 +119,22 @@ def test_sides_of_different_sizes_are_told_before_the_work(tmp_path, monkeypatch
         for i in range(2):
             write_video(tmp_path / name / f"{i}.mp4", np.full((16, size, size, 3), 90 * i, np.uint8), 8)
     with pytest.raises(CogVideoError, match="32 x 32 pixels, videos before it 16 x 16"):
-        evaluate(str(tmp_path / "real"), str(tmp_path / "made"), preset="stylegan-v", n=2, i3d=i3d_file, progress=False)
+        evaluate(
+            str(tmp_path / "real"),
+            str(tmp_path / "made"),
+            preset="stylegan-v",
+            n=2,
+            i3d=i3d_file,
+            progress=False,
+        )
 
 
 def test_mistakes_of_the_generated_side_are_told_before_the_work(tmp_path, i3d_file, monkeypatch):
     from cogvideo.evaluation.sensitivity import sensitivity
 
-    monkeypatch.setattr("cogvideo.evaluation.features.features_of", lambda *_, **__: pytest.fail("the real side first"))
+    monkeypatch.setattr(
+        "cogvideo.evaluation.features.features_of", lambda *_, **__: pytest.fail("the real side first")
+    )
     (tmp_path / "empty").mkdir()
     for generated, sentence in (
         (str(tmp_path / "empty"), "holds no videos"),

@@ -33,7 +33,9 @@ def test_clips_are_shown_from_first_to_last_frame():
     assert [axis.get_ylabel() for axis in axes] == ["real", "frozen"]
 
 
-@pytest.mark.parametrize("names", [["a", "b"], ["generated 2", "reversed"], ["a side with a long name", "real"]])
+@pytest.mark.parametrize(
+    "names", [["a", "b"], ["generated 2", "reversed"], ["a side with a long name", "real"]]
+)
 def test_names_of_clips_are_inside_the_picture(names):
     figure = plot_clips({name: np.zeros((16, 64, 64, 3), np.uint8) for name in names})
     figure.canvas.draw()
@@ -68,7 +70,9 @@ def test_sensitivity_has_a_dot_for_each_strength():
         places = np.concatenate([dots.get_offsets() for dots in axis.collections])
         wanted = [r.score.value for r in rows if r.preset == axis.get_title() and r.strength]
         assert places[:, 0].tolist() == pytest.approx(wanted) and places[:, 1].tolist() == [0, 0, 1, 1]
-        assert axis.lines[0].get_xdata()[0] == next(r.score.value for r in rows if r.preset == axis.get_title())
+        assert axis.lines[0].get_xdata()[0] == next(
+            r.score.value for r in rows if r.preset == axis.get_title()
+        )
 
 
 def test_curves_end_at_the_endless_value():
@@ -86,7 +90,9 @@ def test_bootstrap_names_its_numbers():
 
 def test_the_report_is_one_page_with_everything_inside(tmp_path):
     figure = plot_curves({"score": [(n, 3 + 40 / n) for n in (5, 10, 80)]})
-    page = write_report(tmp_path / "r.html", "A score", ["Some *words*.", figure, "```\ncard\n```"]).read_text("utf-8")
+    page = write_report(
+        tmp_path / "r.html", "A score", ["Some *words*.", figure, "```\ncard\n```"]
+    ).read_text("utf-8")
     assert "<h1" in page and "A score" in page and "<em>words</em>" in page and "card" in page
     pictures = re.findall(r'<img alt="distance over[^"]*" src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 1 and base64.b64decode(pictures[0])[1:4] == b"PNG"

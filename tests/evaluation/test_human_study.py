@@ -44,7 +44,9 @@ def test_every_answer_is_kept_and_a_study_goes_on(tmp_path):
     study = Study(pairs, file, "ann")
     for answer in ("left", "same", "right"):
         study.answer(answer)
-    file.write_bytes(file.read_bytes() + '{"pair": "数'.encode()[:-1])  # killed while it wrote, within a letter
+    file.write_bytes(
+        file.read_bytes() + '{"pair": "数'.encode()[:-1]
+    )  # killed while it wrote, within a letter
     again = Study(pairs, file, "ann")
     assert again.answered == 3 and again.current == pairs[3]
     again.answer("left")
@@ -62,7 +64,9 @@ def test_every_answer_is_kept_and_a_study_goes_on(tmp_path):
 def test_two_variants_have_the_log_odds():
     """In closed form: strengths +-log(w / l) / 2, standard error of the difference sqrt(1 / w + 1 / l)."""
     wins, losses = 23, 9
-    ratings = [Rating(f"pair {i}", "ann", "a", "b", "left" if i < wins else "right") for i in range(wins + losses)]
+    ratings = [
+        Rating(f"pair {i}", "ann", "a", "b", "left" if i < wins else "right") for i in range(wins + losses)
+    ]
     found = strengths(ratings)
     assert list(found) == ["a", "b"]
     assert found["a"].mean == pytest.approx(math.log(wins / losses) / 2) == -found["b"].mean
@@ -98,7 +102,9 @@ def test_strengths_stay_finite_and_need_comparisons():
     swept = [Rating(f"pair {i}", "ann", "a", "b", "left") for i in range(10)]
     found = strengths(swept)
     assert found["a"].mean == pytest.approx(math.log(10.5 / 0.5) / 2)
-    half = 1.959964 * math.sqrt(1 / 10.5 + 1 / 0.5) / 2  # in closed form, as for answers that are not all alike
+    half = (
+        1.959964 * math.sqrt(1 / 10.5 + 1 / 0.5) / 2
+    )  # in closed form, as for answers that are not all alike
     assert (found["a"].high - found["a"].low) / 2 == pytest.approx(half)
     with pytest.raises(CogVideoError, match="not even by way of others"):
         strengths([*swept, Rating("pair x", "ann", "c", "d", "left")])

@@ -34,13 +34,17 @@ def clips(batch: int, frames: int) -> torch.Tensor:
 @pytest.mark.parametrize(("case", "batch"), [("T9", 1), ("T16", 2), ("T32", 1)])
 def test_equals_the_original(model, case, batch):
     video = clips(batch, int(case[1:]))
-    torch.testing.assert_close(rearrange(video[:, :, :2, :2, :3], "b c t h w -> b t h w c"), IO[f"{case}.input_head"])
+    torch.testing.assert_close(
+        rearrange(video[:, :, :2, :2, :3], "b c t h w -> b t h w c"), IO[f"{case}.input_head"]
+    )
     torch.testing.assert_close(model(video), IO[f"{case}.logits"], atol=2e-4, rtol=0)  # they go up to 46
     found = model.endpoints(video)
     assert set(found) > ENDPOINTS and len(ENDPOINTS) == 9
     for name in ENDPOINTS:
         stored = {kind: IO[f"{case}.{name}.{kind}"] for kind in ("mean", "first", "last")}
-        torch.testing.assert_close(reduce(found[name], "b c t h w -> b c", "mean"), stored["mean"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            reduce(found[name], "b c t h w -> b c", "mean"), stored["mean"], atol=1e-4, rtol=0
+        )
         torch.testing.assert_close(found[name][:, :, 0, 0, 0], stored["first"], atol=2e-4, rtol=0)
         torch.testing.assert_close(found[name][:, :, -1, -1, -1], stored["last"], atol=2e-4, rtol=0)
 
@@ -91,7 +95,9 @@ def test_folding_equals_batch_norm(i3d_file):
     norm = nn.BatchNorm3d(192, eps=1e-3).eval()
     norm.weight.data = state["Conv3d_2c_3x3.bn.weight"] = torch.randn(192, generator=generator)
     norm.bias.data = state["Conv3d_2c_3x3.bn.bias"]
-    norm.running_mean, norm.running_var = (state[f"Conv3d_2c_3x3.bn.running_{kind}"] for kind in ("mean", "var"))
+    norm.running_mean, norm.running_var = (
+        state[f"Conv3d_2c_3x3.bn.running_{kind}"] for kind in ("mean", "var")
+    )
     x = torch.randn(2, 64, 3, 5, 6, generator=generator)
     weight, bias = fold(state, 1e-3)["Conv3d_2c_3x3"]
     expected = norm(F.conv3d(x, state["Conv3d_2c_3x3.conv3d.weight"]))
@@ -99,9 +105,13 @@ def test_folding_equals_batch_norm(i3d_file):
 
 
 @pytest.mark.parametrize("size", [5, 6, 7, 8])
-@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((1, 3, 3), (1, 2, 2))])
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [((3, 3, 3), (2, 2, 2)), ((2, 2, 2), (2, 2, 2)), ((1, 3, 3), (1, 2, 2))]
+)
 def test_pooling_pads_as_tensorflow(size, kernel, stride):
-    x = -torch.rand(1, 2, size, size, size + 1, generator=torch.Generator().manual_seed(size))  # zeros would win
+    x = -torch.rand(
+        1, 2, size, size, size + 1, generator=torch.Generator().manual_seed(size)
+    )  # zeros would win
     pads = []
     for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max(k - s, 0) if n % s == 0 else max(k - n % s, 0)  # as TensorFlow's own guide has it
@@ -117,7 +127,9 @@ class Detector(nn.Module):
         super().__init__()
         self.head = nn.Linear(3, 400)
 
-    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+    def forward(
+        self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ):
         logits = self.head(x.mean([2, 3, 4]))
         return logits if return_features and not rescale and not resize else logits.softmax(1)
 

@@ -106,7 +106,9 @@ def test_classes_are_drawn_in_the_proportion_of_the_split(tmp_path, monkeypatch)
     assert fewer.names == side.names[:7]
     whole = open_side(f"ucf101-samples:{folder}?weights=demo", 400, progress=False)
     assert set(whole.prompts.values()) == {"tai chi", "yo yo", "archery"}
-    assert open_side(f"ucf101-samples:{folder}?weights=demo", 400, seed=1, progress=False).names != whole.names
+    assert (
+        open_side(f"ucf101-samples:{folder}?weights=demo", 400, seed=1, progress=False).names != whole.names
+    )
 
 
 def test_tokens_are_those_of_frames_one_by_one(pipe):
@@ -129,7 +131,9 @@ def test_given_frames_come_back_and_all_are_made(pipe):
 
 def test_prediction_depends_on_its_own_seed_alone(pipe):
     given = np.stack([clip(0)[:5], clip(1)[:5]])
-    pipe = pipe.with_sampling(temperature=1.0, top_k=100)  # the demo's own settings hardly ever draw another token
+    pipe = pipe.with_sampling(
+        temperature=1.0, top_k=100
+    )  # the demo's own settings hardly ever draw another token
     both = predict_frames(pipe, given, [PROMPT, "a blue 7 grows"], frames=3, seed=[4, 5])
     again = predict_frames(pipe, given, [PROMPT, "a blue 7 grows"], frames=3, seed=[4, 5])
     alone = predict_frames(pipe, given[1:], ["a blue 7 grows"], frames=3, seed=5)
@@ -176,7 +180,10 @@ def test_a_sequence_goes_on_from_any_of_its_frames(window, wavefront, given):
 def test_sequences_without_room_are_refused():
     with pytest.raises(CogVideoError, match="1 to 4 frames to begin with, not 5"):
         generate_key_frames(
-            tiny("sequential", None), torch.tensor([[12]]), torch.zeros(1, 5, 12).long(), strategy=torch.argmax
+            tiny("sequential", None),
+            torch.tensor([[12]]),
+            torch.zeros(1, 5, 12).long(),
+            strategy=torch.argmax,
         )
 
 
@@ -215,20 +222,28 @@ def kinetics(folder: Path) -> Path:
 def test_predictions_follow_the_clips_of_the_real_side(tmp_path, pipe, monkeypatch):
     folder = kinetics(tmp_path / "k600")
     real = open_side(f"kinetics:{folder}?split=test.csv", 3, seed=2)
-    side = open_side(f"kinetics-predictions:{folder}?split=test.csv&weights=demo&overlap=4", 3, seed=2, progress=False)
+    side = open_side(
+        f"kinetics-predictions:{folder}?split=test.csv&weights=demo&overlap=4", 3, seed=2, progress=False
+    )
     assert len(side.names) == len(real.names) == 3
     for i, (name, original) in enumerate(zip(side.names, real.names, strict=True)):
         frames = side.read(name)
         assert frames.shape == (16, 64, 64, 3) and side.prompts[name] == words(Path(original).parent.name)
-        chosen = choose_clip(real.read(original), find_recipe("paper-kinetics"), np.random.default_rng([2, i]))
+        chosen = choose_clip(
+            real.read(original), find_recipe("paper-kinetics"), np.random.default_rng([2, i])
+        )
         assert np.array_equal(frames[:5], fit(chosen[:5], 64, 64))
     monkeypatch.setattr(protocols, "predict_frames", lambda *_, **__: pytest.fail("made anew"))
-    again = open_side(f"kinetics-predictions:{folder}?split=test.csv&weights=demo&overlap=4", 2, seed=2, progress=False)
+    again = open_side(
+        f"kinetics-predictions:{folder}?split=test.csv&weights=demo&overlap=4", 2, seed=2, progress=False
+    )
     assert np.array_equal(again.read(again.names[1]), side.read(side.names[1]))
 
 
 def test_unreadable_and_short_videos(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocols, "predict_frames", lambda pipe, given, *_, **__: np.repeat(given, 4, 1)[:, :16])
+    monkeypatch.setattr(
+        protocols, "predict_frames", lambda pipe, given, *_, **__: np.repeat(given, 4, 1)[:, :16]
+    )
     folder = kinetics(tmp_path / "k600")
     (folder / "zumba" / "id11_000010_000020.mp4").write_bytes(b"damaged")
     side = open_side(f"kinetics-predictions:{folder}?weights=demo", 4, progress=False)
@@ -271,7 +286,9 @@ def small_i3d(monkeypatch):
 
 def test_kinetics_from_files_to_the_score(tmp_path, small_i3d, capsys):
     folder, out = kinetics(tmp_path / "k600"), tmp_path / "result.json"
-    result = evaluate_kinetics(folder, "demo", n=2, split="test.csv", seed=2, out=out, device="cpu", progress=False)
+    result = evaluate_kinetics(
+        folder, "demo", n=2, split="test.csv", seed=2, out=out, device="cpu", progress=False
+    )
     assert result["fvd"]["value"] > 0 and result["fvd"]["n_generated"] == 2
     assert result["fvd"]["protocol"]["recipe"]["side"] == 64
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
@@ -289,7 +306,14 @@ def test_ucf101_from_files_to_the_scores(tmp_path, i3d_file, capsys, monkeypatch
     folder, out = ucf101(tmp_path / "ucf", {"TaiChi": 3, "YoYo": 3}), tmp_path / "result.json"
     own = tmp_path / "prompts.csv"
     own.write_text("TaiChi,a red 3 grows\nYoYo,a blue 7 moves left\n")
-    arguments = {"n": 2, "seconds": 2.0, "prompts": own, "c3d": tmp_path / "c3d.pt", "splits": 1, "i3d": i3d_file}
+    arguments = {
+        "n": 2,
+        "seconds": 2.0,
+        "prompts": own,
+        "c3d": tmp_path / "c3d.pt",
+        "splits": 1,
+        "i3d": i3d_file,
+    }
     result = evaluate_ucf101(folder, "demo", **arguments, out=out, device="cpu", progress=False)
     assert result["fvd"]["value"] > 0 and result["fvd"]["n_generated"] == 2 == result["fvd"]["n_real"]
     assert 1 <= result["inception_score"]["value"] < 2 and result["inception_score"]["n"] == 2

@@ -49,7 +49,9 @@ def test_antialias_only_where_the_recipe_has_it():
     stripes = np.zeros((16, 512, 512, 3), np.uint8)
     stripes[:, :, ::2] = 255  # finer than 256 pixels can show
     assert prepare(stripes, PRESETS["cd-fvd"])[:, :, :, 10:-10].std() < 0.02
-    shrunk = F.interpolate(torch.from_numpy(stripes[:1, :, :, 0]).float()[None], size=(224, 224), mode="bilinear")
+    shrunk = F.interpolate(
+        torch.from_numpy(stripes[:1, :, :, 0]).float()[None], size=(224, 224), mode="bilinear"
+    )
     torch.testing.assert_close(prepare(stripes, PRESETS["stylegan-v"])[0, :1], shrunk[0] / 127.5 - 1)
 
 

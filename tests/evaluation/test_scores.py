@@ -104,7 +104,9 @@ def test_the_first_16_frames_are_scored(tmp_path, capsys):
         frames[:16] = 20 + 40 * (i % 4)
         write_video(tmp_path / "clips" / f"{i}.mp4", frames, 8)
     out = tmp_path / "is.json"
-    result = evaluate_inception_score(str(tmp_path / "clips"), network, n=8, splits=1, out=out, progress=False)
+    result = evaluate_inception_score(
+        str(tmp_path / "clips"), network, n=8, splits=1, out=out, progress=False
+    )
     assert result.value == pytest.approx(4) == result.whole and result.n == 8
     assert json.loads(out.read_text())["value"] == result.value
     shown = capsys.readouterr().out
@@ -163,13 +165,19 @@ def test_clipsim_and_relative_matching_of_folders(tmp_path, capsys):
 
 
 def test_unreadable_videos_leave_prompts_and_clips_together(tmp_path, monkeypatch):
-    folder = write_folder(tmp_path / "clips", [(250, 0, 0), (0, 250, 0), (0, 0, 250)], ["red", "green", "blue"])
+    folder = write_folder(
+        tmp_path / "clips", [(250, 0, 0), (0, 250, 0), (0, 0, 250)], ["red", "green", "blue"]
+    )
     Path(folder, "1.mp4").write_bytes(b"damaged")
     with pytest.raises(CogVideoError, match="1.mp4"):
         evaluate_clipsim(folder, color_encoder(), n=3, progress=False)
     monkeypatch.setattr(scores, "MAX_SKIPPED", 0.5)
     result = evaluate_clipsim(folder, color_encoder(), n=3, progress=False)
-    assert result.n == 2 and result.value == pytest.approx(1, abs=0.01) and "1.mp4" in result.protocol["skipped"][0]
+    assert (
+        result.n == 2
+        and result.value == pytest.approx(1, abs=0.01)
+        and "1.mp4" in result.protocol["skipped"][0]
+    )
 
 
 def test_sides_know_their_prompts(tmp_path):
@@ -194,7 +202,9 @@ def test_open_clip_itself(tmp_path):
 
     torch.manual_seed(0)
     model, _, transform = open_clip.create_model_and_transforms("RN50", load_weights=False)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "clip.pt")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "clip.pt"
+    )
     encoder = ClipEncoder.from_open_clip(tmp_path / "clip.pt", "RN50", device="cpu")
     frames = np.random.default_rng(0).integers(256, size=(2, 60, 80, 3), dtype=np.uint8)
     with torch.inference_mode():

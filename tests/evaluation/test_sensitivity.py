@@ -12,7 +12,9 @@ from cogvideo.evaluation.sensitivity import DAMAGES, damage, sensitivity
 from cogvideo.evaluation.sources import open_side
 
 CLIP = open_side("digits:test?seconds=2", 1).read("0")[:16]
-COUNT = np.arange(16, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)  # frame t is grey t
+COUNT = (
+    np.arange(16, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+)  # frame t is grey t
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -49,7 +51,9 @@ def test_strength():
         weights = damage(point, "blurred", strength=strength)[0, :, 32, 0].astype(float)
         assert weights.argmax() == 32
         assert weights[34] / weights[32] == pytest.approx(np.exp(-0.5 * (2 / sigma) ** 2), abs=0.1)
-    coarse, fine = (np.abs(damage(CLIP, "recoded", strength=s).astype(float) - CLIP).mean() for s in (1.0, 0.1))
+    coarse, fine = (
+        np.abs(damage(CLIP, "recoded", strength=s).astype(float) - CLIP).mean() for s in (1.0, 0.1)
+    )
     assert 0.3 < fine < coarse < 20
 
 
@@ -66,7 +70,11 @@ def test_the_table(tmp_path, monkeypatch, capsys, i3d_file):
     out, options = tmp_path / "table.json", {"i3d": i3d_file, "device": "cpu", "progress": False}
     real, other = "digits:test?seconds=2", "digits:train?seconds=2"
     result = sensitivity(real, other, presets=["paper"], n=2, damages=["noisy"], out=out, **options)
-    assert [(row.clips, row.strength) for row in result.rows] == [("real", None), ("generated", None), ("noisy", 1)]
+    assert [(row.clips, row.strength) for row in result.rows] == [
+        ("real", None),
+        ("generated", None),
+        ("noisy", 1),
+    ]
     floor, made, noisy = (row.score.value for row in result.rows)
     assert noisy > floor
     same = evaluate(real, other, n=2, **options)  # the same clips, by the other command

@@ -60,10 +60,16 @@ def test_ucf101_split(tmp_path):
 
 
 def test_kinetics_split(tmp_path):
-    for name in ("abseiling/aaaaaaaaaaa_000010_000020", "zumba/bbbbbbbbbbb", "zumba/ccccccccccc_000001_000011"):
+    for name in (
+        "abseiling/aaaaaaaaaaa_000010_000020",
+        "zumba/bbbbbbbbbbb",
+        "zumba/ccccccccccc_000001_000011",
+    ):
         video(tmp_path / f"{name}.mp4", 50)
     split = tmp_path / "validate.csv"
-    split.write_text("label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,10,20,v\nb,bbbbbbbbbbb,3,13,v\n")
+    split.write_text(
+        "label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,10,20,v\nb,bbbbbbbbbbb,3,13,v\n"
+    )
     names = open_side(f"kinetics:{tmp_path}?split=validate.csv", 9).names
     assert sorted(Path(name).stem for name in names) == ["aaaaaaaaaaa_000010_000020", "bbbbbbbbbbb"]
     for content in (b"name\nx\n", bytes(range(256))):

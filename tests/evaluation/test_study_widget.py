@@ -13,7 +13,10 @@ from cogvideo.evaluation.study_widget import Keys, StudyWidget
 @pytest.fixture
 def clips(tmp_path):
     frames = np.zeros((4, 64, 64, 3), np.uint8)
-    files = {name: write_video(tmp_path / f"{name}-clip.mp4", frames + i, 8) for i, name in enumerate(("one", "two"))}
+    files = {
+        name: write_video(tmp_path / f"{name}-clip.mp4", frames + i, 8)
+        for i, name in enumerate(("one", "two"))
+    }
     return {name: {f"clip {i}": ("a <red> 3", path) for i in range(3)} for name, path in files.items()}
 
 
@@ -56,7 +59,9 @@ def test_arrow_keys_in_a_browser(tmp_path):
         page = browser.new_page()
         page.set_content("<div id=keys></div>")
         page.add_script_tag(content=f"(() => {{ {module} }})()")
-        page.evaluate("window.sent = []; render({model: {send: m => sent.push(m.answer)}, el: document.all.keys})")
+        page.evaluate(
+            "window.sent = []; render({model: {send: m => sent.push(m.answer)}, el: document.all.keys})"
+        )
         page.keyboard.press("ArrowLeft")  # without the focus nothing is taken
         page.click("#keys")
         assert "Arrow keys answer" in page.inner_text("#keys")

@@ -89,7 +89,9 @@ def assert_colors(colors: np.ndarray, shares: np.ndarray, *, slack: float = 1.0)
     steps = np.arange(len(VIRIDIS))
     near = np.abs(steps - 255 * shares[..., None]) <= 0.5 + slack
     distance = np.abs(colors[..., None, :] - VIRIDIS).max(-1)
-    assert np.where(near, distance, np.inf).min(-1).max() <= 6  # between anchors, 15 steps apart, it is 5 at most
+    assert (
+        np.where(near, distance, np.inf).min(-1).max() <= 6
+    )  # between anchors, 15 steps apart, it is 5 at most
 
 
 def percent(text: str) -> float:

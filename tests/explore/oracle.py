@@ -14,7 +14,8 @@ def sees(c, kind: str, layer: int, query: tuple[int, int], key: tuple[int, int])
     if c.window:
         shift = c.window // 2 if layer % 2 else 0
         cells = [
-            ((p // c.frame_width - shift) // c.window, (p % c.frame_width - shift) // c.window) for p in (place, other)
+            ((p // c.frame_width - shift) // c.window, (p % c.frame_width - shift) // c.window)
+            for p in (place, other)
         ]
         if cells[0] != cells[1]:
             return False
@@ -42,7 +43,9 @@ def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head
     for slot in range(length):
         positions.append(model.base_position_embedding.weight[max(0, real)])
         real += int(text_mask[slot])
-    positions += list(model.base_position_embedding.weight[c.first_frame_position : c.first_frame_position + n])
+    positions += list(
+        model.base_position_embedding.weight[c.first_frame_position : c.first_frame_position + n]
+    )
     if t > 1:
         positions += list(model.extra_position_embedding.weight[: (t - 1) * n])
     x = model.word_embedding.weight[ids] + torch.stack(positions)

@@ -63,7 +63,9 @@ def test_shares_entropy_and_distances_are_sums_over_keys(captured):
                     one["distance"] = math.nan
                 for name, value in one.items():
                     sums.setdefault(name, []).append(value)
-            found = table.query("channel == @channel and layer == @layer and head == @head and time == @time").iloc[0]
+            found = table.query(
+                "channel == @channel and layer == @layer and head == @head and time == @time"
+            ).iloc[0]
             for name, values in sums.items():
                 if channel == "spatial" and name.startswith("frame") and name != "frame 0":
                     assert math.isnan(found[name])
@@ -123,7 +125,9 @@ def test_rollout_follows_every_path(captured):
 def test_heat_of_a_word_over_the_clip(captured):
     heat = analysis.word_heat(captured, 3, "spatial")
     assert heat.shape == (len(captured.frames), 3, 4)
-    reader = 6 if captured.gate is None else 7  # frame 0 of a video is known: its patches are held one place later
+    reader = (
+        6 if captured.gate is None else 7
+    )  # frame 0 of a video is known: its patches are held one place later
     assert heat[0, 1, 2] == pytest.approx(captured.spatial[:, :, captured.row(0, reader), 3].mean())
     most = analysis.word_heat(captured, 3, "spatial", reduce="max")
     assert most[0, 1, 2] == captured.spatial[:, :, reader, 3].max()
@@ -152,4 +156,7 @@ def test_tables_side_by_side():
 
 def test_an_object_is_what_is_not_ground():
     frames = np.array([[7, 7, 3, 7], [7, 5, 3, 7]])
-    assert analysis.object_patches(frames).tolist() == [[False, False, True, False], [False, True, True, False]]
+    assert analysis.object_patches(frames).tolist() == [
+        [False, False, True, False],
+        [False, True, True, False],
+    ]

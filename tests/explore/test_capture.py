@@ -59,7 +59,9 @@ def test_maps_norms_and_masks_equal_a_dense_computation(name):
         if config.temporal:
             np.testing.assert_allclose(found.temporal[index], layer["temporal"]["maps"], atol=1e-5)
             assert (found.temporal_visible[index] == layer["temporal"]["visible"].numpy()).all()
-            np.testing.assert_allclose(found.temporal_norm[index], layer["temporal"]["out"].norm(dim=-1), rtol=1e-4)
+            np.testing.assert_allclose(
+                found.temporal_norm[index], layer["temporal"]["out"].norm(dim=-1), rtol=1e-4
+            )
             np.testing.assert_allclose(found.gate[index], model.blocks[index].gate.sigmoid(), atol=1e-6)
         for kind in CHANNELS if config.temporal else CHANNELS[:1]:
             weights, visible = getattr(found, kind)[index], getattr(found, f"{kind}_visible")[index]
@@ -95,7 +97,11 @@ def test_chosen_parts_are_those_of_the_whole():
     queries = [(3, 5), (0, 0), (3, 11), (4, 2)]
     some = capture(model, TEXT, frames, layers=[1, 0], heads=[1], queries=queries, text_mask=MASK)
     rows = [whole.row(*query) for query in queries]
-    assert (some.layers, some.heads, some.queries.tolist()) == ((1, 0), (1,), [list(query) for query in queries])
+    assert (some.layers, some.heads, some.queries.tolist()) == (
+        (1, 0),
+        (1,),
+        [list(query) for query in queries],
+    )
     for name in ("spatial", "temporal"):
         expected = getattr(whole, name)[::-1, 1:][:, :, rows]
         np.testing.assert_allclose(getattr(some, name), expected, atol=1e-6)
@@ -243,13 +249,17 @@ def test_memory_that_is_not_free_is_refused_and_much_is_told(monkeypatch, capsys
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from Linux")
 def test_one_layer_of_the_release_fits_two_gigabytes():
     """The issue's bound, measured in a process of its own: all heads, one frame's queries, in not more than was told."""
-    done = subprocess.run([sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, check=True, timeout=540)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, check=True, timeout=540
+    )
     taken = int(done.stdout)
     one = replace(COGVIDEO_9B, num_layers=1)
     maps, work = memory_needed(one, text_length=64, num_frames=5, layers=1, heads=48, queries=400)
     assert maps == 400 * (4 * 48 + 1) * (464 + 2064)
     assert maps < taken < maps + work < 2e9
-    assert done.stderr == f"This capture needs {(maps + work) / 1e9:.2f} GB ({maps / 1e9:.2f} of them maps).\n"
+    assert (
+        done.stderr == f"This capture needs {(maps + work) / 1e9:.2f} GB ({maps / 1e9:.2f} of them maps).\n"
+    )
 
 
 def test_capture_is_a_public_room():

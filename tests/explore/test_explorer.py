@@ -8,16 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from explore.browser import (
-    assert_colors,
-    click_patch,
-    heat,
-    needs_chromium,
-    opened,
-    percent,
-    shown,
-    wait_for,
-)
+from explore.browser import assert_colors, click_patch, heat, needs_chromium, opened, percent, shown, wait_for
 from explore.small import CONFIGS, clip, small_model
 
 import cogvideo
@@ -33,7 +24,9 @@ def random_scene(name: str, title: str = "Scene") -> explorer.Scene:
     """A clip of random tokens in a small random model of that geometry."""
     model = small_model(CONFIGS[name])
     c = model.config
-    pixels = np.random.default_rng(4).integers(0, 256, (c.num_frames, 4 * c.frame_height, 4 * c.frame_width, 3))
+    pixels = np.random.default_rng(4).integers(
+        0, 256, (c.num_frames, 4 * c.frame_height, 4 * c.frame_width, 3)
+    )
     words = tuple((text, "a hint") for text in ("4 s", "⏎", "a<b>", "“three”"))
     return explorer.Scene(
         title=title, stage=name, prompt=PROMPT, settings="made up", model=model, text_ids=torch.tensor([11, 12, 13, 14]),
@@ -102,7 +95,11 @@ def assert_row(page, captured, head: str, channel: str, query: int) -> None:
     column = ["spatial", "temporal", "mixed"].index(channel)
     cells = page.locator("aside tbody tr").all_inner_texts()
     numbers = [float(cell.split("\t")[1 + column]) / 100 for cell in cells]
-    sums = [weights.words.sum(), *(weights.begin + grid.sum(1)), weights.words.sum() + weights.begin.sum() + grid.sum()]
+    sums = [
+        weights.words.sum(),
+        *(weights.begin + grid.sum(1)),
+        weights.words.sum() + weights.begin.sum() + grid.sum(),
+    ]
     np.testing.assert_allclose(numbers, sums, atol=0.01 * max(1, largest))
     for caption, begin, visible in zip(page.locator(".cv-frames:not([role]) figcaption").all_inner_texts(), weights.begin, seen.begin, strict=True):  # fmt: skip
         if visible:
@@ -124,7 +121,11 @@ def test_random_patches_show_the_captured_arrays(demo, demo_page):
         page.goto(demo_page.as_uri())
         wait_for(page, f"0/0/mean/mixed/place {demo[0].brightest}")
         for _ in range(8):
-            number, layer, head = int(rng.integers(2)), int(rng.integers(4)), str(rng.choice(["mean", "max", *"0123"]))
+            number, layer, head = (
+                int(rng.integers(2)),
+                int(rng.integers(4)),
+                str(rng.choice(["mean", "max", *"0123"])),
+            )
             channel, patch = str(rng.choice(["spatial", "temporal", "mixed"])), int(rng.integers(5 * 64))
             scene = demo[number]
             given = patch // 64 not in scene.made
@@ -177,7 +178,12 @@ def test_windows_are_hatched_in_both_parities_of_layers(tmp_path):
         assert page.locator("h2").inner_text() == f"“{PROMPT}”"
         assert page.locator(".cv-words b").all_inner_texts() == ["4 s", "⏎", "a<b>", "“three”"]
         assert page.locator(".cv-explorer img").count() == 0
-        for number, layer, channel in ((0, 0, "temporal"), (0, 1, "mixed"), (1, 0, "mixed"), (1, 1, "temporal")):
+        for number, layer, channel in (
+            (0, 0, "temporal"),
+            (0, 1, "mixed"),
+            (1, 0, "mixed"),
+            (1, 1, "temporal"),
+        ):
             scene = scenes[number]
             choose(page, scene=number, layer=layer, head="1", channel=channel)
             for time in rng.choice(scene.made, 2):
@@ -243,7 +249,9 @@ def test_keys_sliders_and_pointer(demo, demo_page):
         layer = page.locator("input[type=range]").first
         layer.focus()
         page.keyboard.press("ArrowRight")  # the slider's own key there
-        page.wait_for_function("() => document.querySelector('.cv-explorer').dataset.shown.startsWith('0/1/')")
+        page.wait_for_function(
+            "() => document.querySelector('.cv-explorer').dataset.shown.startsWith('0/1/')"
+        )
 
         box = page.locator(".cv-frames[role] canvas").nth(1).bounding_box()
         page.mouse.move(box["x"] + 2, box["y"] + 2)  # the pointer shows a patch without choosing it
@@ -251,7 +259,9 @@ def test_keys_sliders_and_pointer(demo, demo_page):
         before = shown(page)
         last = page.locator(".cv-frames:not([role]) canvas").nth(4).bounding_box()
         page.mouse.move(last["x"] + 5, last["y"] + 5)
-        page.wait_for_function("before => document.querySelector('.cv-explorer').dataset.shown !== before", arg=before)
+        page.wait_for_function(
+            "before => document.querySelector('.cv-explorer').dataset.shown !== before", arg=before
+        )
         tip = page.locator(".cv-tip")
         assert "frame 4, row 0, column 0: cannot be attended" in tip.inner_text()
         assert page.locator("footer kbd").count() > 15
@@ -264,7 +274,9 @@ def test_quantised_weights_are_as_near_as_told():
     maps = np.random.default_rng(0).dirichlet(np.full(300, 0.05), 200).astype(np.float32)
     codes, largest = quantise(maps)
     back = largest[:, None] * (codes / 255.0) ** 2
-    assert (np.abs(back - maps) <= np.sqrt(maps * largest[:, None]) / 255 + largest[:, None] / 260100 + 1e-7).all()
+    assert (
+        np.abs(back - maps) <= np.sqrt(maps * largest[:, None]) / 255 + largest[:, None] / 260100 + 1e-7
+    ).all()
     assert codes.max(-1).min() == 255
 
 
@@ -276,8 +288,12 @@ def test_the_size_is_kept_or_refused(tmp_path):
     assert smaller.left_out == ("Two",) and smaller.megabytes <= limit
     fewer = explorer.page(scenes, max_megabytes=limit, layers=[1], heads=[0])
     assert fewer.left_out == () and fewer.megabytes <= limit
-    assert explorer.page(scenes, max_megabytes=whole.megabytes + 1e-5).html == whole.html  # room is counted to the byte
-    with pytest.raises(CogVideoError, match="The maps of 2 layers and 2 heads do not fit into 0.05 MB: choose fewer"):
+    assert (
+        explorer.page(scenes, max_megabytes=whole.megabytes + 1e-5).html == whole.html
+    )  # room is counted to the byte
+    with pytest.raises(
+        CogVideoError, match="The maps of 2 layers and 2 heads do not fit into 0.05 MB: choose fewer"
+    ):
         explorer.page(scenes, max_megabytes=0.05)
     with pytest.raises(CogVideoError, match="cannot be written"):
         whole.save(tmp_path / "missing" / "a.html")
@@ -338,7 +354,11 @@ def test_scenes_are_the_sequences_of_the_generation(pipe):
     for scene, expected in zip(made, (tokens[0], filled[:5], filled[4:]), strict=True):
         assert torch.equal(scene.frames, expected)
         np.testing.assert_array_equal(scene.pixels, pipe.pixels(expected[None])[0])
-    assert made[2].seconds == (0.5, 0.625, 0.75, 0.875, 1.0) and made[2].made == [1, 3] and made[0].made == [1, 2, 3, 4]
+    assert (
+        made[2].seconds == (0.5, 0.625, 0.75, 0.875, 1.0)
+        and made[2].made == [1, 3]
+        and made[0].made == [1, 2, 3, 4]
+    )
     assert [text for text, _ in made[1].words] == ["0.5 s", "⏎", "a", "red", "3", "bounces"]
     assert made[1].text_ids.tolist() == pipe.text.encode_prompt("a red 3 bounces", 0.5)
     # Read back from pixels, it is the same sequence, but for codes that the decoder's mended seams change.

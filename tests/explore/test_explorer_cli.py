@@ -10,7 +10,9 @@ from cogvideo.data.video import write_video
 @pytest.fixture
 def clip(tmp_path):
     """A video of the demo's frame size, so that nothing need be generated."""
-    return write_video(tmp_path / "clip.mp4", np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8), 2.0)
+    return write_video(
+        tmp_path / "clip.mp4", np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8), 2.0
+    )
 
 
 def test_writes_one_file(run, tmp_path, clip):
@@ -18,7 +20,9 @@ def test_writes_one_file(run, tmp_path, clip):
     options = ["--layers", "1,3", "--heads", "0", "--patch", "2,3,4", "--max-mb", "2", "--clip", clip]
     code, out, _ = run("explore", "a red 3 <bounces>", "-o", page, *options)
     assert code == 0 and out.startswith(f"{page}: ") and out.endswith(" MB\n")
-    assert page.stat().st_size < 2e6 and page.stat().st_size / 1e6 == pytest.approx(float(out.split()[-2]), abs=0.05)
+    assert page.stat().st_size < 2e6 and page.stat().st_size / 1e6 == pytest.approx(
+        float(out.split()[-2]), abs=0.05
+    )
     text = page.read_text("utf-8")
     assert '"layers":[1,3],"heads":[0]' in text and '"start":{"patch":156}' in text
     assert "a red 3 &lt;bounces&gt;" in text and "<bounces>" not in text
@@ -49,5 +53,7 @@ def test_clips_of_another_geometry_and_pages_without_room_are_refused(run, tmp_p
     words = "frames of [9, 192, 192, 3], but these weights look at 5 or more of 64 x 64 pixels"
     assert_one_sentence(run("explore", "a red 3", "--clip", large), words)
     code, _, err = run("explore", "a red 3", "--clip", clip, "--max-mb", "0.05")
-    assert code == 2 and err.endswith("do not fit into 0.05 MB: choose fewer layers or heads, or allow more.\n")
+    assert code == 2 and err.endswith(
+        "do not fit into 0.05 MB: choose fewer layers or heads, or allow more.\n"
+    )
     assert not (tmp_path / "attention.html").exists()

@@ -50,7 +50,9 @@ def test_answers_are_the_captured_arrays(name):
         told, buffers = widget.answer({"scene": 1, "layer": layer, "place": 29})
         for channel, buffer in zip(("spatial", "temporal"), buffers, strict=True):
             assert_same(np.frombuffer(buffer, "<f4"), getattr(captured, channel)[number, 0, 29])
-            assert told["norms"][channel] == pytest.approx(getattr(captured, f"{channel}_norm")[number, 29], rel=1e-5)
+            assert told["norms"][channel] == pytest.approx(
+                getattr(captured, f"{channel}_norm")[number, 29], rel=1e-5
+            )
         told, buffers = widget.answer({"scene": 0, "layer": layer, "word": 2})
         assert told == {"heads": 1}
         for channel, buffer in zip(("spatial", "temporal"), buffers, strict=True):
@@ -90,7 +92,10 @@ def lab(tmp_path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex()
-    folders = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    folders = {
+        name: str(tmp_path / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
     options = (
         f"--allow-root --no-browser --port={port} --ServerApp.port_retries=0 --ServerApp.ip=127.0.0.1 "
         "--LabApp.expose_app_in_browser=True --LabApp.extension_manager=readonly --ServerApp.log_level=ERROR"
@@ -128,7 +133,9 @@ def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
           await jupyterapp.shell.currentWidget.sessionContext.ready;
           jupyterapp.commands.execute("notebook:run-all-cells");
         }""")
-        page.wait_for_function("() => document.querySelector('.cv-explorer')?.dataset.shown", timeout=3 * WAIT)
+        page.wait_for_function(
+            "() => document.querySelector('.cv-explorer')?.dataset.shown", timeout=3 * WAIT
+        )
         # New places, layers and words, so that every one is computed.
         kinds = {
             "place": ["ArrowLeft", "ArrowDown", "ArrowDown", "."],

@@ -29,7 +29,9 @@ CHANGES = {
 def test_losses_equal_a_dense_computation_with_the_same_change(name, change):
     config = CONFIGS[name]
     model, frames = small_model(config), clip(config)
-    wanted = {"hide": (), "layers": (0, 1), "heads": (0, 1), "channels": ("spatial", "temporal")} | CHANGES[change]
+    wanted = {"hide": (), "layers": (0, 1), "heads": (0, 1), "channels": ("spatial", "temporal")} | CHANGES[
+        change
+    ]
 
     def hidden(layer, channel, head):
         asked = layer in wanted["layers"] and head in wanted["heads"] and channel in wanted["channels"]

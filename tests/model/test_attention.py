@@ -47,7 +47,9 @@ def test_losses_and_gradients_equal_the_dense_forward(changes, recompute):
     model = CogVideoTransformer(c).initialize(0)
     trained = model.temporal_parameters()
     for name, weight in model.named_parameters():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
+        weight.data += 0.1 * torch.randn(
+            weight.shape, generator=torch.Generator().manual_seed(weight.numel())
+        )
         weight.requires_grad_(name in trained)
     generator = torch.Generator().manual_seed(1)
     text, frames = (

@@ -75,7 +75,9 @@ def oracle(c: ModelConfig, layer: int, query, key, quirks: bool = False) -> bool
 
 
 def places(c: ModelConfig):
-    return [(t, y, x) for t in range(c.num_frames) for y in range(c.frame_height) for x in range(c.frame_width)]
+    return [
+        (t, y, x) for t in range(c.num_frames) for y in range(c.frame_height) for x in range(c.frame_width)
+    ]
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -159,7 +161,9 @@ def test_decoding_steps_equal_the_slow_schedule(geometry):
     times = [t for t in range(c.num_frames) if (t % 2 == 1 if c.order == "interpolation" else t > 0)]
     steps = masks.decoding_steps(c, times)
     assert steps.tolist() == slow_schedule(c, times)
-    for step in range(1, int(steps.max()) + 1):  # frames that are decoded together follow each other: model.Wave.rows
+    for step in range(
+        1, int(steps.max()) + 1
+    ):  # frames that are decoded together follow each other: model.Wave.rows
         frames = (steps == step).nonzero()[:, 0].tolist()
         assert frames == list(range(frames[0], frames[-1] + 1))
 

@@ -46,7 +46,10 @@ def dense_forward(model: CogVideoTransformer, text_ids, frames):
     begin = torch.full_like(frames[..., :1], c.begin_of_image)
     ids = torch.cat([text_ids, rearrange(torch.cat([begin, frames[..., :-1]], -1), "b t n -> b (t n)")], 1)
     first = c.first_frame_position
-    positions = [model.base_position_embedding.weight[:length], model.base_position_embedding.weight[first : first + n]]
+    positions = [
+        model.base_position_embedding.weight[:length],
+        model.base_position_embedding.weight[first : first + n],
+    ]
     if t > 1:
         positions.append(model.extra_position_embedding.weight[: (t - 1) * n])
     x = model.word_embedding(ids) + torch.cat(positions)
@@ -106,12 +109,17 @@ def test_padding_changes_nothing():
 @torch.no_grad()
 def test_later_frames_do_not_change_earlier_logits():
     model = CogVideoTransformer(TINY.video(window=2)).initialize(5)
-    text, tokens = torch.tensor([[12, 13]]), torch.randint(10, (1, 5, 12), generator=torch.Generator().manual_seed(0))
+    text, tokens = (
+        torch.tensor([[12, 13]]),
+        torch.randint(10, (1, 5, 12), generator=torch.Generator().manual_seed(0)),
+    )
     changed = tokens.clone()
     changed[:, 3, 4:] = (changed[:, 3, 4:] + 1) % 10
     before, after = model(text, tokens), model(text, changed)
     upto = 3 * 12 + 5  # place j sees tokens up to j-1
-    assert torch.equal(before[:, :upto], after[:, :upto]) and not torch.equal(before[:, upto:], after[:, upto:])
+    assert torch.equal(before[:, :upto], after[:, :upto]) and not torch.equal(
+        before[:, upto:], after[:, upto:]
+    )
 
 
 @torch.no_grad()
@@ -128,7 +136,10 @@ def test_inheriting_keeps_the_image_model_and_copies_it_into_the_new_channel():
     # With the temporal channel muted (a = 1), frame 0 is the image model's frame.
     for block in video.blocks:
         block.gate.fill_(1e4)
-    text, tokens = torch.tensor([[12, 13]]), torch.randint(10, (1, 5, 12), generator=torch.Generator().manual_seed(0))
+    text, tokens = (
+        torch.tensor([[12, 13]]),
+        torch.randint(10, (1, 5, 12), generator=torch.Generator().manual_seed(0)),
+    )
     assert torch.equal(video(text, tokens)[:, :12], image(text, tokens[:, :1]))
 
 
@@ -143,7 +154,9 @@ def test_only_the_temporal_channel_is_trained():
 
 def test_inheriting_from_another_width_is_refused():
     with pytest.raises(CogVideoError, match="hidden_size"):
-        inherit_image_model(CogVideoTransformer(TINY).initialize(), config=replace(TINY.video(), hidden_size=32))
+        inherit_image_model(
+            CogVideoTransformer(TINY).initialize(), config=replace(TINY.video(), hidden_size=32)
+        )
 
 
 def test_native_folder_round_trip(tmp_path):
@@ -151,7 +164,10 @@ def test_native_folder_round_trip(tmp_path):
     save_model(model, tmp_path)
     again = load_model(tmp_path)
     assert again.config == model.config
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def spoil(folder, how):
@@ -174,7 +190,9 @@ def spoil(folder, how):
         (folder / "config.json").write_text(config)
 
 
-@pytest.mark.parametrize("how", ["truncated", "not weights", "missing", "bad config", "wrong shape", "too few layers"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "not weights", "missing", "bad config", "wrong shape", "too few layers"]
+)
 def test_spoilt_folders_are_refused_in_one_sentence(tmp_path, how):
     save_model(CogVideoTransformer(TINY.video()).initialize(), tmp_path)
     spoil(tmp_path, how)

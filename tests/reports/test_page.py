@@ -50,7 +50,10 @@ def test_page_needs_nothing_else(tmp_path):
     tags = [tag for tag, _ in elements.found]
     assert (tags.count("video"), tags.count("b"), tags.count("script")) == (3, 0, 0)
     outside = [
-        value for _, attributes in elements.found for name, value in attributes.items() if name in ("src", "href")
+        value
+        for _, attributes in elements.found
+        for name, value in attributes.items()
+        if name in ("src", "href")
     ]
     assert len(outside) == 3 and all(value.startswith("data:video/mp4;base64,") for value in outside)
     assert not re.search(r"https?:|url\(|@import", page)

@@ -123,7 +123,9 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
     for row in rows:
         low, high = (float(text) for text in row[3:5])
         assert (row[7] == "not told apart") == (low <= 0 <= high)
-    for line in re.findall(rf"^.* less {baseline}: .*$", page.text.replace(f"{baseline} less", "\n"), re.MULTILINE):
+    for line in re.findall(
+        rf"^.* less {baseline}: .*$", page.text.replace(f"{baseline} less", "\n"), re.MULTILINE
+    ):
         assert set(re.findall(r"(?<=[ (+−])\d[\d.e+-]*\d|(?<=[ +−])\d(?=[ ,)])", line)) <= numbers, line
     _, *rows = page.tables["costs"]
     for row in rows:
@@ -166,14 +168,18 @@ def test_every_number_is_in_the_table(sweep, tmp_path):
     assert "cogvideo sweep run reports/sweeps/mini.yaml" in page_of["table"].text
     assert "git checkout 0123456789ab\n" in page_of["table"].text
     assert "Commits of the points: 0123456789ab, 0123456789ab-dirty; -dirty marks" in page_of["table"].text
-    assert "12 points: 11 done, 1 failed." in page_of["table"].text  # what was done by other code is done, too
+    assert (
+        "12 points: 11 done, 1 failed." in page_of["table"].text
+    )  # what was done by other code is done, too
 
 
 def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
     """Two numbers of steps: rows of both in the summary, differences within each."""
     values = yaml.safe_load(sweep.file.read_text())
     del values["parameters"]
-    sweep.file.write_text(yaml.safe_dump(values | {"grid": {"variant": VARIANTS[:2], "steps": [4, 8]}, "seeds": 2}))
+    sweep.file.write_text(
+        yaml.safe_dump(values | {"grid": {"variant": VARIANTS[:2], "steps": [4, 8]}, "seeds": 2})
+    )
     found = load(sweep.file)
     rows = [
         {

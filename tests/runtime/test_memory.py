@@ -31,7 +31,9 @@ def test_free_memory_is_what_the_system_tells():
 
     def seen() -> bool:
         before = free_memory("cpu")
-        held = torch.ones(2**29)  # 2 GiB: hundreds of MB of freed pages wait in the kernel's lists and count as taken
+        held = torch.ones(
+            2**29
+        )  # 2 GiB: hundreds of MB of freed pages wait in the kernel's lists and count as taken
         return before - free_memory() > 0.5 * held.nbytes
 
     assert any(seen() for _ in range(5))  # other programs take and give memory meanwhile
@@ -134,7 +136,9 @@ def test_nothing_is_held_twice(what, least, most, ranks, tmp_path):
     (tmp_path / "latest").write_text("1")
     (tmp_path / "model_config.json").write_text("{}")
     for rank in range(ranks):
-        table = {f"layers.{i}.dense_h_to_4h.weight": torch.ones(5_000_000 // ranks, 1).half() for i in range(30)}
+        table = {
+            f"layers.{i}.dense_h_to_4h.weight": torch.ones(5_000_000 // ranks, 1).half() for i in range(30)
+        }
         torch.save({"module": table}, tmp_path / "1" / f"mp_rank_{rank:02d}_model_states.pt")
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), what], capture_output=True, text=True, check=True,

@@ -83,7 +83,11 @@ def test_streamed_blocks_share_two_rooms(io):
     offload = Offload([model], CPU, layers=True)
     offload.use(model)
     blocks = model.blocks
-    assert isinstance(blocks, StreamedBlocks) and len(blocks) == 3 and len(list(model.parameters())) == 3 * 21 + 5
+    assert (
+        isinstance(blocks, StreamedBlocks)
+        and len(blocks) == 3
+        and len(list(model.parameters())) == 3 * 21 + 5
+    )
     rooms = [room.data_ptr() for room in blocks.rooms]
     home, seen = [addresses(block) for block in nn.ModuleList.__iter__(blocks)], []
     for _ in range(2):

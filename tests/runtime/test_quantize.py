@@ -15,7 +15,9 @@ from torch import nn
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.runtime.quantize import Int8Linear, load_int8, quantize_int8, quantize_rows
 
-STAGE1 = partial(load_sat_checkpoint, DATA / "cogvideo" / "sequential_full", image_tokens=256, begin_of_image=310)
+STAGE1 = partial(
+    load_sat_checkpoint, DATA / "cogvideo" / "sequential_full", image_tokens=256, begin_of_image=310
+)
 
 
 def linear(inputs=96, outputs=40, bias=True) -> nn.Linear:
@@ -25,7 +27,9 @@ def linear(inputs=96, outputs=40, bias=True) -> nn.Linear:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_no_weight_is_off_by_more_than_half_a_step(dtype):
-    weight = torch.cat([torch.randn(50, 64), torch.zeros(1, 64), 1e-3 * torch.randn(3, 64), 300 * torch.randn(2, 64)])
+    weight = torch.cat(
+        [torch.randn(50, 64), torch.zeros(1, 64), 1e-3 * torch.randn(3, 64), 300 * torch.randn(2, 64)]
+    )
     values, scale = quantize_rows(weight, dtype)
     assert values.dtype == torch.int8 and scale.dtype == dtype and scale.shape == (56,)
     assert values.abs().max() == 127 and not values[50].any()
@@ -53,7 +57,10 @@ def test_the_error_of_an_output_is_bounded(rows, bias):
 def test_bfloat16_rounds_once_more(rows):
     wide = linear().bfloat16()
     narrow, x = Int8Linear(wide), torch.randn(rows, 96).bfloat16()
-    exact = x.double() @ (narrow.weight_int8.double() * narrow.scale.double()[:, None]).T + wide.bias.detach().double()
+    exact = (
+        x.double() @ (narrow.weight_int8.double() * narrow.scale.double()[:, None]).T
+        + wide.bias.detach().double()
+    )
     out = narrow(x)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=2e-2)
@@ -63,7 +70,9 @@ def test_only_the_blocks_matrices_are_quantised_and_memory_halves():
     model = STAGE1(dtype=torch.bfloat16)
     before = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
     matrices = {
-        name for name in before if name.endswith((".qkv.weight", ".dense.weight", ".up.weight", ".down.weight"))
+        name
+        for name in before
+        if name.endswith((".qkv.weight", ".dense.weight", ".up.weight", ".down.weight"))
     }
     assert quantize_int8(model) is model and not [m for m in model.modules() if type(m) is nn.Linear]
     after = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
@@ -82,7 +91,9 @@ def test_logits_of_the_release_stay_close():
     """The fixture's random weights: off by 1.5 % of the logits' spread; 98.7 % of the likeliest tokens stay so."""
     io = load_file(DATA / "cogvideo" / "sequential_full.io.safetensors")
     model = quantize_int8(STAGE1())
-    logits = model(io["text_ids"].long(), io["frames"].long(), io["text_mask"])[:, io["logit_positions"].long()]
+    logits = model(io["text_ids"].long(), io["frames"].long(), io["text_mask"])[
+        :, io["logit_positions"].long()
+    ]
     error = (logits - io["logits"]).std() / io["logits"].std()
     agreement = (logits.argmax(-1) == io["logits"].argmax(-1)).float().mean()
     assert error < 0.02 and agreement > 0.975, f"{error:.4f} of the spread, {agreement:.3f} agree"

@@ -51,7 +51,9 @@ def test_the_pipeline_goes_on_with_halves(pipe, monkeypatch):
 
     def short_of_memory(self, tokens, *rest, **options):
         if len(tokens) > 1:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] not enough memory: you tried to allocate 9 bytes.")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] not enough memory: you tried to allocate 9 bytes."
+            )
         return fill(self, tokens, *rest, **options)
 
     monkeypatch.setattr(Pipeline, "fill", short_of_memory)
@@ -87,19 +89,42 @@ def prompts_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_one_process(prompts_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    command = ["-m", "cogvideo", "generate", "--prompts", prompts_file, "--out-dir", folder, "--at-once", "1", *OPTIONS]
+    command = [
+        "-m",
+        "cogvideo",
+        "generate",
+        "--prompts",
+        prompts_file,
+        "--out-dir",
+        folder,
+        "--at-once",
+        "1",
+        *OPTIONS,
+    ]
     subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return files(folder)
 
 
 def test_two_processes_of_torchrun_fill_one_folder_as_one_does(prompts_file, by_one_process, tmp_path):
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cogvideo", "generate"]
-    command = [sys.executable, *run, "--prompts", prompts_file, "--out-dir", tmp_path, "--at-once", "1", *OPTIONS]
+    command = [
+        sys.executable,
+        *run,
+        "--prompts",
+        prompts_file,
+        "--out-dir",
+        tmp_path,
+        "--at-once",
+        "1",
+        *OPTIONS,
+    ]
     subprocess.run(command, check=True)
     assert same(files(tmp_path), by_one_process)
 
 
-def test_a_killed_run_goes_on_and_other_settings_are_not_taken_for_these(pipe, prompts_file, by_one_process, tmp_path):
+def test_a_killed_run_goes_on_and_other_settings_are_not_taken_for_these(
+    pipe, prompts_file, by_one_process, tmp_path
+):
     command = [
         "-m",
         "cogvideo",

@@ -99,7 +99,9 @@ def test_decoding_sees_the_logits_of_the_training_forward(window):
     between = interpolate_frames(model, text, given, text_mask=mask, text_bonus=0.0, strategy=draw)
     frames = torch.stack([given[:, 0], between[:, 0], given[:, 1], between[:, 1], given[:, 2]], 1)
     logits = model(text, frames, mask)
-    torch.testing.assert_close(draw.seen(), torch.cat([logits[:, 12:24], logits[:, 36:48]], 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        draw.seen(), torch.cat([logits[:, 12:24], logits[:, 36:48]], 1), atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -118,7 +120,9 @@ def test_models_of_the_wrong_stage_are_refused():
     with pytest.raises(CogVideoError, match="stage 1"):
         generate_key_frames(tiny("interpolation", None), text, frame, strategy=FixtureDraw())
     with pytest.raises(CogVideoError, match="stage 2"):
-        interpolate_frames(tiny("sequential", None), text, frame[:, None].expand(-1, 3, -1), strategy=FixtureDraw())
+        interpolate_frames(
+            tiny("sequential", None), text, frame[:, None].expand(-1, 3, -1), strategy=FixtureDraw()
+        )
 
 
 @pytest.mark.parametrize(

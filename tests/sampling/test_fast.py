@@ -61,7 +61,9 @@ def test_a_fused_block_is_the_block(places, frames, both):
     text = [torch.randn(2, heads, length, size // heads) for _ in range(4)]
     hidden = torch.rand(2, frames, 1, places, length + places) < 0.3
     spatial = hidden_bias(~hidden)
-    temporal = hidden_bias(torch.rand(2, 1, frames * places, length + frames * places) > 0.3) if both else None
+    temporal = (
+        hidden_bias(torch.rand(2, 1, frames * places, length + frames * places) > 0.3) if both else None
+    )
     memory = LayerMemory((text[0], text[1]), (text[2], text[3]))
     ours, theirs = (b(x, memory, spatial, temporal) for b in (FusedBlock(block), block))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

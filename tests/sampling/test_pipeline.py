@@ -27,9 +27,13 @@ def test_a_clip_has_the_frames_its_seconds_ask_for(pipe):
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_seed_another(pipe):
-    one, again, *others = (pipe(PROMPT, seconds=1, seed=seed, progress=False).frames for seed in (3, 3, 4, 5, 6))
+    one, again, *others = (
+        pipe(PROMPT, seconds=1, seed=seed, progress=False).frames for seed in (3, 3, 4, 5, 6)
+    )
     assert np.array_equal(one, again)
-    assert not all(np.array_equal(one, other) for other in others)  # two seeds may well draw the same few tokens
+    assert not all(
+        np.array_equal(one, other) for other in others
+    )  # two seeds may well draw the same few tokens
 
 
 def test_a_clip_does_not_depend_on_the_others_in_its_batch(pipe):

@@ -29,7 +29,13 @@ def test_stage_2_equals_the_release(guided):
     draw = ByStep()
     settings = {"guidance_ids": io["guide_ids"], "text_bonus": 0.0} if guided else {"text_bonus": 1.4}
     frames = interpolate_frames(
-        model, io["text_ids"], io["given_frames"].long(), strategy=draw, release_quirks=True, wavefront=True, **settings
+        model,
+        io["text_ids"],
+        io["given_frames"].long(),
+        strategy=draw,
+        release_quirks=True,
+        wavefront=True,
+        **settings,
     )
     assert draw.steps != sorted(draw.steps)  # the frames did overlap
     assert torch.equal(frames, io["generated_frames"].long())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from superres.released import most_likely, write_released
 
 from cogvideo.errors import CogVideoError
-from cogvideo.sampling.strategies import TopKStrategy
+from cogvideo.model.strategies import TopKStrategy
 from cogvideo.superres import DirectSuperResolution, SuperResolutionConfig
 
 TINY = SuperResolutionConfig(
@@ -59,13 +59,17 @@ def test_padded_texts_give_the_logits_of_the_bare_ones():
 
 @torch.no_grad()
 def test_who_sees_whom():
-    model = DirectSuperResolution.from_config(replace(TINY, num_layers=1, low_height=6, low_width=6, base_positions=43))
+    model = DirectSuperResolution.from_config(
+        replace(TINY, num_layers=1, low_height=6, low_width=6, base_positions=43)
+    )
     model.word_embedding.weight.mul_(10)
     text, low = inputs()[0], torch.randint(0, 10, (2, 36))
     before = model.hidden_states(text, low)
     other_text = model.hidden_states(text.flip(1), low)
     assert torch.equal(before, other_text)  # in one layer no enlarged place sees the text
-    changed = (model.hidden_states(text, (low + F.one_hot(torch.tensor(14), 36)) % 10) - before).abs().amax((0, 2)) > 0
+    changed = (model.hidden_states(text, (low + F.one_hot(torch.tensor(14), 36)) % 10) - before).abs().amax(
+        (0, 2)
+    ) > 0
     rows, columns = rearrange(changed, "(y x) -> y x", x=18).nonzero().unbind(1)
     # low place (2, 2) lies in the 5x5 windows around low places 0..4 = enlarged places 0..14
     assert sorted(set(rows.tolist())) == sorted(set(columns.tolist())) == list(range(15))
@@ -92,7 +96,9 @@ def test_draws_depend_on_the_generator_of_each_sample_alone():
     model = DirectSuperResolution.from_config(TINY)
     text, low, _ = inputs()
     strategy = TopKStrategy(top_k=5)
-    both = model(text, low, strategy=strategy, generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)])
+    both = model(
+        text, low, strategy=strategy, generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    )
     alone = model(text[1:], low[1:], strategy=strategy, generator=torch.Generator().manual_seed(4))
     assert both.shape == (2, 54) and both.dtype == torch.int64
     assert torch.equal(both[1:], alone)

@@ -54,7 +54,9 @@ def test_schedule_equals_the_release(case):
 
 def inputs():
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(10, 19, (2, 5), generator=generator), torch.randint(0, 10, (2, 56), generator=generator)
+    return torch.randint(10, 19, (2, 5), generator=generator), torch.randint(
+        0, 10, (2, 56), generator=generator
+    )
 
 
 @torch.no_grad()

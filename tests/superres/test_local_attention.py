@@ -35,7 +35,13 @@ def slow(q, k, v, height, width, windows, always):
         (6, 21, (Window(3, 3, 5), Window(1, 3, 1)), 0, 7),  # tiles that begin inside a low-resolution place
         (7, 10, (Window(1, 9, 5),), 3, 5),
         (5, 5, (Window(5, 1, 1), Window(1, 9, 11)), 1, 12),  # windows larger than the map
-        (10, 4, (Window(2, 4, 2), Window(1, 2, 4)), 2, 3),  # even windows reach one further before than behind
+        (
+            10,
+            4,
+            (Window(2, 4, 2), Window(1, 2, 4)),
+            2,
+            3,
+        ),  # even windows reach one further before than behind
     ],
 )
 def test_equals_the_slow_oracle(height, width, windows, always, tile):

@@ -32,7 +32,9 @@ def write_sweep(
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     (folder / "sweeps").mkdir(exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), folder / "notebooks" / f"{name}.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=code, metadata=kernel), folder / "notebooks" / f"{name}.ipynb"
+    )
     file = folder / "sweeps" / f"{name}.yaml"
     file.write_text(yaml.safe_dump({"notebook": f"notebooks/{name}.ipynb", **keys}))
     return file

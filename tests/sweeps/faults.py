@@ -48,7 +48,11 @@ def start(file: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "cogvideo", "sweep", "run", str(file), "--workers", "2"]
     with open(file.with_suffix(".out"), "a") as out:
         return subprocess.Popen(
-            command, stdout=out, stderr=out, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+            command,
+            stdout=out,
+            stderr=out,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            start_new_session=True,
         )
 
 
@@ -56,14 +60,18 @@ def busy_workers(driver: subprocess.Popen) -> list[psutil.Process]:
     """Dask's worker processes that have started the guard of a point."""
     try:
         children = psutil.Process(driver.pid).children()
-        return [child for child in children if "dask_worker" in " ".join(child.cmdline()) and child.children()]
+        return [
+            child for child in children if "dask_worker" in " ".join(child.cmdline()) and child.children()
+        ]
     except psutil.NoSuchProcess:
         return []
 
 
 def ended(folder: Path) -> list[str]:
     told = folder / "told.txt"
-    return [line for line in told.read_text().splitlines() if line.startswith("ended")] if told.exists() else []
+    return (
+        [line for line in told.read_text().splitlines() if line.startswith("ended")] if told.exists() else []
+    )
 
 
 def disturb(
@@ -86,7 +94,9 @@ def disturb(
                 chance.choice(victims).kill()
                 kills += 1
                 victims = []
-            if not victims:  # the next time counts from when somebody is at work: a slow machine gets through, too
+            if (
+                not victims
+            ):  # the next time counts from when somebody is at work: a slow machine gets through, too
                 due = time.monotonic() + chance.uniform(*every)
             time.sleep(0.1)
     finally:
@@ -112,7 +122,9 @@ def check(folder: Path, points: int, pause: float, every: tuple[float, float]) -
     counts = Counter(ended(folder / "fire"))
     assert len(counts) == points and set(counts.values()) == {1}, counts
     begun = len((folder / "fire" / "told.txt").read_text().splitlines()) - points
-    return f"{points} points, {kills} workers and 2 drivers killed, {begun} begun, each ended once, tables equal"
+    return (
+        f"{points} points, {kills} workers and 2 drivers killed, {begun} begun, each ended once, tables equal"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def test_by_hand_into_the_output_folder(tmp_path, capsys):
         {"clips": [str(tmp_path / "clips" / "a.mp4")], "first": tmp_path / "clips" / "a.mp4"},
         output_dir=tmp_path,
     )
-    assert place == tmp_path / "result.json" and [p.name for p in tmp_path.iterdir() if p.is_file()] == ["result.json"]
+    assert place == tmp_path / "result.json" and [p.name for p in tmp_path.iterdir() if p.is_file()] == [
+        "result.json"
+    ]
     assert json.loads(place.read_text()) == {
         "metrics": {"fvd": 1.5, "n": 3, "name": "x", "loss": None, "none": None},
         "files": {"clips": ["clips/a.mp4"], "first": "clips/a.mp4"},
@@ -41,7 +43,11 @@ def test_a_sweep_says_where(tmp_path, monkeypatch):
 
 def test_by_hand_without_a_folder_it_only_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert record({"a": True}) is None and capsys.readouterr().out == "a: True\n" and not list(tmp_path.iterdir())
+    assert (
+        record({"a": True}) is None
+        and capsys.readouterr().out == "a: True\n"
+        and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("value", [[1, 2], np.zeros(3), torch.zeros(2, 2), {"a": 1}, np.zeros(0)])

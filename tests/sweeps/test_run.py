@@ -119,7 +119,10 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
     assert rows["reason"].dropna().to_dict() == {
         "endless": "time limit", "memory": "out of memory", "raises": "error", "silent": "no result"
     }  # fmt: skip
-    assert rows.error["raises"] == "ValueError: no such thing, really" and rows.error["endless"] == f"{limit:g} min"
+    assert (
+        rows.error["raises"] == "ValueError: no such thing, really"
+        and rows.error["endless"] == f"{limit:g} min"
+    )
     used, most = re.fullmatch(r"([\d.]+) GB of ([\d.]+) GB", rows.error["memory"]).groups()
     assert float(most) == 0.6 <= float(used) < 2  # rounded
     assert rows.score["fine"] == 1.5 and rows.metric_seconds["fine"] == 3 and rows.score.isna().sum() == 4
@@ -229,7 +232,9 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
     with notes.try_lock(folder / "lock"):
         assert notes.is_locked(folder / "lock") and notes.try_lock(folder / "lock") is None
         notes.set_run(sweep.folder, notes.STOPPED)
-        assert run_point(job_of(sweep, sweep.points[0], "", None, "now"))["status"] == "running"  # somebody else's
+        assert (
+            run_point(job_of(sweep, sweep.points[0], "", None, "now"))["status"] == "running"
+        )  # somebody else's
     assert not notes.is_locked(folder / "lock")
 
 
@@ -246,7 +251,9 @@ def test_jobs_of_slurm(tmp_path, monkeypatch):
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     slurm = tmp_path / "slurm.yaml"
-    slurm.write_text("cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\ndeath_timeout: 600\n")
+    slurm.write_text(
+        "cores: 1\nmemory: 1GB\nqueue: debug\nwalltime: '00:10:00'\ninterface: lo\ndeath_timeout: 600\n"
+    )
     file = write_sweep(tmp_path, points=[{"size": 3, "seed": 1}])
     done = command("run", file, "--slurm", slurm)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -267,12 +274,16 @@ def test_points_that_ran_where_their_files_are_not_shared(point, monkeypatch):
 
     monkeypatch.setattr(run, "ARRIVAL", 0.0)
     _, folder, note = point
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as client:
+    with Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as client:
         for attempt, status in {"first": "done", "other": "failed"}.items():
             future = client.submit(dict, note | {"status": "done", "attempt": attempt})
             future.result()
             found = run._note_of(future, client, folder)
-            assert found["status"] == status and ("ran on elsewhere" in found.get("error", "")) == (status == "failed")
+            assert found["status"] == status and ("ran on elsewhere" in found.get("error", "")) == (
+                status == "failed"
+            )
 
 
 def test_a_typo_is_told_before_anything_runs(tmp_path):

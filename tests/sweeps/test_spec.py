@@ -32,7 +32,10 @@ def test_points_are_lists_times_grid_times_seeds(tmp_path):
     first = sweep.points[0]
     assert first.given == {"rate": 1.0, "variant": "full", "size": 4, "steps": None, "seed": 0}
     assert isinstance(first.given["rate"], float) and first.parameters["names"] == ["a", "b"]
-    assert first.name.startswith("size=4,variant=full,steps=None,seed=0_") and len({p.name for p in sweep.points}) == 8
+    assert (
+        first.name.startswith("size=4,variant=full,steps=None,seed=0_")
+        and len({p.name for p in sweep.points}) == 8
+    )
     assert sweep.folder_of(first) == tmp_path / "runs" / "study" / first.name
     assert sweep.resources.memory_bytes == 1_500_000_000 and sweep.takes_folder
     assert (sweep.variant, sweep.baseline, sweep.collect) == ("variant", "half", ["score"])
@@ -86,7 +89,11 @@ def test_yaml_floats_and_truth_values(tmp_path):
 )
 def test_mistakes_are_one_sentence(tmp_path, keys, words):
     with pytest.raises(CogVideoError) as error:
-        load(write_sweep(tmp_path, **keys) if "notebook" not in keys else _with_notebook(tmp_path, keys["notebook"]))
+        load(
+            write_sweep(tmp_path, **keys)
+            if "notebook" not in keys
+            else _with_notebook(tmp_path, keys["notebook"])
+        )
     assert words in str(error.value) and str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
@@ -124,6 +131,8 @@ def test_memory_units():
     ]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "reports" / "sweeps").glob("*.yaml")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "reports" / "sweeps").glob("*.yaml")), ids=lambda file: file.name
+)
 def test_the_sweeps_of_the_project_fit_their_notebooks(file):
     assert load(file).points

@@ -10,7 +10,9 @@ from cogvideo.sweeps.statistics import Summary, corrected, difference, differenc
 
 def table(**scores):
     return [
-        {"variant": name, "seed": seed, "fvd": score} for name, row in scores.items() for seed, score in enumerate(row)
+        {"variant": name, "seed": seed, "fvd": score}
+        for name, row in scores.items()
+        for seed, score in enumerate(row)
     ]
 
 
@@ -42,7 +44,11 @@ def test_the_same_in_every_seed():
     same, apart = table(a=[1.0, 2.0], b=[1.0, 2.0]), table(a=[1.0, 2.0], b=[2.0, 3.0])
     equal, shifted = (difference(rows, "variant", "b", "a", "fvd") for rows in (same, apart))
     assert equal is not None and shifted is not None
-    assert (equal.p, equal.clear) == (1.0, False) and (shifted.mean, shifted.p, shifted.clear) == (1.0, 0.0, True)
+    assert (equal.p, equal.clear) == (1.0, False) and (shifted.mean, shifted.p, shifted.clear) == (
+        1.0,
+        0.0,
+        True,
+    )
 
 
 def test_holm_by_hand():
@@ -52,10 +58,14 @@ def test_holm_by_hand():
 
 def test_many_looks_are_corrected_by_metric():
     rng = np.random.default_rng(0)
-    rows = table(**{name: rng.normal(shift, 1, 6) for name, shift in (("ours", 0), ("a", 3), ("b", 0.1), ("c", 1))})
+    rows = table(
+        **{name: rng.normal(shift, 1, 6) for name, shift in (("ours", 0), ("a", 3), ("b", 0.1), ("c", 1))}
+    )
     rows = [row | {"loss": row["fvd"] ** 2} for row in rows]
     alone = differences(rows, "variant", "ours", ["fvd", "loss"])
-    assert [(d.variant, d.metric) for d in alone] == [(name, metric) for metric in ("fvd", "loss") for name in "abc"]
+    assert [(d.variant, d.metric) for d in alone] == [
+        (name, metric) for metric in ("fvd", "loss") for name in "abc"
+    ]
     assert alone == [difference(rows, "variant", d.variant, "ours", d.metric) for d in alone]
     found = corrected(alone[::2] + alone[1::2])  # in any order
     for metric in ("fvd", "loss"):
@@ -69,7 +79,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     for _ in range(800):
         seeds = rng.normal(0, 5, 5)
         found = difference(
-            table(a=seeds + rng.normal(0, 1, 5), b=seeds + 2 + rng.normal(0, 1, 5)), "variant", "b", "a", "fvd"
+            table(a=seeds + rng.normal(0, 1, 5), b=seeds + 2 + rng.normal(0, 1, 5)),
+            "variant",
+            "b",
+            "a",
+            "fvd",
         )
         assert found is not None
         hits += found.low <= 2 <= found.high

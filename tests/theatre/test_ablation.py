@@ -33,7 +33,8 @@ def trained(base, tmp_path_factory):
     """Both variants of one stage after two steps."""
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: train_variant(name, base, folder / name, steps=2, batch_size=2) for name in ("overlap-1", "overlap-2")
+        name: train_variant(name, base, folder / name, steps=2, batch_size=2)
+        for name in ("overlap-1", "overlap-2")
     }
 
 
@@ -49,8 +50,12 @@ def test_one_channel_begins_as_the_image_model(base):
 def test_what_is_trained(base):
     image = image_model_of(base.stage1)
     config = image.config.video()
-    sizes = {name: sum(w.numel() for w in start_model(v, image, config, 0)[1]) for name, v in VARIANTS.items()}
-    everything = sum(w.numel() for w in start_model(VARIANTS["from-nothing"], image, config, 0)[0].parameters())
+    sizes = {
+        name: sum(w.numel() for w in start_model(v, image, config, 0)[1]) for name, v in VARIANTS.items()
+    }
+    everything = sum(
+        w.numel() for w in start_model(VARIANTS["from-nothing"], image, config, 0)[0].parameters()
+    )
     gates = config.num_layers * config.hidden_size
     assert sizes["from-nothing"] == everything and sizes["one-channel"] == everything - gates
     added = everything - sum(w.numel() for w in image.parameters())
@@ -77,7 +82,16 @@ def test_moments_of_the_baselines():
     times, spans = clip_times("fixed rate", clips, np.random.default_rng(1))
     assert set(spans) == {FIXED_SPAN} and np.allclose(times[:, -1] - times[:, 0], FIXED_SPAN)
     starts = {(d, t) for d, t in zip(duration, times[:, 0], strict=True)}
-    assert starts == {(1, 0), (2, 0), (4, 0), (4, 2), (8, 0), (8, 2), (8, 4), (8, 6)}  # pieces of the whole action
+    assert starts == {
+        (1, 0),
+        (2, 0),
+        (4, 0),
+        (4, 2),
+        (8, 0),
+        (8, 2),
+        (8, 4),
+        (8, 6),
+    }  # pieces of the whole action
     times, spans = clip_times("one stage", clips, np.random.default_rng(1))
     assert set(spans) == {0.5} and np.allclose(np.diff(times), 1 / 8)
     assert (times[:, 0] <= duration).all() and len(set(times[:, 0])) > 30
@@ -85,11 +99,15 @@ def test_moments_of_the_baselines():
 
 def test_windows_follow_one_another(base, trained):
     asked = questions(2)
-    wild = {name: pipe.with_sampling(temperature=3.0, top_k=500) for name, (pipe, _) in trained.items()}  # no copies
+    wild = {
+        name: pipe.with_sampling(temperature=3.0, top_k=500) for name, (pipe, _) in trained.items()
+    }  # no copies
     clips = {name: make_clips(name, pipe, base, asked.prompts, [3, 4]) for name, pipe in wild.items()}
     one, two = clips["overlap-1"], clips["overlap-2"]
     assert one.shape == two.shape == (2, 17, 64, 64, 3)
-    assert np.array_equal(one[:, :5], two[:, :5])  # the same weights, and the first window has one frame to go on from
+    assert np.array_equal(
+        one[:, :5], two[:, :5]
+    )  # the same weights, and the first window has one frame to go on from
     assert not np.array_equal(one[:, 5:], two[:, 5:])
     first = base.pixels(base.first_frame_tokens(asked.prompts, [3, 4])[:, None])
     assert np.array_equal(one[:, :1], first)

@@ -63,7 +63,9 @@ MEANING = every_caption()
 def renderer(prompts, seconds, seeds) -> torch.Tensor:
     """A perfect model: reads the prompt, begins at a place of its own choice, draws uint8 [b, 5, 64, 64, 3]."""
     pool = sample_clips(2000, np.random.default_rng(seeds), split="test")
-    kind, color, action, duration = (np.array(field)[:, None] for field in zip(*map(MEANING.get, prompts), strict=True))
+    kind, color, action, duration = (
+        np.array(field)[:, None] for field in zip(*map(MEANING.get, prompts), strict=True)
+    )
     rows = [np.flatnonzero(pool.action[:, 0] == one)[i] for i, one in enumerate(action[:, 0])]
     clips = Clips(kind, color, action, duration, pool.x[rows], pool.y[rows], pool.scan[rows], World(), "test")
     frames = render(clips, np.linspace(0, seconds, 5, axis=1))
@@ -86,7 +88,8 @@ def test_a_perfect_model_scores_everything_and_a_lossless_tokenizer_is_no_ceilin
 
     lines = table(result).splitlines()
     assert any(
-        line.startswith("digit") and line.count("100.0 (93-100, 54)") == 3 and line.endswith(">= 90") for line in lines
+        line.startswith("digit") and line.count("100.0 (93-100, 54)") == 3 and line.endswith(">= 90")
+        for line in lines
     )
     assert "moves left" not in table(result)
     assert "moves left" in table(result, details=True)
@@ -153,7 +156,8 @@ def test_questions_are_balanced_repeatable_and_from_the_test_split(parts):
     assert len(np.unique(places, axis=0)) > 150
     assert (first.languages == "zh").sum() == 100
     assert all(
-        prompt.isascii() == (language == "en") for prompt, language in zip(first.prompts, first.languages, strict=True)
+        prompt.isascii() == (language == "en")
+        for prompt, language in zip(first.prompts, first.languages, strict=True)
     )
     held_out = is_held_out(first.clips.kind, first.clips.color, first.clips.action).mean()
     assert 0.04 < held_out < 0.16

@@ -41,7 +41,9 @@ def test_interpolation_meets_the_rounds_of_the_sampler():
     """Sequences begin at multiples of their span and lie inside a clip of at most eight seconds."""
     _, times, spans = moments("interpolation")
     starts = times[:, 0] / np.array(spans)
-    assert np.allclose(starts, starts.round()) and np.allclose(np.diff(times, axis=1), np.array(spans)[:, None] / 4)
+    assert np.allclose(starts, starts.round()) and np.allclose(
+        np.diff(times, axis=1), np.array(spans)[:, None] / 4
+    )
     assert times.max() <= 8 and set(spans) == set(SPANS[:-1])
 
 
@@ -74,7 +76,9 @@ def test_the_image_model_is_told_the_moment_of_stage_1s_frames(tokenizers, pictu
     assert 0.56 < told.mean() < 0.64 and np.bincount(numbers, minlength=5)[1:].min() > 0.2 * told.sum()
     under = read(tokenizers[0], batch, clips)
     span = np.array([*SPANS, np.nan])[under.argmax(1)]
-    told &= under[:, :-1].any(1)  # not the pictures under captions without an action, whose span no text names
+    told &= under[:, :-1].any(
+        1
+    )  # not the pictures under captions without an action, whose span no text names
     assert 0.38 < told.mean() < 0.46
     assert np.allclose(times[told], (span * numbers / 4)[told])
     error = octaves[told] - np.log2(span / duration)[told]
@@ -120,7 +124,9 @@ def test_a_step_is_repeatable_and_steps_differ(tokenizers):
     text, frames = tokenizers
 
     def batch(step, split="train"):
-        return DigitsBatches("sequential", 6, text=text, frames=frames, world=World(), seed=3)(step, split=split)
+        return DigitsBatches("sequential", 6, text=text, frames=frames, world=World(), seed=3)(
+            step, split=split
+        )
 
     one, again, next_step, test = batch(7), batch(7), batch(8), batch(7, "test")
     assert torch.equal(one.frames, again.frames) and torch.equal(one.text_ids, again.text_ids)
@@ -129,7 +135,9 @@ def test_a_step_is_repeatable_and_steps_differ(tokenizers):
 
 @pytest.mark.parametrize("world", [World(), World(objects=2), World("handwriting")])
 @pytest.mark.parametrize("remembered", [100_000, 20])
-def test_scenes_remembered_from_other_places_have_the_tokens_of_fresh_ones(tokenizers, world, remembered, monkeypatch):
+def test_scenes_remembered_from_other_places_have_the_tokens_of_fresh_ones(
+    tokenizers, world, remembered, monkeypatch
+):
     """A scene moved by whole tokens is not drawn again; the tokens are those of drawing every frame, to the bit."""
     text, frames = tokenizers
     monkeypatch.setattr(data, "REMEMBERED", remembered)
@@ -137,8 +145,12 @@ def test_scenes_remembered_from_other_places_have_the_tokens_of_fresh_ones(token
     for step in range(4):
         rng = np.random.default_rng([1, step, False])
         clips = batches._clips(rng, "train")
-        pictures = rearrange(render(clips, clip_times("interpolation", clips, rng)[0]), "b t c h w -> (b t) c h w")
-        assert torch.equal(batches(step).frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5))
+        pictures = rearrange(
+            render(clips, clip_times("interpolation", clips, rng)[0]), "b t c h w -> (b t) c h w"
+        )
+        assert torch.equal(
+            batches(step).frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5)
+        )
     assert 20 < len(batches._known) < 4 * 40 and (remembered > 20 or len(batches._known) < 100)
 
 
@@ -151,7 +163,9 @@ def test_tokens_and_texts_belong_to_the_clips(tokenizers):
     times, spans = clip_times("sequential", clips, rng)
     pictures = rearrange(render(clips, times), "b t c h w -> (b t) c h w")
     assert torch.equal(batch.frames, rearrange(frames.encode(pictures), "(b t) h w -> b t (h w)", t=5))
-    read = [text.decode(ids[mask].tolist()) for ids, mask in zip(batch.text_ids, batch.text_mask, strict=True)]
+    read = [
+        text.decode(ids[mask].tolist()) for ids, mask in zip(batch.text_ids, batch.text_mask, strict=True)
+    ]
     matched = 0
     for i, words in enumerate(read):
         known = [clips.caption(i, language) for language in ("en", "zh")] + [UNGUIDED_PROMPT]
@@ -164,7 +178,9 @@ def test_tokens_and_texts_belong_to_the_clips(tokenizers):
 def test_super_resolution_pairs_show_the_same_moment(tokenizers):
     text, frames = tokenizers
     batch = DigitsBatches("superres", 4, text=text, frames=frames, world=World(), seed=0)(0)
-    assert batch.frames.shape == (4, 1, 64) and batch.high_res is not None and batch.high_res.shape == (4, 576)
+    assert (
+        batch.frames.shape == (4, 1, 64) and batch.high_res is not None and batch.high_res.shape == (4, 576)
+    )
     small = frames.decode(rearrange(batch.frames[:, 0], "b (h w) -> b h w", h=8))
     large = frames.decode(rearrange(batch.high_res, "b (h w) -> b h w", h=24))
     assert (torch.nn.functional.avg_pool2d(large, 3) - small).abs().mean() < 0.02

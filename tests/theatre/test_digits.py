@@ -131,7 +131,13 @@ def test_states_follow_the_caption():
     clips = clips_of(World(), 400, "test")
     times = np.random.default_rng(1).uniform(0, 9, (400, 7))
     states = object_states(clips, times)
-    step = {"x": 4, "y": 4, "scale": (LARGE - SMALL) / 4, "degrees": 90 / 4, "brightness": (1 - FADE_START) / 4}
+    step = {
+        "x": 4,
+        "y": 4,
+        "scale": (LARGE - SMALL) / 4,
+        "degrees": 90 / 4,
+        "brightness": (1 - FADE_START) / 4,
+    }
     for i, t in np.ndindex(times.shape):
         start, wanted = (oracle(clips.caption(i), time) for time in (0.0, float(times[i, t])))
         assert states["part"][i, t, 0] == wanted["part"]
@@ -148,7 +154,9 @@ def test_states_are_exact_at_the_shares_that_key_frames_meet():
     for i, (t, share) in itertools.product(range(300), enumerate(STAGES)):
         wanted = oracle(clips.caption(i), share * clips.duration[i, 0])
         wanted |= {"x": wanted["x"] + clips.x[i, 0], "y": wanted["y"] + clips.y[i, 0]}
-        assert all(abs(states[key][i, t, 0] - value) < 1e-9 for key, value in wanted.items()), clips.caption(i)
+        assert all(abs(states[key][i, t, 0] - value) < 1e-9 for key, value in wanted.items()), clips.caption(
+            i
+        )
 
 
 def test_five_frames_show_the_part_of_the_action_that_their_span_holds():
@@ -156,7 +164,9 @@ def test_five_frames_show_the_part_of_the_action_that_their_span_holds():
     for span in SPANS:
         last = object_states(clips, np.full((200, 1), span))["part"][:, 0, 0]
         assert np.array_equal(last, np.minimum(1, span / clips.duration[:, 0]))
-    assert all(clips.span(i) == clips.duration[i, 0] for i in range(200))  # the shortest span with the whole action
+    assert all(
+        clips.span(i) == clips.duration[i, 0] for i in range(200)
+    )  # the shortest span with the whole action
     pairs = clips_of(World(objects=2), 100)
     assert all(pairs.span(i) == pairs.duration[i].max() for i in range(100))
     assert SPANS == TRAINED_SECONDS  # the text model writes each of them as one piece
@@ -170,7 +180,9 @@ def ink(frames: torch.Tensor) -> torch.Tensor:
 
 def test_symmetric_shapes_have_their_centroid_where_the_truth_says():
     clips = clips_of(World("shapes"), 60, "test")
-    clips = Clips(**{**vars(clips), "kind": np.where(clips.kind == list(SHAPES).index("triangle"), 0, clips.kind)})
+    clips = Clips(
+        **{**vars(clips), "kind": np.where(clips.kind == list(SHAPES).index("triangle"), 0, clips.kind)}
+    )
     times = fractions(clips, [0, 0.3, 0.5, 1.2])
     light, states = ink(render(clips, times)), object_states(clips, times)
     places = torch.arange(FRAME_SIZE) + 0.5  # centres of pixels
@@ -256,7 +268,9 @@ def test_two_objects_do_not_overlap_at_the_beginning(glyphs, split):
     both = render(clips, start)
 
     def alone(o):
-        fields = {key: value[:, o : o + 1] for key, value in vars(clips).items() if isinstance(value, np.ndarray)}
+        fields = {
+            key: value[:, o : o + 1] for key, value in vars(clips).items() if isinstance(value, np.ndarray)
+        }
         return render(Clips(**fields, world=World(glyphs), split=split), start)
 
     first, second = alone(0), alone(1)
@@ -277,7 +291,10 @@ def test_captions_say_the_truth_in_both_languages():
         color, action = COLOR_NAMES[clips.color[i, 0]], ACTION_NAMES[clips.action[i, 0]]
         adverb_en, adverb_zh = ADVERBS[clips.duration[i, 0]]
         assert clips.caption(i) == " ".join(f"a {color} {clips.kind[i, 0]} {action} {adverb_en}".split())
-        assert clips.caption(i, "zh") == f"一个{COLORS[color][0]}的{clips.kind[i, 0]}{adverb_zh}{ACTIONS[action]}"
+        assert (
+            clips.caption(i, "zh")
+            == f"一个{COLORS[color][0]}的{clips.kind[i, 0]}{adverb_zh}{ACTIONS[action]}"
+        )
         assert clips.caption(i, told=False) == f"a {color} {clips.kind[i, 0]}"
         assert clips.caption(i, "zh", told=False) == f"一个{COLORS[color][0]}的{clips.kind[i, 0]}"
     pairs = clips_of(World("shapes", 2), 20)
@@ -286,7 +303,11 @@ def test_captions_say_the_truth_in_both_languages():
 
 
 def test_wrong_worlds_splits_and_sizes_are_refused():
-    for wrong in (lambda: World("letters"), lambda: World(objects=3), lambda: clips_of(World(), 1, "validation")):
+    for wrong in (
+        lambda: World("letters"),
+        lambda: World(objects=3),
+        lambda: clips_of(World(), 1, "validation"),
+    ):
         with pytest.raises(CogVideoError):
             wrong()
     with pytest.raises(CogVideoError, match="64 or 192"):
@@ -345,7 +366,12 @@ def test_make_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_digits(tmp_path / "stopped", **arguments)
     names = sorted(p.name for p in (tmp_path / "stopped").iterdir())
-    assert names == [".000002.99.mp4", "000000.mp4", "000001.mp4", "dataset.json"]  # no list of clips that are missing
+    assert names == [
+        ".000002.99.mp4",
+        "000000.mp4",
+        "000001.mp4",
+        "dataset.json",
+    ]  # no list of clips that are missing
     (tmp_path / "stopped" / "captions.jsonl.0a1b2c3d.part").write_text("what a killed write_text leaves")
     make_digits(tmp_path / "stopped", **arguments)
     assert len(written) == 5  # two, the one that failed, and the two that were left
@@ -355,7 +381,9 @@ def test_make_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
     times = {path.name: path.stat().st_mtime_ns for path in whole.parent.iterdir()}
     make_digits(tmp_path / "whole", **arguments)
-    assert len(written) == 5 and times == {path.name: path.stat().st_mtime_ns for path in whole.parent.iterdir()}
+    assert len(written) == 5 and times == {
+        path.name: path.stat().st_mtime_ns for path in whole.parent.iterdir()
+    }
 
     more = make_digits(tmp_path / "whole", **{**arguments, "clips": 5})
     assert len(written) == 6 and len(lines(more)) == 5
@@ -363,9 +391,18 @@ def test_make_digits_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 def test_make_digits_refuses_what_it_cannot_do(tmp_path):
     def make(out=tmp_path / "new", **arguments):
-        return make_digits(out, **{"clips": 1, "seed": 0, "seconds": 0.25, "size": 64, "progress": False, **arguments})
+        return make_digits(
+            out, **{"clips": 1, "seed": 0, "seconds": 0.25, "size": 64, "progress": False, **arguments}
+        )
 
-    for wrong in ({"clips": -1}, {"seed": -1}, {"seconds": 0}, {"seconds": 61}, {"size": 100}, {"split": "dev"}):
+    for wrong in (
+        {"clips": -1},
+        {"seed": -1},
+        {"seconds": 0},
+        {"seconds": 61},
+        {"size": 100},
+        {"split": "dev"},
+    ):
         with pytest.raises(CogVideoError):
             make(**wrong)
         assert not (tmp_path / "new").exists()  # nothing half-written

@@ -107,7 +107,9 @@ def test_controls_hide_and_swap_words():
         text = clip.text_ids.clone()
         text[3] = word
         with torch.no_grad():
-            own, other = (clip.model.token_losses(ids[None], clip.frames[None])[0] for ids in (clip.text_ids, text))
+            own, other = (
+                clip.model.token_losses(ids[None], clip.frames[None])[0] for ids in (clip.text_ids, text)
+            )
         rises.append((other - own)[clip.frames != 0].mean().item())
     assert table["rise"][1] == pytest.approx(np.mean(rises), abs=1e-5)
 
@@ -140,7 +142,9 @@ def test_recordings_of_the_demo_are_what_its_models_saw():
     from cogvideo.sampling.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained("demo", device="cpu")
-    made = facts.recordings(pipe, ["a red 3 moves left"], seconds=2.0, seed=1, stages=["first frame", "stage 1"])
+    made = facts.recordings(
+        pipe, ["a red 3 moves left"], seconds=2.0, seed=1, stages=["first frame", "stage 1"]
+    )
     (image,), (stage1,) = made["first frame"], made["stage 1"]
     assert torch.equal(stage1.frames, pipe.key_frame_tokens(["a red 3 moves left"], 2.0, 1)[0])
     assert torch.equal(image.frames, stage1.frames[:1]) and image.model.config.num_frames == 1

@@ -150,7 +150,9 @@ def test_crops_and_patches_are_cut_on_the_token_grid():
     assert crops[:4, :2].max() <= 7 < crops[4:, :2].max(), "half come from either size"
     patches = pool.patches(0, 100).view(100, 3, 64)
     assert torch.equal(patches.amin(2), patches.amax(2)), "a patch is one block"
-    assert patches[:75, :2].max() * 255 < 8 < patches[75:, :2].max() * 255, "three quarters are of small frames"
+    assert patches[:75, :2].max() * 255 < 8 < patches[75:, :2].max() * 255, (
+        "three quarters are of small frames"
+    )
 
 
 def test_crops_and_patches_look_for_objects():
@@ -169,4 +171,6 @@ def test_report_in_closed_form(tmp_path):
     report = codebook_report(tokenizer, frames)
     assert report["codes_used"] == 2 and report["commonest_share"] == 0.75
     assert report["perplexity"] == pytest.approx(4 / 3**0.75, rel=1e-5)
-    assert report["psnr"] == pytest.approx(20, abs=1e-3) and report["psnr_objects"] == pytest.approx(20, abs=1e-3)
+    assert report["psnr"] == pytest.approx(20, abs=1e-3) and report["psnr_objects"] == pytest.approx(
+        20, abs=1e-3
+    )

@@ -10,7 +10,14 @@ from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.theatre.batches import Batch
-from cogvideo.theatre.inheritance import compare_starts, frame_losses, image_model_of, origin, parts, set_gates
+from cogvideo.theatre.inheritance import (
+    compare_starts,
+    frame_losses,
+    image_model_of,
+    origin,
+    parts,
+    set_gates,
+)
 from cogvideo.training.loop import OptimizerConfig
 
 TINY = ModelConfig(
@@ -56,7 +63,9 @@ def test_a_muted_video_model_is_the_image_model_on_every_frame():
         torch.testing.assert_close(logits[:, time], alone, atol=1e-6, rtol=0)
     opened = set_gates(video, 0.5)(b.text_ids, b.frames, b.text_mask).view(4, 5, 6, 10)
     assert (opened - logits).abs().max() > 1e-3
-    assert all((p == 0).all() for name, p in video.named_parameters() if name.endswith(".gate"))  # sigmoid(0) = 0.5
+    assert all(
+        (p == 0).all() for name, p in video.named_parameters() if name.endswith(".gate")
+    )  # sigmoid(0) = 0.5
 
 
 def test_the_image_model_inside_a_stage_is_found_again():
@@ -90,4 +99,6 @@ def test_the_comparison_trains_both_starts_on_the_same_batches_and_goes_on(tmp_p
     assert rows["inherited"][0]["loss"] == pytest.approx(float(start))
     assert run() == rows and len(seen) == 24  # finished runs are read, not repeated
     with pytest.raises(CogVideoError, match="other settings"):
-        compare_starts(image, TINY.video(), batches, [batch(99)], replace(optimizer, lr=1.0), tmp_path, seed=0)
+        compare_starts(
+            image, TINY.video(), batches, [batch(99)], replace(optimizer, lr=1.0), tmp_path, seed=0
+        )

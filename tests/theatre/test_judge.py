@@ -10,7 +10,16 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.digits import ACTION_NAMES, DURATIONS, SPANS, Clips, World, object_states, render, sample_clips
+from cogvideo.theatre.digits import (
+    ACTION_NAMES,
+    DURATIONS,
+    SPANS,
+    Clips,
+    World,
+    object_states,
+    render,
+    sample_clips,
+)
 from cogvideo.theatre.judge import WEIGHTS, Judge, train_reader
 
 STEPS = 5
@@ -54,7 +63,9 @@ def test_the_tracker_agrees_with_the_truth(judge):
     times = np.linspace(0, clips.duration[:, 0], STEPS, axis=1)
     truth = {key: value[:, :, 0] for key, value in object_states(clips, times).items()}
     seen = judge.observe(film(clips, clips.duration[:, 0]))
-    assert np.abs(seen.x - truth["x"]).max() < 3  # the centre of mass of a 7 or a 4 is not the centre of its box
+    assert (
+        np.abs(seen.x - truth["x"]).max() < 3
+    )  # the centre of mass of a 7 or a 4 is not the centre of its box
     assert np.abs(seen.y - truth["y"]).max() < 3
     assert np.abs(seen.brightness - truth["brightness"]).max() < 0.1
     assert np.abs(seen.degrees - truth["degrees"]).max() < 15
@@ -107,7 +118,8 @@ def test_parts_do_not_follow_the_expectation(judge):
     for expected in (0.0, 0.25, 1.0):
         shown = seen.part(clips.action[:, 0], np.full(len(clips), expected))
         assert all(
-            shares[fits].min() - 0.02 <= s <= shares[fits].max() + 0.02 for s, fits in zip(shown, alike, strict=True)
+            shares[fits].min() - 0.02 <= s <= shares[fits].max() + 0.02
+            for s, fits in zip(shown, alike, strict=True)
         )
 
 
@@ -149,7 +161,9 @@ def wrong_clips(how: str) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["frozen", "reversed", "shuffled", "late", "jump"])
 def test_wrong_actions_fail(judge, how):
     frames = wrong_clips(how)
-    actions = [a for a, name in enumerate(ACTION_NAMES) if len(frames) == len(ACTION_NAMES) or name != "bounces"]
+    actions = [
+        a for a, name in enumerate(ACTION_NAMES) if len(frames) == len(ACTION_NAMES) or name != "bounces"
+    ]
     seen, whole = judge.observe(frames), np.ones(len(frames))
     shown = seen.part(np.array(actions), whole)
     assert not ((seen.action(whole) == actions) & (np.abs(shown - 1) <= 0.15)).any()

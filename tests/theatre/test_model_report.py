@@ -18,13 +18,17 @@ def test_the_report_says_what_was_measured(tmp_path):
     pipe = Pipeline.from_pretrained("demo")
     found = compare(pipe.key_frames, pipe.frames, n=2, seed=3, progress=False)
     rows = page.tables["alignment"][1:]
-    right = [found[source][name]["right"] for name in found["model"] for source in ("model", "ceiling", "real")]
+    right = [
+        found[source][name]["right"] for name in found["model"] for source in ("model", "ceiling", "real")
+    ]
     order = ["digit", "color", "action", "same", "part"]
     assert list(found["model"]) == order and [int(row[5]) for row in rows] == right
     assert all(float(row[2]) == 100 * int(row[5]) / int(row[6]) for row in rows)
     clips = page.tables["speed"][1:]
     assert all(int(r[1]) * int(r[2]) / float(r[3]) == pytest.approx(float(r[4]), rel=2e-3) for r in clips)
-    weights = [w for m in (pipe.stage1, pipe.stage2) for name, w in m.named_parameters() if name.endswith(".gate")]
+    weights = [
+        w for m in (pipe.stage1, pipe.stage2) for name, w in m.named_parameters() if name.endswith(".gate")
+    ]
     gates = [torch.sigmoid(-gate).mean().item() for gate in weights]
     assert [float(row[2]) for row in page.tables["channels"][1:]] == pytest.approx(gates, rel=1e-3)
 

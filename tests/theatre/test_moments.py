@@ -20,7 +20,9 @@ CONFIG = ModelConfig(
 def image() -> CogVideoTransformer:
     model = CogVideoTransformer(CONFIG).initialize(0)
     for parameter in model.parameters():  # as wild as a trained one
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data += 0.1 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     return model
 
 
@@ -36,14 +38,20 @@ def a_batch(numbers: list[int], octaves: list[float]) -> Batch:
 
 def test_frames_that_are_told_nothing_cost_what_they_always_did(image):
     batch = a_batch([0, 0, 0], [1.0, -3.0, 0.5])
-    assert torch.allclose(Moments(16).loss(image, batch), image.loss(batch.text_ids, batch.frames, batch.text_mask))
+    assert torch.allclose(
+        Moments(16).loss(image, batch), image.loss(batch.text_ids, batch.frames, batch.text_mask)
+    )
 
 
 def test_the_moment_joins_the_stream_with_the_first_layers_attention(image):
     """Against the layer written out: x + norm(attention) + what the text tells, then the MLP."""
     moments, batch = Moments(16, seed=2), a_batch([1, 3, 4], [0.0, -2.0, 1.5])
     first, unit = moments.vectors.detach()
-    told = [first + (-2 + 1) / 2 * unit, first + (torch.tensor(3 / 4).log2() + 1) / 2 * unit, first + 1 / 2 * unit]
+    told = [
+        first + (-2 + 1) / 2 * unit,
+        first + (torch.tensor(3 / 4).log2() + 1) / 2 * unit,
+        first + 1 / 2 * unit,
+    ]
     block = image.blocks[0]
 
     def add_attention(x, out):

@@ -77,7 +77,10 @@ def test_later_frames_learn_one_vector_each_for_all_their_places(trained):
     weights = load_file(trained / "run/stage1/model.safetensors")
     first = weights["base_position_embedding.weight"][model.config.first_frame_position :][:places]
     vectors = rearrange(weights["extra_position_embedding.weight"], "(t n) d -> t n d", n=places) - first
-    assert torch.allclose(vectors, vectors[:, :1].expand_as(vectors), atol=1e-5) and vectors[:4].abs().amin(0).any()
+    assert (
+        torch.allclose(vectors, vectors[:, :1].expand_as(vectors), atol=1e-5)
+        and vectors[:4].abs().amin(0).any()
+    )
 
 
 def test_stage_1_begins_with_what_the_image_model_was_told_and_stage_2_does_not(trained, tmp_path):
@@ -107,7 +110,9 @@ def test_finished_parts_are_not_run_again(trained):
     assert before == {path: path.stat().st_mtime_ns for path in (trained / "run").rglob("*")}
 
 
-@pytest.mark.parametrize("change", ["image.lr=1e-3", "stage2.steps=4", "frames.codebook_steps=5", "world.glyphs=clean"])
+@pytest.mark.parametrize(
+    "change", ["image.lr=1e-3", "stage2.steps=4", "frames.codebook_steps=5", "world.glyphs=clean"]
+)
 def test_finished_parts_of_other_settings_are_refused(trained, change):
     with pytest.raises(CogVideoError, match="other settings"):
         train(trained / "tiny.yaml", [change])
@@ -122,7 +127,15 @@ def test_kill_9_and_the_same_command_again_give_the_same_weights(trained, tmp_pa
             target.parent.mkdir(exist_ok=True)
             target.write_bytes((trained / "run" / part).read_bytes())
     train(tmp_path / "straight/tiny.yaml", ["parts=[image]"])
-    command = [sys.executable, "-m", "cogvideo", "train", str(tmp_path / "killed/tiny.yaml"), "--set", "parts=[image]"]
+    command = [
+        sys.executable,
+        "-m",
+        "cogvideo",
+        "train",
+        str(tmp_path / "killed/tiny.yaml"),
+        "--set",
+        "parts=[image]",
+    ]
     arguments = [*command, "--set", "checkpoint_seconds=0"]
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed/run/image/checkpoint.pt"

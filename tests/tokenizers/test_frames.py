@@ -114,7 +114,9 @@ def test_save_and_load_both_kinds(icetk, patches, tmp_path):
 def test_half_precision_file_is_loaded_as_float32(patches, tmp_path):
     patches.save(tmp_path / "half.safetensors", dtype=torch.float16)
     patches.save(tmp_path / "full.safetensors")
-    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "full.safetensors").stat().st_size
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (
+        tmp_path / "full.safetensors"
+    ).stat().st_size
     loaded = FrameTokenizer.load(tmp_path / "half.safetensors")
     assert loaded.codebook.dtype == torch.float32
     assert torch.equal(loaded.codebook, patches.codebook.half().float())
@@ -142,7 +144,14 @@ def test_load_reports_bad_files(patches, tmp_path):
 
 @pytest.mark.parametrize(
     "description",
-    ["not json", "[]", "{}", '{"kind": "other"}', '{"kind": "patches", "size": 3}', '{"kind": "patches", "codes": -1}'],
+    [
+        "not json",
+        "[]",
+        "{}",
+        '{"kind": "other"}',
+        '{"kind": "patches", "size": 3}',
+        '{"kind": "patches", "codes": -1}',
+    ],
 )
 def test_load_reports_bad_descriptions(patches, tmp_path, description):
     path = tmp_path / "frames.safetensors"

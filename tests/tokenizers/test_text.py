@@ -40,7 +40,9 @@ def test_begin_of_image_with_the_sizes_of_the_release():
     words = [f"▁w{i:x}" for i in range(129_000)]
     released_size = TextTokenizer(train_text_tokenizer(["w"], 130_000, words), 20_000)
     missing = 130_000 - released_size.text_pieces
-    exact = TextTokenizer(train_text_tokenizer(["w"], 130_000, [*words, *(f"▁v{i:x}" for i in range(missing))]), 20_000)
+    exact = TextTokenizer(
+        train_text_tokenizer(["w"], 130_000, [*words, *(f"▁v{i:x}" for i in range(missing))]), 20_000
+    )
     assert exact.begin_of_image == 150_000 and exact.vocab_size == 150_003
 
 
@@ -51,7 +53,17 @@ def test_decode_leaves_out_what_is_no_text(text):
 
 def test_pieces_are_labels(text):
     ids = [*text.encode_prompt("a red 3 fades in", 4), text.begin_of_image, 17]
-    assert text.pieces(ids) == ["4.0秒", "<n>", "a", "red", "3", "fades", "in", "<start_of_image>", "image 17"]
+    assert text.pieces(ids) == [
+        "4.0秒",
+        "<n>",
+        "a",
+        "red",
+        "3",
+        "fades",
+        "in",
+        "<start_of_image>",
+        "image 17",
+    ]
     with pytest.raises(CogVideoError, match="is not one of"):
         text.pieces([text.vocab_size])
 
@@ -186,7 +198,11 @@ def test_missing_and_damaged_models_are_refused(tmp_path, model):
 def test_a_model_without_pad_is_refused():
     plain = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b c d"]), model_writer=plain, vocab_size=10, hard_vocab_limit=False, minloglevel=2
+        sentence_iterator=iter(["a b c d"]),
+        model_writer=plain,
+        vocab_size=10,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     with pytest.raises(CogVideoError, match="no piece <pad>"):
         TextTokenizer(plain.getvalue(), K)

@@ -50,8 +50,23 @@ def runs(tmp_path_factory) -> Path:
     for name in ("two", "from-two", "from-one"):
         config(name)
     _one_process(f"{folder}/from-one.yaml:3")
-    files = ["two.yaml", "from-two.yaml:3", "from-one.yaml", "parts.yaml", "bf16.yaml", "superres.yaml", "faults"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    files = [
+        "two.yaml",
+        "from-two.yaml:3",
+        "from-one.yaml",
+        "parts.yaml",
+        "bf16.yaml",
+        "superres.yaml",
+        "faults",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(SCRIPT),
+    ]
     subprocess.run([*command, *(f"{folder}/{file}" for file in files)], check=True, timeout=600)
     train(f"{folder}/from-two.yaml")
     return folder
@@ -111,7 +126,9 @@ def test_frozen_weights_have_no_place_in_the_checkpoint(runs):
     model = load_model(runs / "one/model")
     weights = {name.removeprefix("weights.") for name in held if name.startswith("weights.")}
     assert weights == set(model.temporal_parameters())
-    averages = {name.split("state.")[1].removesuffix(".exp_avg") for name in held if name.endswith(".exp_avg")}
+    averages = {
+        name.split("state.")[1].removesuffix(".exp_avg") for name in held if name.endswith(".exp_avg")
+    }
     assert averages == weights
 
 

@@ -27,7 +27,9 @@ TINY = ModelConfig(
 
 def data(step: int, frames: int):
     generator = torch.Generator().manual_seed(step)
-    return torch.randint(10, 19, (4, 3), generator=generator), torch.randint(3, (4, frames, 6), generator=generator)
+    return torch.randint(10, 19, (4, 3), generator=generator), torch.randint(
+        3, (4, frames, 6), generator=generator
+    )
 
 
 def stage1() -> CogVideoTransformer:
@@ -59,11 +61,15 @@ def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path, muon_lr)
         run(tmp_path / "b", 8, until=5, muon_lr=muon_lr)
     resumed = run(tmp_path / "b", 8, muon_lr=muon_lr)
     assert all(
-        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
 
     def losses(name):
-        return [line.split('"peak_gb"')[0] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [
+            line.split('"peak_gb"')[0]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
 
     assert losses("a") == losses("b") and len(losses("a")) == 8
 
@@ -198,15 +204,28 @@ def test_muon_moves_linear_weights_by_an_orthogonal_step_and_adamw_the_rest(tmp_
     model = nn.Sequential(nn.Linear(24, 16), nn.LayerNorm(16))
     before = [p.detach().clone() for p in model.parameters()]
     x, scale = torch.randn(64, 24) * torch.logspace(-1, 1, 24), torch.randn(16)
-    config = OptimizerConfig(steps=1, batch_size=64, lr=1e-3, muon_lr=1e-2, warmup=0, weight_decay=0.0, clip=1e9)
-    fit(model, model.parameters(), lambda step: (model(x) * scale).pow(3).mean(), config, tmp_path, settings={})
+    config = OptimizerConfig(
+        steps=1, batch_size=64, lr=1e-3, muon_lr=1e-2, warmup=0, weight_decay=0.0, clip=1e9
+    )
+    fit(
+        model,
+        model.parameters(),
+        lambda step: (model(x) * scale).pow(3).mean(),
+        config,
+        tmp_path,
+        settings={},
+    )
     moved = [(new - old).detach() for new, old in zip(model.parameters(), before, strict=True)]
     stretched = torch.linalg.svdvals(moved[0]) / (1e-2 * 0.2 * 24**0.5)
     assert stretched[-2] > 0.5 and stretched[0] < 1.5  # the norm hides one direction: the mean of its inputs
-    assert all(step.abs().max() == pytest.approx(1e-3, rel=1e-2) for step in moved[1:])  # AdamW begins with steps of lr
+    assert all(
+        step.abs().max() == pytest.approx(1e-3, rel=1e-2) for step in moved[1:]
+    )  # AdamW begins with steps of lr
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and newer have a Muon to compare with")
+@pytest.mark.skipif(
+    not hasattr(torch.optim, "Muon"), reason="torch 2.9 and newer have a Muon to compare with"
+)
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_muon_takes_the_steps_of_torchs_own_which_rounds_to_bf16(shape):
     generator = torch.Generator().manual_seed(0)
@@ -239,8 +258,6 @@ def test_linear_regression_reaches_the_closed_form(tmp_path):
 @pytest.mark.parametrize(("call", "zeros"), [("use_threads(2)", 2**20), ("torch.set_num_threads(2)", 0)])
 def test_all_threads_take_the_smallest_numbers_for_nothing(call, zeros):
     """Half of 2e-38 has no ordinary form in fp32. In a process of its own, for threads have the mode they began with."""
-    script = (
-        f"import torch; from cogvideo.training.loop import use_threads; {call}; x = torch.full((2**20,), 2e-38) * 0.5"
-    )
+    script = f"import torch; from cogvideo.training.loop import use_threads; {call}; x = torch.full((2**20,), 2e-38) * 0.5"
     command = [sys.executable, "-c", f"{script}; print(int((x == 0).sum()))"]
     assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == zeros

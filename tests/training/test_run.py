@@ -65,7 +65,11 @@ def test_stages_1_and_2_move_the_temporal_channel_alone(tmp_path, kind, video, d
     trained = load_model(tmp_path / "run/model").temporal_parameters().keys()
     moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
     assert moved <= set(trained)
-    assert {name.split(".", 2)[-1] for name in moved} >= {"temporal.qkv.weight", "temporal.dense.weight", "gate"}
+    assert {name.split(".", 2)[-1] for name in moved} >= {
+        "temporal.qkv.weight",
+        "temporal.dense.weight",
+        "gate",
+    }
     assert all(weight.dtype == torch.float32 for weight in after.values())
 
 
@@ -100,7 +104,11 @@ def test_image_model_and_super_resolution(tmp_path, capsys):
     assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])  # type: ignore[union-attr]
     write_tokens(tmp_path / "large", kind="superres")
     write_superres(tmp_path / "superres")
-    changes = {"data": str(tmp_path / "large"), "start": str(tmp_path / "superres"), "run_dir": str(tmp_path / "sr")}
+    changes = {
+        "data": str(tmp_path / "large"),
+        "start": str(tmp_path / "superres"),
+        "run_dir": str(tmp_path / "sr"),
+    }
     train(write_config(tmp_path, stage="superres", samples=1, **changes))
     assert "No samples will be drawn" in capsys.readouterr().err
     assert losses(tmp_path / "sr")[-1] < losses(tmp_path / "sr")[0]
@@ -149,20 +157,32 @@ def test_what_is_told(base, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert row["loss"] == pytest.approx(sum(row["frame_losses"]) / 4) and len(row["gates"]) == 2
-        assert row["gradient_norm"] > 0 and row["tokens_per_second"] > 0 and 0 < row["mfu"] < 1 and row["peak_gb"] > 0
+        assert (
+            row["gradient_norm"] > 0
+            and row["tokens_per_second"] > 0
+            and 0 < row["mfu"] < 1
+            and row["peak_gb"] > 0
+        )
     assert [row["step"] for row in rows if "test_loss" in row] == [3, 6]
     board = EventAccumulator(str(tmp_path / "run/tensorboard"))
     board.Reload()
-    assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(board.Tags()["scalars"])
+    assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(
+        board.Tags()["scalars"]
+    )
     assert [event.value for event in board.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
     assert [event.step for event in board.Images("samples")] == [0, 3, 6]
     picture = Image.open(tmp_path / "run/samples/step-000000006.png")
-    assert picture.size == (5 * 26, 2 * 2 * 18)  # five frames of 24 x 16 pixels and margins, two clips, real and made
+    assert picture.size == (
+        5 * 26,
+        2 * 2 * 18,
+    )  # five frames of 24 x 16 pixels and margins, two clips, real and made
     real = TokenizedBatches(tokens, 4, seed=0)(0, split="test").frames[0, 0]
     shown = torch.from_numpy(np.array(picture.crop((0, 0, 24, 16)), dtype=np.float32))
     decoded = FrameTokenizer.load(tmp_path / "frames.safetensors").decode(real.view(1, 2, 3))[0]
     assert (shown.permute(2, 0, 1) - 255 * decoded.clamp(0, 1)).abs().max() <= 1
-    assert picture.crop((0, 0, 24, 16)).tobytes() == picture.crop((0, 18, 24, 34)).tobytes()  # the given frame
+    assert (
+        picture.crop((0, 0, 24, 16)).tobytes() == picture.crop((0, 18, 24, 34)).tobytes()
+    )  # the given frame
 
 
 def test_samples_by_another_frame_tokenizer_are_refused(base, tmp_path):
@@ -250,13 +270,17 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint(base, tmp_pa
     path = stopped(base, tmp_path / "run", monkeypatch)
     kept = (tmp_path / "run/checkpoint.pt").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, hard))  # no file may be longer: the disk is full
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(kept) // 2, hard)
+    )  # no file may be longer: the disk is full
     try:
         with pytest.raises(CogVideoError, match=r"Cannot write .*checkpoint\.pt \(.*\): make room"):
             train(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / "run/checkpoint.pt").read_bytes() == kept and not list((tmp_path / "run").glob("*.part"))
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == kept and not list(
+        (tmp_path / "run").glob("*.part")
+    )
     train(path)
     assert losses(tmp_path / "run") == losses(base / "run")
 

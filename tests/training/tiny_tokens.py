@@ -25,7 +25,9 @@ FORMAT = TokenFormat(
 )  # fmt: skip
 
 
-def write_tokens(folder: Path, *, kind: str = "sequential", shards: int = 2, clips: int = 10, tokenizer="f") -> Path:
+def write_tokens(
+    folder: Path, *, kind: str = "sequential", shards: int = 2, clips: int = 10, tokenizer="f"
+) -> Path:
     """Clips that have one and the same token in all places of all frames: a rule that can be learned."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

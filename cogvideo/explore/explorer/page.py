@@ -39,7 +39,9 @@ FRAME_HEIGHT = 900  # pixels, of the page inside a notebook
 
 def front_end() -> tuple[str, str]:
     """The module's JavaScript, its parts joined into one, and the style sheet."""
-    script = "\n".join((APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "layout.js", "explorer.js"))
+    script = "\n".join(
+        (APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "layout.js", "explorer.js")
+    )
     return script, (APP / "explorer.css").read_text("utf-8")
 
 
@@ -84,7 +86,9 @@ def page(
     info = describe(scenes, selection)
     described, info["scenes"] = info["scenes"], []
     room = max_megabytes * 1e6 - _size(_render(info))
-    with tqdm(desc="maps", total=len(scenes) * len(selection.layers), unit="layer", disable=not progress) as bar:
+    with tqdm(
+        desc="maps", total=len(scenes) * len(selection.layers), unit="layer", disable=not progress
+    ) as bar:
         for scene, told in zip(scenes, described, strict=True):
             told["maps"] = []
             room -= _size(_json(told)) + 1  # a comma
@@ -117,7 +121,9 @@ def _render(info: dict) -> str:
     script, style = front_end()
     script, style = f"{script}\nopen();\n", PAGE_STYLE + style
     policy = f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}"
-    return HTML.format(policy=policy, title=escape(info["prompt"]), style=style, payload=_json(info), script=script)
+    return HTML.format(
+        policy=policy, title=escape(info["prompt"]), style=style, payload=_json(info), script=script
+    )
 
 
 def _json(value: dict) -> str:

@@ -40,7 +40,9 @@ def select(
         if len(patch) != 3 or not all(0 <= value < size for value, size in zip(patch, shape, strict=True)):
             t, h, w = (size - 1 for size in shape)
             given = ",".join(map(str, patch))
-            raise CogVideoError(f"There is no patch {given}: give frame 0..{t}, row 0..{h} and column 0..{w}.")
+            raise CogVideoError(
+                f"There is no patch {given}: give frame 0..{t}, row 0..{h} and column 0..{w}."
+            )
         place = int(np.ravel_multi_index(tuple(patch), shape))
     return Selection(
         numbers("layers", layers, c.num_layers, range(c.num_layers)),

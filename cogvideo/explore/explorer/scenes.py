@@ -47,13 +47,22 @@ class Scene:
         c = self.model.config
         time = self.made[len(self.made) // 2]
         light = rearrange(
-            self.pixels[time].astype(float), "(h a) (w b) c -> (h w) (a b c)", h=c.frame_height, w=c.frame_width
+            self.pixels[time].astype(float),
+            "(h a) (w b) c -> (h w) (a b c)",
+            h=c.frame_height,
+            w=c.frame_width,
         )
         return time * c.frame_tokens + int(light.mean(1).argmax())
 
 
 def scenes(
-    pipe: Pipeline, prompt: str, *, seconds: float = 4.0, seed: int = 0, rounds: int | None = 1, progress: bool = False
+    pipe: Pipeline,
+    prompt: str,
+    *,
+    seconds: float = 4.0,
+    seed: int = 0,
+    rounds: int | None = 1,
+    progress: bool = False,
 ) -> list[Scene]:
     """Generate a clip and keep what the models saw: its key frames, then every sequence of `rounds` rounds of stage 2.
 
@@ -70,7 +79,9 @@ def scenes(
         for start in range(0, tokens.shape[1] - 4, 4):
             begin = start / 4 * span
             name = f"Between, round {number}: {begin:g} to {begin + span:g} s"
-            made.append(_scene(pipe, name, "stage 2", prompt, settings, tokens[0, start : start + 5], span, begin))
+            made.append(
+                _scene(pipe, name, "stage 2", prompt, settings, tokens[0, start : start + 5], span, begin)
+            )
     return made
 
 
@@ -82,7 +93,9 @@ def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: floa
     """
     c = pipe.stage1.config
     pipe._spans([prompt], seconds)
-    height, width = pipe.pixels(torch.zeros(1, 1, c.frame_tokens, dtype=torch.int64, device=pipe.device)).shape[2:4]
+    height, width = pipe.pixels(
+        torch.zeros(1, 1, c.frame_tokens, dtype=torch.int64, device=pipe.device)
+    ).shape[2:4]
     if frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or len(frames) < c.num_frames:
         raise CogVideoError(
             f"The clip has frames of {list(frames.shape)}, but these weights look at {c.num_frames} or more of "
@@ -102,7 +115,14 @@ def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: floa
 
 
 def _scene(
-    pipe: Pipeline, title: str, stage: str, prompt: str, settings: str, tokens: Tensor, span: float, begin: float
+    pipe: Pipeline,
+    title: str,
+    stage: str,
+    prompt: str,
+    settings: str,
+    tokens: Tensor,
+    span: float,
+    begin: float,
 ) -> Scene:
     """tokens [T,N] that span `span` seconds from `begin` on."""
     ids = pipe._text([prompt], [span], pipe.sampling.key_frame_suffix)[0][0]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from scipy.stats import chisquare
 
 from cogvideo.errors import CogVideoError
-from cogvideo.sampling.strategies import (
+from cogvideo.model.strategies import (
     ClusterStrategy,
     TopKStrategy,
     TopPStrategy,
@@ -74,7 +74,9 @@ def test_a_row_draws_the_same_whatever_stands_beside_it():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
 
     def tokens(rows):
-        return draw(TopKStrategy(top_k=30), logits[rows], 0, [torch.Generator().manual_seed(row) for row in rows])
+        return draw(
+            TopKStrategy(top_k=30), logits[rows], 0, [torch.Generator().manual_seed(row) for row in rows]
+        )
 
     assert tokens([0, 1, 2])[2] == tokens([2])[0]
 
@@ -83,7 +85,9 @@ def test_tokens_without_probability_are_never_drawn():
     p = torch.tensor([0.0, 0.3, 0.0, 0.0, 0.7, 0.0]).expand(20_000, -1)
     drawn = _sample(p, torch.Generator().manual_seed(0))
     assert set(drawn.tolist()) == {1, 4} and abs((drawn == 4).float().mean() - 0.7) < 0.02
-    part = _sample(p * 0.4, torch.Generator().manual_seed(0))  # sums below 1 are no reason to name another token
+    part = _sample(
+        p * 0.4, torch.Generator().manual_seed(0)
+    )  # sums below 1 are no reason to name another token
     assert torch.equal(part, drawn)
 
 
@@ -96,13 +100,18 @@ def test_a_row_that_is_not_finite_names_a_token_all_the_same():
 def test_generators_are_one_or_one_a_row():
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     for count in (1, 2):
-        with pytest.raises(CogVideoError, match=f"3 rows need one generator each, or one for all, not {count}"):
+        with pytest.raises(
+            CogVideoError, match=f"3 rows need one generator each, or one for all, not {count}"
+        ):
             draw(TopKStrategy(), torch.zeros(3, 5), 0, generators[:count])
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_stream_that_was_split_gives_the_tokens_of_the_whole_one_in_any_order(several):
-    logits, strategy = torch.randn(6, 2, 30, generator=torch.Generator().manual_seed(0)), TopKStrategy(top_k=30)
+    logits, strategy = (
+        torch.randn(6, 2, 30, generator=torch.Generator().manual_seed(0)),
+        TopKStrategy(top_k=30),
+    )
 
     def streams():
         made = [torch.Generator().manual_seed(seed) for seed in (1, 2)]

@@ -41,7 +41,9 @@ def fork(generator: Generators, parts: int, draws: int, rows: int, device: torch
     """
     if generator is None:
         generator = (
-            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+            torch.cuda.default_generators[device.index or 0]
+            if device.type == "cuda"
+            else torch.default_generator
         )
     streams = [generator] if isinstance(generator, torch.Generator) else list(generator)
     each = rows if isinstance(generator, torch.Generator) else 1
@@ -62,7 +64,9 @@ def _sample(p: Tensor, generator: Generators = None) -> Tensor:
     elif len(generator) != len(p):
         raise CogVideoError(f"{len(p)} rows need one generator each, or one for all, not {len(generator)}.")
     else:
-        points = torch.cat([torch.rand(1, dtype=torch.double, device=p.device, generator=g) for g in generator])
+        points = torch.cat(
+            [torch.rand(1, dtype=torch.double, device=p.device, generator=g) for g in generator]
+        )
     # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no host sync.
     # In single precision CUDA's sums may fall a little from token to token, and one with p = 0 would be found there.
     ends = p.double().cumsum(-1)
@@ -120,7 +124,9 @@ class ClusterStrategy:
     temperature2 0.89; direct super-resolution 1.0 / 6 / 0.6.
     """
 
-    def __init__(self, cluster_labels: Tensor | np.ndarray, *, temperature: float, top_k: int, temperature2: float):
+    def __init__(
+        self, cluster_labels: Tensor | np.ndarray, *, temperature: float, top_k: int, temperature2: float
+    ):
         self.labels = torch.as_tensor(cluster_labels, dtype=torch.long)
         if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
             raise CogVideoError("Cluster labels should be one non-negative integer for every image token.")
