@@ -124,6 +124,20 @@ def tokenize(
         ) from None
 
 
+def summary(manifest: dict[str, Any]) -> str:
+    """What `tokenize` returned, in lines for people."""
+    if not manifest["complete"]:
+        return f"this process has done its {manifest['shards']} shards; others are still at work"
+    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
+    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
+    problems, missing = manifest["problems"], manifest["missing"]
+    if problems["count"] or missing:
+        count = problems["count"]
+        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
+        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class _Shard:
     number: int
