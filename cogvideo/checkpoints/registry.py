@@ -12,6 +12,7 @@ from pathlib import Path
 from cogvideo.errors import CogVideoError
 
 PACKAGED = Path(__file__).parent.parent / "weights"
+DEMO = PACKAGED / "demo"
 GITHUB = "https://github.com/THUDM"
 COGVIEW2_PAGE = "https://huggingface.co/THUDM/CogView2"
 ZIP, PICKLE, NPY, PIECES = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n"

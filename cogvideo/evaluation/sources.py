@@ -139,7 +139,7 @@ def samples(
 def weights_place(weights: str) -> Path:
     """The folder of these weights; raises CogVideoError if there are none."""
     from cogvideo.checkpoints.released import is_released
-    from cogvideo.sampling.pipeline import DEMO
+    from cogvideo.checkpoints.registry import DEMO
 
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
