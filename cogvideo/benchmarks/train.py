@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.transformer import Block, Channel, CogVideoTransformer
+from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.machine import describe, peak_bytes, random_weights, wait
 from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import DTYPES, without_memory

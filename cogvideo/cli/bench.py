@@ -166,7 +166,7 @@ def load(
 ) -> None:
     """Measure the time and host memory of loading a model."""
     from cogvideo.checkpoints.convert import measure_load
-    from cogvideo.checkpoints.pipeline_folder import choose_device
+    from cogvideo.runtime.device import choose_device
 
     ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
     typer.echo(measure_load(folder, device=choose_device(device), dtype=dtype, **ids))

@@ -82,10 +82,10 @@ def tokenize(
     """Write a data set as training sequences of tokens. The same command resumes a stopped run."""
     from functools import partial
 
-    from cogvideo.checkpoints.pipeline_folder import choose_device
     from cogvideo.checkpoints.tokenizers import load_tokenizers
     from cogvideo.data.sources import open_dataset
     from cogvideo.data.tokenize import Settings, summary, tokenize
+    from cogvideo.runtime.device import choose_device
 
     chosen = numbers(rates, "--rates", float)
     settings = Settings(kind, chosen and tuple(chosen), min_rate, per_clip, rate, shard_clips)

@@ -39,7 +39,7 @@ from cogvideo.data.tokenized import (
     write_shard,
 )
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.dataset import write_text
+from cogvideo.io import write_whole
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -265,7 +265,8 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
         raise CogVideoError(
             f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
         )
-    write_text(note, text)
+    if not note.exists():
+        write_whole(note, text)
 
 
 def _is_done(out: Path, shard: _Shard) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoints.pipeline_folder import choose_device
+from cogvideo.runtime.device import choose_device
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
 from cogvideo.evaluation.features import CHUNK, MAX_SKIPPED, clips_of, rows_of

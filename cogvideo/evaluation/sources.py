@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 
 from cogvideo.data.classes import VIDEOS, class_videos, videos_below
-from cogvideo.data.sources import digits_clip, number, parse_spec, read_captions
+from cogvideo.data.sources import number, parse_spec, read_captions, world
 from cogvideo.errors import CogVideoError, first_sentence
 
 ARRAYS = (".npy", ".npz")  # frames without a codec, whose traces a score of videos feels
@@ -104,18 +104,17 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
 
 def digits(split: str, n: int, seed: int, seconds: float) -> Side:
     """n real clips of the demo world, 8 frames a second at 64 pixels; clip i depends on seed and i alone."""
-    from cogvideo.theatre.digits import FPS, render
-
+    drawn = world("digits")
     if not 0 < seconds <= 60:
         raise CogVideoError(f"Clips cannot last {seconds:g} seconds: choose more than 0 and at most 60.")
-    times = np.arange(round(seconds * FPS) + 1)[None] / FPS
+    times = np.arange(round(seconds * drawn.FPS) + 1)[None] / drawn.FPS
 
     def read(name: str) -> np.ndarray:
-        frames = render(digits_clip(split, seed, int(name)), times)[0]
+        frames = drawn.render(drawn.digits_clip(split, seed, int(name)), times)[0]
         return rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
 
-    digits_clip(split, seed, 0)  # refuses an unknown split now
-    prompts = {str(i): digits_clip(split, seed, i).caption(0) for i in range(n)}
+    drawn.digits_clip(split, seed, 0)  # refuses an unknown split now
+    prompts = {str(i): drawn.digits_clip(split, seed, i).caption(0) for i in range(n)}
     return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", list(prompts), read, prompts)
 
 
@@ -124,7 +123,7 @@ def samples(
 ) -> Side:
     """n samples of captions of the demo world (test split, English); those of an earlier run are kept."""
     check_seconds(weights, seconds)
-    prompts = [digits_clip("test", seed, i).caption(0) for i in range(n)]
+    prompts = [world("digits").digits_clip("test", seed, i).caption(0) for i in range(n)]
     names = [f"{i:06d}.npz" for i in range(n)]
     make = sampler(weights, prompts, seed, seconds, device)
     make, read = keep(samples_folder(weights, f"{seconds:g}s-seed{seed}"), names, make, progress=progress)
@@ -140,7 +139,7 @@ def samples(
 def weights_place(weights: str) -> Path:
     """The folder of these weights; raises CogVideoError if there are none."""
     from cogvideo.checkpoints.released import is_released
-    from cogvideo.sampling.pipeline import DEMO
+    from cogvideo.checkpoints.registry import DEMO
 
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.data.video import check_writable
 from cogvideo.sampling.batches import fill_folder, identity
-from cogvideo.sampling.pipeline import DEMO, Pipeline
+from cogvideo.sampling.pipeline import Pipeline
 
 
 def write_clips(

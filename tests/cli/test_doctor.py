@@ -2,7 +2,7 @@
 
 import torch
 
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 
 def test_doctor_tells_what_is_there(run):

@@ -9,7 +9,7 @@ from cogvideo.data.sources import read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.fvd import card, evaluate, fvd, generations, line_in_1_over_n, real_sides
 from cogvideo.evaluation.sources import open_side
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 
 def gaussians(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
