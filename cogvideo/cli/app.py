@@ -210,9 +210,11 @@ def evaluate_fvd(
     device: Device = "auto",
 ) -> None:
     """Compute FVD and print it with its recipe, its floor and its spread; a stopped run goes on where it was."""
-    from cogvideo.evaluation.fvd import evaluate
+    from cogvideo.evaluation.protocols import evaluate
+    from cogvideo.evaluation.settings import Settings
 
-    evaluate(real, generated, preset=preset, n=n, seed=seed, seeds=seeds, i3d=i3d, out=out, device=device)
+    settings = Settings(n, seed, device, i3d, out)
+    evaluate(real, generated, settings, preset=preset, seeds=seeds)
 
 
 @evaluate.command("sensitivity")
@@ -251,9 +253,10 @@ def evaluate_sensitivity(
     """Score real clips against damaged ones: what FVD feels. Each line of the table costs n clips through I3D."""
     from cogvideo.evaluation.recipes import PRESETS
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
+    from cogvideo.evaluation.settings import Settings
 
-    options = {"n": n, "strengths": strengths, "seed": seed, "i3d": i3d, "out": out, "device": device}
-    sensitivity(real, generated, presets=presets or tuple(PRESETS), damages=damages or DAMAGES, **options)
+    kinds = {"presets": presets or tuple(PRESETS), "damages": damages or DAMAGES, "strengths": strengths}
+    sensitivity(real, generated, Settings(n, seed, device, i3d, out), **kinds)
 
 
 @weights_app.command("list")

@@ -50,9 +50,10 @@ def inception_score(
     """Inception Score for UCF-101: C3D on the first 16 frames of each video."""
     from cogvideo.evaluation.c3d import C3D
     from cogvideo.evaluation.scores import evaluate_inception_score
+    from cogvideo.evaluation.settings import Settings
 
     network = C3D.from_pretrained(c3d, mean=c3d_mean, device=device)
-    evaluate_inception_score(generated, network, n=n, splits=splits, seed=seed, out=out, device=device)
+    evaluate_inception_score(generated, network, Settings(n, seed, device, out=out), splits=splits)
 
 
 def clipsim(
@@ -69,9 +70,10 @@ def clipsim(
 ) -> None:
     """CLIPSIM: mean similarity of frames with their prompt; for weights, digits:.., and folders with captions.jsonl."""
     from cogvideo.evaluation.scores import ClipEncoder, evaluate_clipsim
+    from cogvideo.evaluation.settings import Settings
 
     encoder = ClipEncoder.from_open_clip(clip, clip_model, device=device)
-    evaluate_clipsim(generated, encoder, real=real, n=n, seed=seed, out=out, device=device)
+    evaluate_clipsim(generated, encoder, Settings(n, seed, device, out=out), real=real)
 
 
 def ucf101(
@@ -91,10 +93,11 @@ def ucf101(
 ) -> None:
     """The paper's UCF-101: samples of its classes against its videos, by FVD and, with --c3d, the Inception Score."""
     from cogvideo.evaluation.protocols import evaluate_ucf101
+    from cogvideo.evaluation.settings import Settings
 
     evaluate_ucf101(
-        folder, weights, n=n, split=split, seconds=seconds, prompts=prompts, seed=seed, c3d=c3d, c3d_mean=c3d_mean,
-        splits=splits, i3d=i3d, out=out, device=device,
+        folder, weights, Settings(n, seed, device, i3d, out), split=split, seconds=seconds, prompts=prompts, c3d=c3d,
+        c3d_mean=c3d_mean, splits=splits,
     )  # fmt: skip
 
 
@@ -117,10 +120,11 @@ def kinetics(
 ) -> None:
     """The paper's Kinetics-600: 5 frames are given, 11 predicted; FVD at 64 x 64 pixels."""
     from cogvideo.evaluation.protocols import evaluate_kinetics
+    from cogvideo.evaluation.settings import Settings
 
     evaluate_kinetics(
-        folder, weights, n=n, split=split, seconds=seconds, overlap=overlap, prompts=prompts, seed=seed, i3d=i3d,
-        out=out, device=device,
+        folder, weights, Settings(n, seed, device, i3d, out), split=split, seconds=seconds, overlap=overlap,
+        prompts=prompts,
     )  # fmt: skip
 
 

@@ -200,7 +200,9 @@ def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0
         for _ in range(draws)
     ]
     results = [fvd(a, b, seed=seed) for a, b in pairs]
-    fresh, extrapolated = (np.array([getattr(r, name) for r in results]) for name in ("value", "extrapolated"))
+    fresh, extrapolated = (
+        np.array([getattr(r, name) for r in results]) for name in ("value", "extrapolated")
+    )
     bootstrapped = bootstrap(*pairs[0], draws=draws, seed=seed)
     return BootstrapStudy(dim, n, truth, fresh, extrapolated, bootstrapped, results[0].curve)
 

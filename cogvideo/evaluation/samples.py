@@ -64,7 +64,9 @@ def find_weights(weights: str) -> Path:
     """The folder of these weights; CogVideoError if there are none."""
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
-        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json in it.")
+        raise CogVideoError(
+            f"There are no weights at {source}: give demo or a folder with pipeline.json in it."
+        )
     return source
 
 
@@ -234,7 +236,9 @@ def _predictor(
             where = f"{real.label}, {real.names[i]}"
             rng = np.random.default_rng([request.seed, i])
             clip = choose_clip(check_frames(video, where), KINETICS, rng, where)
-            clips[i] = _to_size(clip[:GIVEN], request.pipeline)  # videos differ in size and are predicted together
+            clips[i] = _to_size(
+                clip[:GIVEN], request.pipeline
+            )  # videos differ in size and are predicted together
         if not clips:
             return [None] * len(some)
         made = predict_frames(

@@ -89,7 +89,9 @@ def sampled_side(
     def make_missing() -> None:
         missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
         count = len(names)
-        with tqdm(total=count, initial=count - len(missing), desc=title, unit="clip", disable=not progress) as bar:
+        with tqdm(
+            total=count, initial=count - len(missing), desc=title, unit="clip", disable=not progress
+        ) as bar:
             for some in (missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)):
                 for i, frames in zip(some, make(some), strict=True):
                     if frames is not None:
