@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cogvideo.checkpoints.registry import KNOWN, cache_dir, find
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 
 def report() -> str:

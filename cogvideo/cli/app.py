@@ -93,7 +93,8 @@ def generate(
     """Make videos of sentences."""
     from cogvideo.data.video import check_writable
     from cogvideo.sampling.batches import fill_folder, identity, read_prompts
-    from cogvideo.sampling.pipeline import DEMO, Pipeline
+    from cogvideo.checkpoints.registry import DEMO
+    from cogvideo.sampling.pipeline import Pipeline
 
     if bool(prompts) == bool(prompts_file) or (prompts_file and not out_dir):
         raise CogVideoError("Give sentences, or a file of them by --prompts together with --out-dir.")
@@ -385,7 +386,7 @@ def bench_load(
 ) -> None:
     """Load a model and tell its size, the time and the peak of host memory."""
     from cogvideo.checkpoints.convert import measure_load
-    from cogvideo.checkpoints.pipeline_folder import choose_device
+    from cogvideo.runtime.device import choose_device
 
     ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
     typer.echo(measure_load(source, device=choose_device(device), dtype=dtype, **ids))

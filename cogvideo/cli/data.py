@@ -67,7 +67,7 @@ def tokenize_data(
     """Write the training sequences of a data set as frame tokens and text ids; the same command again goes on."""
     from functools import partial
 
-    from cogvideo.checkpoints.pipeline_folder import choose_device
+    from cogvideo.runtime.device import choose_device
     from cogvideo.checkpoints.tokenizers import load_tokenizers
     from cogvideo.data.sources import open_dataset
     from cogvideo.data.tokenize import Settings, tokenize

@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
-from cogvideo.checkpoints.pipeline_folder import choose_device
+from cogvideo.runtime.device import choose_device
 from cogvideo.errors import CogVideoError
 from cogvideo.runtime.tensors import without_memory
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoints.pipeline_folder import read_sampling
-from cogvideo.checkpoints.registry import cache_dir
+from cogvideo.checkpoints.registry import DEMO, cache_dir
 from cogvideo.checkpoints.released import SAMPLING, is_released
 from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
@@ -24,7 +24,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.recipes import KINETICS, check_frames, choose_clip
 from cogvideo.evaluation.sides import Side, dataset, demo_prompts, sampled_side
 from cogvideo.sampling.batches import identity
-from cogvideo.sampling.pipeline import DEMO, Pipeline, Seeds
+from cogvideo.sampling.pipeline import Pipeline, Seeds
 
 COMPRESS = 8  # pixels along a side of a frame token
 GIVEN, PREDICTED = 5, 11  # frames of Kinetics-600 clips

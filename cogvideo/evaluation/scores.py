@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cogvideo.checkpoints.pipeline_folder import choose_device
+from cogvideo.runtime.device import choose_device
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
 from cogvideo.evaluation.features import CHUNK, clips_of, readable, rows_of

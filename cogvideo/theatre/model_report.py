@@ -17,7 +17,8 @@ from cogvideo.io import commit
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.reports import html
 from cogvideo.runtime.machine import describe
-from cogvideo.sampling.pipeline import DEMO, Pipeline
+from cogvideo.checkpoints.registry import DEMO
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre import alignment
 
 SAMPLES = 4  # clips that are shown

@@ -28,7 +28,7 @@ from cogvideo.model import masks
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.tensors import DTYPES
 from cogvideo.sampling import TopKStrategy, generate_first_frame, generate_key_frames, interpolate_frames
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.theatre import recipe
 from cogvideo.theatre.inheritance import image_model_of

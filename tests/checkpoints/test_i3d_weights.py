@@ -105,7 +105,7 @@ def test_offline_tells_the_way_by_hand(tmp_path, monkeypatch):
 
 
 def test_a_good_file_is_kept_and_a_damaged_one_replaced(i3d_file, accept, tmp_path, monkeypatch):
-    def no_network():
+    def no_network(folder):
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(i3d_weights, "_download", no_network)

@@ -13,7 +13,7 @@ from cogvideo.checkpoints.convert import convert
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.sampling import ClusterStrategy
 from cogvideo.sampling import pipeline as pipeline_module
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 PROMPT = "a red dog runs in the snow"
 

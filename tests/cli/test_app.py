@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cogvideo.data.video import read_video
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 PROMPT = "a red 3 moves right"
 

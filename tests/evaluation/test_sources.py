@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.data.sources import read_options
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.sources import generations, open_side, real_sides
-from cogvideo.sampling.pipeline import DEMO
 
 
 def video(path, grey: int, frames: int = 16):
