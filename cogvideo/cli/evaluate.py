@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import Clips, Device, Guidance, Report, Seconds, Seed, Weights, output
+from cogvideo.cli.options import Device, Guidance, Report, Seconds, Seed, Weights, output
+from cogvideo.evaluation.settings import Settings
 
 app = typer.Typer(name="evaluate", help="Score weights and videos.", no_args_is_help=True)
 
@@ -21,7 +22,7 @@ C3D_FILE = "C3D on UCF-101: TGANv2's conv3d_deepnetA_ucf.npz, .safetensors, or .
 Real = Annotated[str, typer.Argument(help="Real videos, given like GENERATED.")]
 Generated = Annotated[str, typer.Argument(help=SIDE)]
 Folder = Annotated[Path, typer.Argument(help="The data set: a folder for each class.")]
-PresetClips = Annotated[int | None, typer.Option("-n", help="Clips a side; by default the published number.")]
+Clips = Annotated[int | None, typer.Option("-n", help="Clips a side; by default the published number.")]
 Splits = Annotated[int, typer.Option(help="Parts that the Inception Score is the mean over.")]
 C3DMean = Annotated[
     Path | None, typer.Option(help="TGANv2's mean2.npz; by default a mean colour, not as published.")
@@ -54,7 +55,7 @@ def fvd(
     real: Real,
     generated: Generated,
     preset: Annotated[str, typer.Option(help=PRESET)] = "paper",
-    n: PresetClips = None,
+    n: Clips = None,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option(help="Independent generations to score, n clips each.")] = 1,
     i3d: I3D = None,
@@ -62,9 +63,9 @@ def fvd(
     device: Device = "auto",
 ) -> None:
     """FVD, with its recipe, its floor and its spread. A stopped run resumes."""
-    from cogvideo.evaluation.fvd import evaluate
+    from cogvideo.evaluation.protocols import evaluate
 
-    evaluate(real, generated, preset=preset, n=n, seed=seed, seeds=seeds, i3d=i3d, out=output, device=device)
+    evaluate(real, generated, Settings(n, seed, device, i3d, output), preset=preset, seeds=seeds)
 
 
 @app.command()
@@ -86,8 +87,8 @@ def sensitivity(
     from cogvideo.evaluation.recipes import PRESETS
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
 
-    options = {"n": n, "strengths": strengths, "seed": seed, "i3d": i3d, "out": output, "device": device}
-    sensitivity(real, generated, presets=presets or tuple(PRESETS), damages=damages or DAMAGES, **options)
+    kinds = {"presets": presets or tuple(PRESETS), "damages": damages or DAMAGES, "strengths": strengths}
+    sensitivity(real, generated, Settings(n, seed, device, i3d, output), **kinds)
 
 
 @app.command("is")
@@ -95,7 +96,7 @@ def inception_score(
     generated: Generated,
     c3d: Annotated[Path, typer.Option(help=C3D_FILE)],
     c3d_mean: C3DMean = None,
-    n: Clips = 2048,
+    n: Clips = None,
     splits: Splits = 10,
     seed: Seed = 0,
     output: Report = None,
@@ -106,7 +107,7 @@ def inception_score(
     from cogvideo.evaluation.scores import evaluate_inception_score
 
     network = C3D.from_pretrained(c3d, mean=c3d_mean, device=device)
-    evaluate_inception_score(generated, network, n=n, splits=splits, seed=seed, out=output, device=device)
+    evaluate_inception_score(generated, network, Settings(n, seed, device, out=output), splits=splits)
 
 
 @app.command()
@@ -115,7 +116,7 @@ def clipsim(
     clip: Annotated[Path, typer.Option(help="The weights of CLIP, as open_clip writes them.")],
     clip_model: Annotated[str, typer.Option(help="The model's name in open_clip.")] = "ViT-B-32",
     real: Annotated[str | None, typer.Option(help="Real videos, for GODIVA's relative matching.")] = None,
-    n: Clips = 2048,
+    n: Clips = None,
     seed: Seed = 0,
     output: Report = None,
     device: Device = "auto",
@@ -124,14 +125,14 @@ def clipsim(
     from cogvideo.evaluation.scores import ClipEncoder, evaluate_clipsim
 
     encoder = ClipEncoder.from_open_clip(clip, clip_model, device=device)
-    evaluate_clipsim(generated, encoder, real=real, n=n, seed=seed, out=output, device=device)
+    evaluate_clipsim(generated, encoder, Settings(n, seed, device, out=output), real=real)
 
 
 @app.command()
 def ucf101(
     folder: Folder,
     weights: Weights,
-    n: Clips = 2048,
+    n: Clips = None,
     split: Annotated[str, typer.Option(help="A split file of the data set, or all.")] = "trainlist01.txt",
     seconds: Seconds = 4.0,
     prompts: Prompts = None,
@@ -146,17 +147,16 @@ def ucf101(
     """The paper's UCF-101 protocol: FVD and, with --c3d, IS. Samples of its classes against its videos."""
     from cogvideo.evaluation.protocols import evaluate_ucf101
 
-    evaluate_ucf101(
-        folder, weights, n=n, split=split, seconds=seconds, prompts=prompts, seed=seed, c3d=c3d,
-        c3d_mean=c3d_mean, splits=splits, i3d=i3d, out=output, device=device,
-    )  # fmt: skip
+    scoring = {"c3d": c3d, "c3d_mean": c3d_mean, "splits": splits}
+    sampling = {"split": split, "seconds": seconds, "prompts": prompts}
+    evaluate_ucf101(folder, weights, Settings(n, seed, device, i3d, output), **sampling, **scoring)
 
 
 @app.command()
 def kinetics(
     folder: Folder,
     weights: Weights,
-    n: PresetClips = None,
+    n: Clips = None,
     split: Annotated[str, typer.Option(help="A CSV file of the data set, or all.")] = "all",
     seconds: Annotated[float | None, typer.Option(help="Frame-rate text; by default the shortest.")] = None,
     overlap: Annotated[int | None, typer.Option(min=1, max=4, help="Frames shared by windows of 5.")] = None,
@@ -169,7 +169,5 @@ def kinetics(
     """The paper's Kinetics-600 protocol: FVD of predictions. 5 frames of 64 x 64 are given, 11 predicted."""
     from cogvideo.evaluation.protocols import evaluate_kinetics
 
-    evaluate_kinetics(
-        folder, weights, n=n, split=split, seconds=seconds, overlap=overlap, prompts=prompts, seed=seed,
-        i3d=i3d, out=output, device=device,
-    )  # fmt: skip
+    sampling = {"split": split, "seconds": seconds, "overlap": overlap, "prompts": prompts}
+    evaluate_kinetics(folder, weights, Settings(n, seed, device, i3d, output), **sampling)

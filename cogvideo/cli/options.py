@@ -33,7 +33,6 @@ BeginOfImage = Annotated[int, typer.Option(help="Begin-of-image id of a released
 Seconds = Annotated[float, typer.Option(help="Length of a clip; the demo knows 0.5, 1, 2, 4 and 8.")]
 Seed = Annotated[int, typer.Option(help="The same seed on the same device gives the same result.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance of key frames; by default the weights' own.")]
-Clips = Annotated[int, typer.Option("-n", help="Clips.")]
 Report = Annotated[Path | None, output("Write the result to a JSON file, too.")]
 
 # The size of a model with random weights.
