@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from cogvideo.cli.options import Device, Guidance, Report, Seconds, Seed, Weights, output
-from cogvideo.evaluation.settings import Settings
 
 app = typer.Typer(name="evaluate", help="Score weights and videos.", no_args_is_help=True)
 
@@ -33,6 +32,12 @@ Prompts = Annotated[
 I3D = Annotated[
     Path | None, typer.Option(help="Other I3D weights. TorchScript files are programs: trust them first.")
 ]
+
+
+def _settings(n: int | None, seed: int, device: str, output: Path | None, i3d: Path | None = None):
+    from cogvideo.evaluation.settings import Settings
+
+    return Settings(n, seed, device, i3d, output)
 
 
 @app.command()
@@ -65,7 +70,7 @@ def fvd(
     """FVD, with its recipe, its floor and its spread. A stopped run resumes."""
     from cogvideo.evaluation.protocols import evaluate
 
-    evaluate(real, generated, Settings(n, seed, device, i3d, output), preset=preset, seeds=seeds)
+    evaluate(real, generated, _settings(n, seed, device, output, i3d), preset=preset, seeds=seeds)
 
 
 @app.command()
@@ -88,7 +93,7 @@ def sensitivity(
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
 
     kinds = {"presets": presets or tuple(PRESETS), "damages": damages or DAMAGES, "strengths": strengths}
-    sensitivity(real, generated, Settings(n, seed, device, i3d, output), **kinds)
+    sensitivity(real, generated, _settings(n, seed, device, output, i3d), **kinds)
 
 
 @app.command("is")
@@ -107,7 +112,7 @@ def inception_score(
     from cogvideo.evaluation.scores import evaluate_inception_score
 
     network = C3D.from_pretrained(c3d, mean=c3d_mean, device=device)
-    evaluate_inception_score(generated, network, Settings(n, seed, device, out=output), splits=splits)
+    evaluate_inception_score(generated, network, _settings(n, seed, device, output), splits=splits)
 
 
 @app.command()
@@ -125,7 +130,7 @@ def clipsim(
     from cogvideo.evaluation.scores import ClipEncoder, evaluate_clipsim
 
     encoder = ClipEncoder.from_open_clip(clip, clip_model, device=device)
-    evaluate_clipsim(generated, encoder, Settings(n, seed, device, out=output), real=real)
+    evaluate_clipsim(generated, encoder, _settings(n, seed, device, output), real=real)
 
 
 @app.command()
@@ -149,7 +154,7 @@ def ucf101(
 
     scoring = {"c3d": c3d, "c3d_mean": c3d_mean, "splits": splits}
     sampling = {"split": split, "seconds": seconds, "prompts": prompts}
-    evaluate_ucf101(folder, weights, Settings(n, seed, device, i3d, output), **sampling, **scoring)
+    evaluate_ucf101(folder, weights, _settings(n, seed, device, output, i3d), **sampling, **scoring)
 
 
 @app.command()
@@ -170,4 +175,4 @@ def kinetics(
     from cogvideo.evaluation.protocols import evaluate_kinetics
 
     sampling = {"split": split, "seconds": seconds, "overlap": overlap, "prompts": prompts}
-    evaluate_kinetics(folder, weights, Settings(n, seed, device, i3d, output), **sampling)
+    evaluate_kinetics(folder, weights, _settings(n, seed, device, output, i3d), **sampling)
