@@ -1,7 +1,7 @@
 """The whole released pipeline with random weights, timed: `cogvideo bench full-size`.
 
-Weights are drawn on the device in the released geometry and loaded by the code for files, then a Pipeline makes
-a clip stage by stage. The pictures are noise; time and memory are those of the real weights.
+Weights are drawn on the device in the released geometry and loaded by the code for files; then a Pipeline
+makes a clip stage by stage. The pictures are noise; time and memory are those of the real weights.
 """
 
 import time
