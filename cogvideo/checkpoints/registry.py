@@ -77,6 +77,11 @@ KNOWN = {
 }  # fmt: skip
 
 
+def weights_folder(weights: str | Path) -> Path:
+    """The folder of "demo", or the folder given."""
+    return DEMO if str(weights) == "demo" else Path(weights)
+
+
 def known(name: str) -> Known:
     """The entry of a name; raises CogVideoError that lists the names."""
     if name not in KNOWN:

@@ -75,12 +75,8 @@ def make_checkpoint(
         return [path for one in PIPELINE for path in make_checkpoint(out / FOLDERS[one], kind=one, **sizes)]
     vocab_size = math.ceil(COGVIDEO_9B.vocab_size / ranks) * ranks
     model, settings = _model(kind, layers, hidden, heads, vocab_size)
-    channels = {".given.": ".spatial.", ".drawn.": ".temporal."}  # super-resolution's names for them
-    meta = {}
-    for name, parameter in model.named_parameters():
-        for theirs, ours in channels.items():
-            name = name.replace(theirs, ours)
-        meta[released_name(name)] = parameter.detach().to(DTYPES[dtype])
+    parameters = model.named_parameters()
+    meta = {released_name(name): parameter.detach().to(DTYPES[dtype]) for name, parameter in parameters}
     total = sum(map(tensor_bytes, meta.values()))
     # [three,rows,columns] are three * rows in a file.
     parts = {

@@ -52,12 +52,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*,K] in the type of the scales -> [*,N] of the same type."""
         rows = x.numel() // x.shape[-1]
-        if (
-            x.is_cuda
-            and rows <= FEW_ROWS_CUDA
-            and x.itemsize == 2
-            and (kernel := _cuda_kernel(x.device)) is not None
-        ):
+        few = x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2
+        if few and (kernel := _cuda_kernel(x.device)) is not None:
             return kernel(x, self.weight_int8, self.scale, self.bias)
         if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
             flat = torch.ops.aten._weight_int8pack_mm(
@@ -65,8 +61,8 @@ class Int8Linear(nn.Module):
             )
             out = flat.view(*x.shape[:-1], -1)
         else:
-            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, but in float16,
-            # where sums of integers would overflow.
+            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, except in
+            # float16, where sums of integers would overflow.
             weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
             out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
         return out if self.bias is None else out + self.bias
@@ -95,7 +91,7 @@ def load_int8(
     """The model of a loader such as load_sat_checkpoint with its folder, quantised while it is read; at last on `home`.
 
     Every block is quantised on `device` as soon as its weights are there, so that neither device nor home ever holds more
-    than one block in full width. dtype: of everything that stays wide. Raises what the loader does.
+    than one block in full width. dtype: of everything that stays wide.
     """
 
     def shrink(block: nn.Module) -> None:
@@ -115,21 +111,17 @@ def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tens
     try:
         from cogvideo.runtime.int8_kernel import int8_linear
 
+        weight = torch.ones(32, 64, dtype=torch.int8, device=device)
         for dtype in (
             torch.float16,
             torch.bfloat16,
         ):  # compiled at the first launch, which needs a C compiler, too
-            x, scale = (
-                torch.ones(2, 64, dtype=dtype, device=device),
-                torch.ones(32, dtype=dtype, device=device),
-            )
-            int8_linear(x, torch.ones(32, 64, dtype=torch.int8, device=device), scale, None)
+            x = torch.ones(2, 64, dtype=dtype, device=device)
+            int8_linear(x, weight, x.new_ones(32), None)
     except ImportError:
         return None
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2
-        )
+        warnings.warn(f"The int8 kernel fails here ({reason}): int8 layers will be slower.", stacklevel=2)
         return None
     return int8_linear

@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from cogvideo.io import replacing
 
 # Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are renewed.
 MAPPED_BYTES = 512 * 2**20
@@ -23,8 +26,8 @@ SHOWN_BYTES = 10**9  # work on more than this shows its progress
 class Weights(Mapping[str, Tensor]):
     """Names -> tensors in files; `read` and `weights[name]` read one into memory of its own, each time anew.
 
-    meta: the same names with tensors on the meta device, to look at shapes and types without reading. fill(name, out) copies
-    a weight from its file into the tensor `out`, whatever its type and device.
+    meta: the same names with tensors on the meta device, for shapes and types without reading. fill(name, out) copies a
+    weight from its file into the tensor `out`, whatever its type and device.
     """
 
     def __init__(self, meta: Mapping[str, Tensor], fill: Callable[[str, Tensor], None]):
@@ -54,9 +57,8 @@ class Weights(Mapping[str, Tensor]):
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
         """The same weights under other names, without those whose new name is None."""
         old = {new: name for name in self.meta if (new := rename(name)) is not None}
-        return Weights(
-            {new: self.meta[name] for new, name in old.items()}, lambda new, out: self._fill(old[new], out)
-        )
+        meta = {new: self.meta[name] for new, name in old.items()}
+        return Weights(meta, lambda new, out: self._fill(old[new], out))
 
 
 def meta_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -81,24 +83,18 @@ class _NoDraws(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-            "kaiming_uniform_",
-        ):  # torch.nn.init's or a tensor's own
-            return args[0] if args else kwargs["tensor"]
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]  # torch.nn.init's or a tensor's own
         return func(*args, **kwargs)
 
 
 def save_tensors(
     tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all, with the permissions of any new file."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=metadata)
-    part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-    os.replace(part, path)
+    """Write a safetensors file, whole or not at all, with the permissions of any new file; a full disk is an OSError."""
+    with replacing(path, advice=None) as part:
+        save_file(tensors, part, metadata=metadata)
+        part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
 
 
 def _umask() -> int:
@@ -110,11 +106,8 @@ def _umask() -> int:
 
 def byte_bar(label: str, total: int) -> Any:
     """A tqdm bar over `total` bytes, as a context; silent for what is quickly done."""
-    from tqdm import tqdm
-
-    return tqdm(
-        total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=total <= SHOWN_BYTES
-    )
+    silent = total <= SHOWN_BYTES
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=silent)
 
 
 class TensorFile:
@@ -126,7 +119,7 @@ class TensorFile:
         self.meta = {name: tensor.to("meta") for name, tensor in self._tensors.items()}
 
     def view(self, name: str) -> Tensor:
-        """The tensor as it lies in the file, to copy from or to; then `release_pages` is to be called."""
+        """The tensor as it lies in the file, to copy from or to; call `release_pages` afterwards."""
         self.viewed += tensor_bytes(self._tensors[name])
         return self._tensors[name]
 
@@ -138,7 +131,7 @@ class TensorFile:
 
 
 def release_pages(files: Collection[TensorFile]) -> None:
-    """Give the memory of pages read back to the system, once those of all `files` together are many."""
+    """Return the memory of pages read to the system, once those of all `files` together are many."""
     if sum(file.viewed for file in files) > MAPPED_BYTES:
         for file in files:
             file.renew()

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from cogvideo import load_sat_checkpoint
 from cogvideo.checkpoints import native
-from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect
-from cogvideo.checkpoints.inspection import CUDA_BYTES, report
+from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect, report
 from cogvideo.checkpoints.native import save_model
 from cogvideo.checkpoints.registry import PACKAGED
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import CUDA_BYTES
 from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 

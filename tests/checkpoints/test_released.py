@@ -174,7 +174,7 @@ def test_what_is_missing_is_named(folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "release")
     path = tmp_path / "release" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(CogVideoError, match=f"lacks {name}") as error:
+    with pytest.raises(CogVideoError, match=f"{name} of the release is missing") as error:
         Pipeline.from_pretrained(tmp_path / "release", device="cpu")
     assert "\n" not in str(error.value)
 

@@ -156,7 +156,7 @@ def test_released_weights_that_do_not_fit(tmp_path):
     weights = load_file(DATA / "dsr" / "checkpoint.safetensors")
     load = partial(DirectSuperResolution.from_sat, image_tokens=256, begin_of_image=290)
     lacking = {name: w for name, w in weights.items() if not name.startswith("mixins.attention_plus.dense.1")}
-    with pytest.raises(CogVideoError, match="lacks 2 weights"):
+    with pytest.raises(CogVideoError, match="2 weights are missing"):
         load(lacking, num_heads=2)
     image_model = {name: w for name, w in weights.items() if not name.startswith("mixins.")}
     with pytest.raises(CogVideoError, match="no super-resolution checkpoint"):
