@@ -1,6 +1,7 @@
 """Weights in another type: released or native folders -> native folders, streamed tensor by tensor.
 
-The model is never built and no file is held whole: the peak memory is that of one shard (native.write_weights).
+The model is never built and no file is held whole: the peak memory is that of one shard
+(native.write_weights).
 """
 
 import shutil
@@ -44,12 +45,12 @@ def convert(
     image_tokens: int = 20000,
     begin_of_image: int = 150000,
 ) -> str:
-    """Write the weights in `source` as the native folder `target` -> a line with its size, the time and peak memory.
+    """Write the weights in `source` as the native folder `target` -> a line with size, time and peak memory.
 
-    source: a released folder or zip of any kind (image model, stage 1, stage 2, direct or iterative super-resolution); a
-    native folder; the file ice_image.pt, which becomes `target`/frames.safetensors; or the folder with all of the
-    release's files, which becomes a pipeline folder. dtype: fp32, bf16, fp16, or keep. image_tokens and begin_of_image
-    belong to released folders.
+    source: a released folder or zip of any kind (image model, stage 1, stage 2, direct or iterative
+    super-resolution); a native folder; the file ice_image.pt, which becomes `target`/frames.safetensors; or
+    the folder with all of the release's files, which becomes a pipeline folder. dtype: fp32, bf16, fp16, or
+    keep. image_tokens and begin_of_image belong to released folders.
     """
     source, target, kind = Path(source), Path(target), _dtype(dtype)
     start = time.perf_counter()
@@ -77,7 +78,7 @@ def _dtype(name: str) -> torch.dtype | None:
 
 
 def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
-    """stage1/, stage2/, superres/, tokenizers/ and pipeline.json (how the release samples) from the release's files."""
+    """The pipeline folder of the release's files, with a pipeline.json that says how the release samples."""
     frames, text = released.read_tokenizers(source)
     ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
@@ -129,7 +130,7 @@ def measure_load(
 def open_checkpoint(
     folder: str | Path, *, image_tokens: int, begin_of_image: int
 ) -> tuple[type[nn.Module], Any, Weights]:
-    """The model in a released or native folder: its class, its configuration, its weights (our names, unread)."""
+    """The model in a released or native folder: class, configuration, weights (our names, unread)."""
     folder, ids = Path(folder), {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
     if (folder / "config.json").exists():
         settings = read_json(folder / "config.json", advice=ADVICE)
@@ -140,7 +141,8 @@ def open_checkpoint(
         return CogVideoTransformer, *read_folder(folder, ModelConfig)
     if not folder.exists():
         raise CogVideoError(
-            f"There are no weights at {folder}: give a released folder or zip, a native folder, or ice_image.pt."
+            f"There are no weights at {folder}: give a released folder or zip, a native folder, or "
+            "ice_image.pt."
         )
     weights, _ = read_sat_folder(folder)
     kind = released_kind(weights)

@@ -63,8 +63,8 @@ def load_icetk(
 ) -> FrameTokenizer:
     """See FrameTokenizer.from_icetk."""
     name = "the given state dict" if isinstance(source, Mapping) else str(source)
-    weights = source if isinstance(source, Mapping) else read_icetk(Path(source))
-    weights = weights.get("module", weights)
+    table: Mapping[str, Any] = source if isinstance(source, Mapping) else read_icetk(Path(source))
+    weights = table.get("module", table)
     if "quantize.embed.weight" not in weights:
         raise CogVideoError(f"There is no icetk image tokenizer in {name}: it has no quantize.embed.weight.")
     codes, dim = weights["quantize.embed.weight"].shape
@@ -105,8 +105,8 @@ def read_icetk(path: Path) -> Mapping[str, Any]:
 def loaded_names(weights: Mapping[str, Tensor]) -> set[str]:
     """The names in icetk's file that belong to the network.
 
-    The release loads non-strictly: losses and training statistics lie beside the network. An unknown name inside
-    the network, however, means that its sizes are wrong.
+    The release loads non-strictly: losses and training statistics lie beside the network. An unknown name
+    inside the network, however, means that its sizes are wrong.
     """
     return {name for name in weights if name.startswith(ICETK_PARTS)} - set(TRAINING_STATISTICS)
 
@@ -125,9 +125,8 @@ def icetk_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     decoders = []
     while decoder := widths(f"decs.{len(decoders)}.up"):
         decoders.append(decoder)
-    return {
-        "codes": codes, "dim": dim, "channels": channels, "encoder_mult": widths("enc.down"), "decoder_mults": decoders,
-    }  # fmt: skip
+    mults = {"encoder_mult": widths("enc.down"), "decoder_mults": decoders}
+    return {"codes": codes, "dim": dim, "channels": channels, **mults}
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:

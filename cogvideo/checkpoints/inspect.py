@@ -1,6 +1,7 @@
 """What weights are: kind, geometry, size, missing and unexpected keys, and the memory that they will need.
 
-Only headers are read: of torch files and safetensors the table of names, shapes and types, of zips the list of files.
+Only headers are read: of torch files and safetensors the table of names, shapes and types, of zips the list
+of files.
 """
 
 import json
@@ -94,7 +95,7 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Look at a released folder or zip, a native folder, a pipeline folder of either, or a single file of weights."""
+    """Look at a released folder or zip, a native folder, a pipeline folder, or a single file of weights."""
     path = Path(path)
     if path.is_dir():
         if (path / "pipeline.json").exists():
@@ -107,7 +108,8 @@ def inspect(path: str | Path) -> Inspection:
     if not path.exists():
         raise CogVideoError(f"There is nothing at {path}: check the path.")
     readers: dict[str, Callable[[Path], Inspection]] = {
-        ".zip": _zip, ".npy": _clusters, ".model": _text_model, ".safetensors": _safetensors, ".pt": _torch_file,
+        ".zip": _zip, ".npy": _clusters, ".model": _text_model, ".pt": _torch_file,
+        ".safetensors": _safetensors,
     }  # fmt: skip
     if path.suffix not in readers:
         raise CogVideoError(f"{path} is no file of weights: give one that ends in {', '.join(readers)}.")
@@ -239,10 +241,11 @@ def _zip(path: Path) -> Inspection:
     geometry = {"layers": layers, "hidden": hidden, "heads": settings.get("num_attention_heads", "not told")}
     geometry |= {"vocabulary": settings["vocab_size"]} if "vocab_size" in settings else {}
     size = sum(rank.file_size for rank in ranks)
-    both = kind in (STAGE1, STAGE2, DIRECT)
+    matrices = layers * hidden**2 * (16 if kind in (STAGE1, STAGE2, DIRECT) else 12)
     return Inspection(
-        path, kind, "released zip", geometry, parameters=size // 2, matrices=layers * hidden**2 * (16 if both else 12),
-        files=len(ranks), size=size, note="unpack it to see its weights; parameters are counted from its size as 16 bit",
+        path, kind, "released zip", geometry, parameters=size // 2, matrices=matrices, files=len(ranks),
+        size=size,
+        note="unpack it to see its weights; parameters are counted from its size as 16 bit",
     )  # fmt: skip
 
 

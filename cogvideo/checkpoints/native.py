@@ -38,10 +38,10 @@ ADVICE = "copy the whole weights folder again"
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
-    """Write model.safetensors, or above SINGLE_FILE_BYTES shards with an index; `weights` are read one by one.
+    """Write model.safetensors, or shards with an index above SINGLE_FILE_BYTES; weights are read one by one.
 
-    dtype None keeps the types. No more than one shard is in memory. Each file is whole or missing; those left from earlier
-    weights are deleted at the end.
+    dtype None keeps the types. No more than one shard is in memory. Each file is whole or missing; those left
+    from earlier weights are deleted at the end.
     """
     sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
     shards = _shards(sizes)
@@ -126,8 +126,8 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 def new_folder(target: Path, needed: int) -> Iterator[Path]:
     """A folder beside `target` to write to, which becomes it at the end: what has the final name is complete.
 
-    A run that is killed leaves TARGET.part behind, which the next one deletes. Raises CogVideoError where `target` is not
-    empty, and where fewer than `needed` bytes are free.
+    A run that is killed leaves TARGET.part behind, which the next one deletes. Raises CogVideoError where
+    `target` is not empty, and where fewer than `needed` bytes are free.
     """
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
@@ -136,7 +136,8 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         free = shutil.disk_usage(part).free
         if free < needed:
             raise CogVideoError(
-                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or choose "
+                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or "
+                "choose "
                 "another disk."
             )
         yield part
@@ -145,7 +146,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
 
 
 def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json (`model.config`) and the weights (in `dtype`, or as the model is); see write_weights."""
+    """Write config.json (`model.config`) and the weights (in `dtype`, or as they are); see write_weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", to_dict(model.config))
@@ -194,8 +195,8 @@ def inherit_image_model(
     """A video model that starts from an image model (CogView2 -> CogVideo, paper section 3.2).
 
     The image model gives every weight it has. New: temporal qkv copied from the layer's own, temporal dense
-    normal(0, 0.02) with zero bias, gate 0 (both channels count half), extra positions repeated from frame 0's. `source`
-    is a model, a native folder or a released one; `config` defaults to five sequential frames.
+    normal(0, 0.02) with zero bias, gate 0 (both channels count half), extra positions repeated from frame
+    0's. `source` is a model, a native folder or a released one; `config` defaults to five sequential frames.
     """
     given = isinstance(source, CogVideoTransformer)
     ids = config or COGVIDEO_9B

@@ -100,7 +100,8 @@ def read_sampling(folder: Path) -> SamplingConfig:
     file = folder / "pipeline.json"
     if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
         raise CogVideoError(
-            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or with all of "
+            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or "
+            "with all of "
             "the release's files in it."
         )
     return from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))

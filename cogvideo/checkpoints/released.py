@@ -2,9 +2,8 @@
 
     cogvideo-stage1/  cogvideo-stage2/  cogview2-dsr/  ice_text.model  ice_image.pt  cluster_label2.npy
 
-(or cogvideo-stage1.zip and so on, which are unpacked there).
-The image model `coglm` is not needed: stage 1 holds it unchanged, as the spatial channel, which generates the first
-frame.
+(or cogvideo-stage1.zip and so on, which are unpacked there). The image model `coglm` is not needed: stage 1
+holds it unchanged, as the spatial channel, which generates the first frame.
 """
 
 import warnings
@@ -32,9 +31,9 @@ TEXT, FRAMES, CLUSTERS = "ice_text.model", "ice_image.pt", "cluster_label2.npy"
 FILES = (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)  # those that are needed
 NUM_CLUSTERS = 500
 
-# How the release samples: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D section 5).
-# Prompts go to the models as they are; the release's web page first translated English ones to Chinese: that is left to
-# the user.
+# How the release samples: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D
+# section 5). Prompts go to the models as they are; the release's web page first translated English ones to
+# Chinese: that is left to the user.
 SAMPLING = SamplingConfig(
     spans=(0.5, 1.0, 2.0, 4.0),  # seconds; the release itself makes 4 s: 33 frames at 8 fps
     first_frame_suffix=f" {FIRST_FRAME_SUFFIX}",
@@ -106,7 +105,8 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     """Raise CogVideoError that names those of the release's files and folders that are missing."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
-            f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights get` or unpack "
+            f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights "
+            "get` or unpack "
             "the download there."
         )
 
@@ -125,7 +125,8 @@ def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
     if (folder / CLUSTERS).exists():
         return read_labels(folder / CLUSTERS)
     warnings.warn(
-        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: samples will differ from the "
+        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: samples will differ "
+        "from the "
         "release's.",
         stacklevel=2,
     )

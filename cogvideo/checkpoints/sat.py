@@ -31,8 +31,8 @@ from cogvideo.runtime.tensors import (
 
 M = TypeVar("M", bound=nn.Module)
 
-# DeepSpeed stores the states of the random generators beside the weights, numpy's as an array, which torch.load would
-# refuse. Its module was renamed with numpy 2.
+# DeepSpeed stores the states of the random generators beside the weights, numpy's as an array, which
+# torch.load would refuse. Its module was renamed with numpy 2.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _NUMPY = [
     np.ndarray, np.dtype, type(np.dtype(np.uint32)),
@@ -64,9 +64,10 @@ OTHER_NAMES = {
 GATE = re.compile(r"mixins\.attention_plus\.attn_distribution\.(\d+)$")
 RELEASED_NAMES = {ours: released for released, ours in (LAYER_NAMES | OTHER_NAMES).items()}
 
-# How SwissArmyTransformer's model parallelism shards a weight among its ranks (mpu/layers.py: VocabParallelEmbedding,
-# ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q, then of k, then of v. All other
-# weights, biases of dense and dense_4h_to_h among them, are whole on every rank.
+# How SwissArmyTransformer's model parallelism shards a weight among its ranks (mpu/layers.py:
+# VocabParallelEmbedding, ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q,
+# then of k, then of v. All other weights, biases of dense and dense_4h_to_h among them, are whole on every
+# rank.
 RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
 PARAMETER = re.compile(r"\.(\w+)(\.\d+)?\.(weight|bias)$")
 ROWS = (0, "(rank rows) ... -> rank rows ...")  # the axis that is sharded, and how
@@ -108,7 +109,7 @@ def released_name(ours: str) -> str:
 
 
 def released_kind(names: Iterable[str]) -> str:
-    """What a released table of weights is: image, video (stage 1 or 2), direct or iterative (super-resolution)."""
+    """The kind of a released table: image, video (stage 1 or 2), direct or iterative (super-resolution)."""
     names = list(names)
     if any(name.startswith("mixins.attention_plus.attn_distribution.") for name in names):
         return "video"
@@ -118,12 +119,13 @@ def released_kind(names: Iterable[str]) -> str:
 
 
 def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
-    """The weights (released names, ranks merged, read when asked for) and model_config.json of a released folder or zip."""
+    """Weights (released names, ranks merged, unread) and model_config.json of a released folder or zip."""
     folder = unpacked(Path(folder))
     for name in ("latest", "model_config.json"):
         if not (folder / name).exists():
             raise CogVideoError(
-                f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, model_config.json "
+                f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, "
+                "model_config.json "
                 "and the weights."
             )
     settings = read_json(folder / "model_config.json", advice="download it again")
@@ -134,7 +136,8 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
     # The newer spelling, then the older one; the weights decide where neither is given.
     if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
         raise CogVideoError(
-            f"{folder / 'model_config.json'} describes a model without sandwich LayerNorm, which all of CogVideo's have: "
+            f"{folder / 'model_config.json'} describes a model without sandwich LayerNorm, which all of "
+            "CogVideo's have: "
             "choose another folder."
         )
     if not re.fullmatch(r"\w[\w.-]*", iteration):
@@ -159,7 +162,7 @@ def _rank_files(folder: Path) -> list[Path]:
 
 
 def _open_rank(path: Path) -> dict[str, Tensor]:
-    """The table under `module` of a torch file: mapped, or in memory if the file is of the kind before 2020."""
+    """The table under `module` of a torch file: mapped, or in memory if it is in the format before 2020."""
     try:
         with torch.serialization.safe_globals(_NUMPY):
             table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -179,7 +182,8 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
     for file in files[1:]:
         if differing := file.meta.keys() ^ first.meta.keys():
             raise CogVideoError(
-                f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them alone; "
+                f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them "
+                "alone; "
                 "download the checkpoint again."
             )
     meta = {}
@@ -198,13 +202,15 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
         if not fits:
             shapes = ", ".join(str(list(file.meta[name].shape)) for file in files)
             raise CogVideoError(
-                f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download the "
+                f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download "
+                "the "
                 "checkpoint again."
             )
         if name.endswith("query_key_value.weight") and len(shape) == 2 and shape[0] != 3 * shape[1]:
             ranks = 3 * shape[1] * len(files) / max(1, shape[0])
             raise CogVideoError(
-                f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not {len(files)} "
+                f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not "
+                f"{len(files)} "
                 f"(together, {name} is {shape}); download the checkpoint again."
             )
 
@@ -225,7 +231,7 @@ def _rule(name: str) -> tuple[int, str] | None:
 
 
 def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
-    """The part of a released weight that each rank holds (or all of it), as views in the layout of the rank's file."""
+    """The part of a released weight that each rank holds, as a view in the layout of the rank's file."""
     rule = _rule(name)
     if rule is None:
         return [whole] * ranks
@@ -254,7 +260,8 @@ def infer_config(
         )
     if settings.get("num_layers", num_layers) != num_layers:
         raise CogVideoError(
-            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: download "
+            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: "
+            "download "
             "them again."
         )
     # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
@@ -314,7 +321,8 @@ def invalid_release(path: str | Path) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
-            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is missing or "
+            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is "
+            "missing or "
             "invalid; download it again."
         ) from None
     except CogVideoError as error:  # weights and settings that contradict each other
@@ -330,10 +338,11 @@ def fill_model(
     dtype: torch.dtype | None = None,
     block_done: Callable[[nn.Module], Any] | None = None,
 ) -> M:
-    """The module that `build` makes, with `weights` (our names), in eval mode; checks names, shapes and free memory.
+    """The module that `build` makes, with `weights` (our names), in eval mode, if they and memory suffice.
 
-    Weights in files are read one after another, straight to device and dtype. block_done(block) is called when all
-    weights of a block are there and may shrink it before the next is read; free memory is then not checked.
+    Weights in files are read one after another, straight to device and dtype. block_done(block) is called
+    when all weights of a block are there and may shrink it before the next is read; free memory is then not
+    checked.
     """
     model = empty_model(build, weights, where)
     meta = meta_of(weights)
@@ -360,14 +369,15 @@ def fill_model(
 
 
 def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: str) -> M:
-    """The module that `build` makes, on the meta device; CogVideoError if `weights` are not just what it needs."""
+    """The module that `build` makes, on the meta device, if `weights` are exactly what it needs."""
     with without_memory():
         model = build()
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
         raise CogVideoError(
-            f"{len(missing)} weights are missing from {where}, {min(missing)} among them; get a complete copy."
+            f"{len(missing)} weights are missing from {where}, {min(missing)} among them; get a complete "
+            "copy."
         )
     if surplus := meta.keys() - expected.keys():
         raise CogVideoError(

@@ -19,7 +19,7 @@ TABLES = [f"{kind}_embedding.weight" for kind in ("word", "base_position", "extr
 
 
 def our_superres_name(released: str) -> str | None:
-    """The name in a SuperResolution of a released weight, or None; CogVideo's names but for the two channels."""
+    """The name in a SuperResolution of a released weight, or None; only the channels differ from our_name."""
     name = our_name(released)
     return name and name.replace(".spatial.", ".given.").replace(".temporal.", ".drawn.")
 

@@ -26,7 +26,7 @@ class Tokenizers:
 
 
 def load_tokenizers(weights: str | Path) -> Tokenizers:
-    """The tokenizers of "demo", of a pipeline folder, or of a folder with the release's ice_text.model and ice_image.pt."""
+    """The tokenizers of "demo", of a pipeline folder, or of a folder with the release's tokenizer files."""
     folder = weights_folder(weights)
     if released.is_released(folder):
         released.check_there(folder, (released.TEXT, released.FRAMES))

@@ -25,7 +25,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def download(url: str, path: Path, item: Known) -> None:
-    """Download to `path` by way of `path`.part, which stays when the download fails and is resumed by the next one.
+    """Download to `path`.part, which becomes `path` at the end; after a failure the next call resumes it.
 
     Retries after broken connections as long as new bytes arrive.
     """
@@ -123,7 +123,8 @@ def _unreachable(url: str, part: Path, item: Known, reason: str) -> CogVideoErro
 def _by_hand(url: str, item: Known) -> str:
     page = f" (if it has moved, look at {item.page})" if item.page else ""
     return (
-        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file DOWNLOADED`, "
+        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file "
+        "DOWNLOADED`, "
         "or give another address with --url."
     )
 

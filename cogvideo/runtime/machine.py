@@ -1,4 +1,4 @@
-"""What a benchmark needs of any machine: its name, its bandwidth, waiting for it, memory taken, random weights."""
+"""What a benchmark needs of a machine: its name, bandwidth, waiting for it, memory taken, random weights."""
 
 import platform
 import time
@@ -92,7 +92,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
-    """A loader, as sampling.loading.Loader calls them, that draws each weight where it is to be, as it is asked for."""
+    """A reader for checkpoints.pipeline_folder.Loader that draws each weight where it belongs, on demand."""
     with without_memory():
         meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
 

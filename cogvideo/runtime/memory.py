@@ -35,7 +35,7 @@ def weight_bytes(
 
 
 def int8_bytes(numbers: int, shrunk: int, device: str) -> int:
-    """Bytes of an int8 model with so many weights, `shrunk` of them in large matrices; without the scales of rows."""
+    """Bytes of so many weights as int8, `shrunk` of them in large matrices; without the rows' scales."""
     return shrunk + (numbers - shrunk) * wide_type(device).itemsize
 
 
@@ -50,8 +50,8 @@ def cache_numbers(c: ModelConfig) -> int:
 def free_memory(device: str | torch.device = "cpu") -> int:
     """Bytes that this process could still take on a CPU or CUDA device.
 
-    CPU: what Linux calls available, bounded by the control groups (containers) of the process; elsewhere all the
-    memory there is. CUDA: what the driver has free and what torch keeps for reuse.
+    CPU: what Linux calls available, bounded by the control groups (containers) of the process; elsewhere all
+    the memory there is. CUDA: what the driver has free and what torch keeps for reuse.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -85,7 +85,8 @@ def _group_limits(groups: Path, root: Path) -> list[int]:
         else:
             continue
         group = mount / path.strip("/")
-        # In a container the path may be the host's, which does not exist inside; the mount itself then has the limit.
+        # In a container the path may be the host's, which does not exist inside; the mount itself then has
+        # the limit.
         for folder in (group, *group.parents):
             if not folder.is_relative_to(mount):
                 break
@@ -105,7 +106,7 @@ def _number(path: Path, pattern: str) -> int:
 
 
 def check_fits(need: int, device: str | torch.device, what: str) -> None:
-    """Raise CogVideoError unless the bytes that loading `what` needs are free on the device; large loads are announced.
+    """Raise CogVideoError unless the bytes that `what` needs are free on the device; announce large loads.
 
     Devices other than the CPU and CUDA are not checked.
     """
@@ -115,7 +116,8 @@ def check_fits(need: int, device: str | torch.device, what: str) -> None:
     free = free_memory(device)
     if need > free:
         raise CogVideoError(
-            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 bits or as "
+            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 "
+            "bits or as "
             "int8, offload its layers, choose another device, or close other programs."
         )
     if need > TOLD_BYTES:
@@ -123,7 +125,7 @@ def check_fits(need: int, device: str | torch.device, what: str) -> None:
 
 
 def peak_memory() -> int:
-    """The most host memory in bytes that this process has held so far, mapped files included; 0 where unknown."""
+    """The most host memory in bytes that this process has held, mapped files included; 0 where unknown."""
     try:  # what getrusage tells begins with the size of the program that started this one
         return _number(Path("/proc/self/status"), r"VmHWM:\s+(\d+) kB") * 1024
     except (OSError, ValueError):

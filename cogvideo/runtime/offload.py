@@ -1,8 +1,8 @@
-"""Models larger than the memory of the device: weights stay in host memory and are copied when they are needed.
+"""Models larger than the device's memory: weights stay in host memory and are copied when they are needed.
 
-Two ways. *stages*: of a pipeline's parts (stage 1, stage 2, super-resolution, frame tokenizer) only the one at work is on
-the device. *layers*: of that part, only two blocks are; while one computes, the next is copied on a CUDA stream of its
-own. Weights are never changed, so nothing is copied back.
+Two ways. *stages*: of a pipeline's parts (stage 1, stage 2, super-resolution, frame tokenizer) only the one
+at work is on the device. *layers*: of that part, only two blocks are; while one computes, the next is copied
+on a CUDA stream of its own. Weights are never changed, so nothing is copied back.
 
 On the CPU the same code makes plain copies, one after another: outputs are equal to those without offloading.
 """
@@ -25,7 +25,8 @@ PAGE = 4096  # bytes that the system locks at once
 class HostWeights:
     """Tensors of a module side by side in one run of host memory, so that one copy brings them to the device.
 
-    The tensors given are bound to that memory at once (what they held before is freed), later to a device's or back.
+    The tensors given are bound to that memory at once (what they held before is freed), later to a device's
+    or back.
     """
 
     def __init__(self, tensors: Sequence[Tensor]):
@@ -41,7 +42,7 @@ class HostWeights:
         self.unload()
 
     def load(self, room: Tensor) -> None:
-        """Copy to the device memory `room`, uint8 of at least the size of `bytes`, without waiting; then `bind` there."""
+        """Copy to the device memory `room` (uint8, long enough) without waiting; `bind` follows."""
         room[: len(self.bytes)].copy_(self.bytes, non_blocking=True)
 
     def bind(self, memory: Tensor) -> None:
@@ -60,9 +61,9 @@ class HostWeights:
 class StreamedBlocks(nn.ModuleList):
     """Replaces a model's `blocks`: iterating over it yields each block with its weights on the device.
 
-    Two buffers (`rooms`) take turns: while block i computes in one, block i + 1 is copied into the other; the first block
-    follows the last, for the next token. A block's weights are on the device until the iterator is asked for the next
-    block, and only while one iterates.
+    Two buffers (`rooms`) take turns: while block i computes in one, block i + 1 is copied into the other; the
+    first block follows the last, for the next token. A block's weights are on the device until the iterator
+    is asked for the next block, and only while one iterates.
     """
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device):
@@ -102,14 +103,15 @@ class StreamedBlocks(nn.ModuleList):
                     self.host[index].unload()
 
     def _copy(self, index: int) -> tuple[int, Tensor, Any]:
-        """Start to copy a block into the room whose turn it is -> the block, the room, the event at the end."""
+        """Start to copy a block into the next room -> the block, the room, the event at the end."""
         room = self.rooms[self.turn % 2]
         self.turn += 1
         with torch.inference_mode(False):
             if self.stream is None:
                 self.host[index].load(room)
                 return index, room, None
-            # The work of the block that lies in that room has been launched: the copy waits for its end, and no longer.
+            # The work of the block that lies in that room has been launched: the copy waits for its end, and
+            # no longer.
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 self.host[index].load(room)
@@ -117,10 +119,10 @@ class StreamedBlocks(nn.ModuleList):
 
 
 class Offload:
-    """Decides which part of a pipeline is on the device: `use(part)` brings it, and the part before it leaves.
+    """Decides which part of a pipeline is on the device: `use(part)` brings it and removes the one before.
 
-    parts: modules in host memory; with `layers`, the `blocks` of those that have them are streamed. Memory of the host:
-    all weights once, page-locked where the device is a GPU.
+    parts: modules in host memory; with `layers`, the `blocks` of those that have them are streamed. Memory of
+    the host: all weights once, page-locked where the device is a GPU.
     """
 
     @torch.inference_mode(False)
@@ -180,7 +182,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _host_memory(size: int) -> Tensor:
-    """uint8 [size] in host memory, page-locked where there is a GPU: only such memory is copied beside computation.
+    """uint8 [size] in host memory, page-locked where there is a GPU so that copies overlap computation.
 
     torch's own page-locked memory is handed out in powers of two, which would cost up to twice the size.
     """

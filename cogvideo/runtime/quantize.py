@@ -1,12 +1,13 @@
 """Weight-only int8: half the memory of 16 bit, and half the bytes that a decoding step has to move.
 
-Only the large matrices of the blocks are quantised: qkv and dense of both channels, both layers of the MLP. Embeddings,
-norms and gates are small or read by row, and stay as they are.
+Only the large matrices of the blocks are quantised: qkv and dense of both channels, both layers of the MLP.
+Embeddings, norms and gates are small or read by row, and stay as they are.
 
 Why not a library: torchao's weight-only int8 is quick on CUDA under torch.compile alone, and torch's own
-`_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding step has a few
-rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and multiplies in 16 bit
-(int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few rows.
+`_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding
+step has a few rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and
+multiplies in 16 bit (int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few
+rows.
 """
 
 import warnings
@@ -27,9 +28,10 @@ FEW_ROWS_CPU = 4  # measured, one core of an EPYC with AVX-512: quicker than wid
 
 
 def quantize_rows(weight: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """[N,K] -> int8 [N,K] and scale [N] in `dtype` (None: the weight's) with |weight - int8 * scale| <= scale / 2."""
+    """[N,K] -> int8 [N,K], scale [N] of `dtype` (None: like weight); |weight - int8 * scale| <= scale / 2."""
     wide = weight.detach().float()
-    # The scale is rounded to its type first, and the weights are divided by the rounded one: no error but their own.
+    # The scale is rounded to its type first, and the weights are divided by the rounded one: no error but
+    # their own.
     dtype = dtype or weight.dtype
     smallest = torch.finfo(dtype).tiny  # rows of zeros need a scale, too
     scale = (wide.abs().amax(1) / 127).clamp(min=smallest).to(dtype)
@@ -37,7 +39,7 @@ def quantize_rows(weight: Tensor, dtype: torch.dtype | None = None) -> tuple[Ten
 
 
 class Int8Linear(nn.Module):
-    """A linear layer [*,K] -> [*,N] whose weight is int8 with one scale for every output; for inference only."""
+    """A linear layer [*,K] -> [*,N] with an int8 weight and a scale for each output; for inference only."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None):
         super().__init__()
@@ -61,8 +63,8 @@ class Int8Linear(nn.Module):
             )
             out = flat.view(*x.shape[:-1], -1)
         else:
-            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, except in
-            # float16, where sums of integers would overflow.
+            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel,
+            # except in float16, where sums of integers would overflow.
             weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
             out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
         return out if self.bias is None else out + self.bias
@@ -75,8 +77,8 @@ class Int8Linear(nn.Module):
 def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
     """Replace every nn.Linear inside `model` by an Int8Linear, in place; returns it.
 
-    One layer after another, on the device where it lies, so that never more than one block's matrices exist twice. dtype:
-    of scales, biases and activations (None: the weights').
+    One layer after another, on the device where it lies, so that never more than one block's matrices exist
+    twice. dtype: of scales, biases and activations (None: the weights').
     """
     for parent in model.modules():
         for name, child in parent.named_children():
@@ -88,10 +90,10 @@ def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
 def load_int8(
     read: Callable[..., M], *, device: str | torch.device, home: str | torch.device, dtype: torch.dtype
 ) -> M:
-    """The model of a loader such as load_sat_checkpoint with its folder, quantised while it is read; at last on `home`.
+    """The model of a loader such as load_sat_checkpoint, quantised while it is read; in the end on `home`.
 
-    Every block is quantised on `device` as soon as its weights are there, so that neither device nor home ever holds more
-    than one block in full width. dtype: of everything that stays wide.
+    Every block is quantised on `device` as soon as its weights are there, so that neither device nor home
+    ever holds more than one block in full width. dtype: of everything that stays wide.
     """
 
     def shrink(block: nn.Module) -> None:
@@ -102,7 +104,7 @@ def load_int8(
 
 @cache
 def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
-    """The kernel for few rows, or None where Triton is not installed (it comes with torch's CUDA wheels for Linux).
+    """The kernel for few rows, or None without Triton (which comes with torch's CUDA wheels for Linux).
 
     It needs the shared memory of GPUs from 2020 on (compute capability 8.0).
     """

@@ -1,6 +1,7 @@
 """Weights that lie in files: what they are is known at once, each tensor is read when it is asked for.
 
-Nothing is held twice and no file is held whole, whatever its size: this is how all weights are loaded and converted.
+Nothing is held twice and no file is held whole, whatever its size: this is how all weights are loaded and
+converted.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from cogvideo.io import replacing
 
-# Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are renewed.
+# Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are
+# renewed.
 MAPPED_BYTES = 512 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN_BYTES = 10**9  # work on more than this shows its progress
@@ -26,8 +28,8 @@ SHOWN_BYTES = 10**9  # work on more than this shows its progress
 class Weights(Mapping[str, Tensor]):
     """Names -> tensors in files; `read` and `weights[name]` read one into memory of its own, each time anew.
 
-    meta: the same names with tensors on the meta device, for shapes and types without reading. fill(name, out) copies a
-    weight from its file into the tensor `out`, whatever its type and device.
+    meta: the same names with tensors on the meta device, for shapes and types without reading. fill(name,
+    out) copies a weight from its file into the tensor `out`, whatever its type and device.
     """
 
     def __init__(self, meta: Mapping[str, Tensor], fill: Callable[[str, Tensor], None]):
@@ -73,13 +75,13 @@ def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules that are made inside are on the meta device: shapes and types, to be filled later or only looked at."""
+    """Modules made inside are on the meta device: shapes and types, to be filled later or only looked at."""
     with torch.device("meta"), _NoDraws():
         yield
 
 
 class _NoDraws(TorchFunctionMode):
-    """Leaves out random initialisation, for which torch would import its compiler on the meta device: two seconds."""
+    """Skips random initialisation, for which torch imports its compiler on the meta device: two seconds."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -91,7 +93,7 @@ class _NoDraws(TorchFunctionMode):
 def save_tensors(
     tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all, with the permissions of any new file; a full disk is an OSError."""
+    """Write a safetensors file, whole or not at all, with the permissions of any new file; raises OSError."""
     with replacing(path, advice=None) as part:
         save_file(tensors, part, metadata=metadata)
         part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
@@ -111,7 +113,7 @@ def byte_bar(label: str, total: int) -> Any:
 
 
 class TensorFile:
-    """The tensors of one file. `open_file(path)` maps it, or reads it whole when the format allows no mapping."""
+    """The tensors of one file. `open_file(path)` maps it, or reads it if the format allows no mapping."""
 
     def __init__(self, path: Path, open_file: Callable[[Path], Mapping[str, Tensor]], *, mapped: bool = True):
         self.path, self._open, self._mapped = path, open_file, mapped

@@ -1,8 +1,9 @@
-"""Direct super-resolution: all tokens of the enlarged frame in one pass (paper section 3; reference SR_VQ_I3D, section 3).
+"""Direct super-resolution: all tokens of the enlarged frame in one pass (reference SR_VQ_I3D, section 3).
 
-The sequence is text, low-resolution tokens, then begin-of-image at every position of the enlarged map. Text sees text,
-the low-resolution image sees both, and the enlarged map sees two windows: around the same spot of the low-resolution
-map and around itself. The logits at a position are those of its own token. Frames are independent of each other.
+The sequence is text, low-resolution tokens, then begin-of-image at every position of the enlarged map. Text
+sees text, the low-resolution image sees both, and the enlarged map sees two windows: around the same spot of
+the low-resolution map and around itself. The logits at a position are those of its own token. Frames are
+independent of each other.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SuperResolutionConfig:
-    """Geometry of a DirectSuperResolution; the values given here are the release's (20x20 -> 60x60 tokens)."""
+    """Geometry of a DirectSuperResolution; the defaults are the release's (20x20 -> 60x60 tokens)."""
 
     num_layers: int
     hidden_size: int
@@ -69,7 +70,8 @@ class SuperResolutionConfig:
 class DirectSuperResolution(SuperResolution):
     """Low-resolution tokens [B,n] and text [B,L] -> enlarged tokens [B,scale^2*n], row-major.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
+    stands.
     """
 
     config: SuperResolutionConfig
@@ -80,7 +82,7 @@ class DirectSuperResolution(SuperResolution):
     def from_config(
         cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None
     ) -> "Self":
-        """A model for training from scratch: positions of both maps from one grid, tokens from `codebook` [K,C]."""
+        """A new model to train: positions of both maps from one grid, tokens from `codebook` [K,C]."""
         c, model = config, super().from_config(config, seed)
         low = grid_positions(c.low_height, c.low_width, c.hidden_size, step=c.scale)
         high = grid_positions(c.scale * c.low_height, c.scale * c.low_width, c.hidden_size)
@@ -104,7 +106,8 @@ class DirectSuperResolution(SuperResolution):
         c = self.config
         if text_ids.ndim != 2 or text_ids.shape[1] >= c.text_slots:
             raise CogVideoError(
-                f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not {list(text_ids.shape)}; "
+                f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not "
+                f"{list(text_ids.shape)}; "
                 "shorten the prompt."
             )
         batch, length = text_ids.shape
@@ -142,15 +145,15 @@ class DirectSuperResolution(SuperResolution):
     ) -> Tensor:
         """Logits [B,9n,V] fp32 of the token at each position of the enlarged map.
 
-        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged positions (None:
-        begin-of-image everywhere, as in use).
+        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged positions
+        (None: begin-of-image everywhere, as in use).
         """
         return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
 
     def loss(
         self, text_ids: Tensor, low_res: Tensor, high_res: Tensor, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all drawn at once from begin-of-image."""
+        """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all predicted at once."""
         check_shape("high_res", high_res, len(text_ids), self.config.high_tokens)
         logits = self.logits(text_ids, low_res, text_mask=text_mask)
         return F.cross_entropy(rearrange(logits, "b n v -> (b n) v"), high_res.reshape(-1))
@@ -167,8 +170,8 @@ class DirectSuperResolution(SuperResolution):
     ) -> Tensor:
         """Draw the enlarged tokens [B,9n], independently of each other, by strategy(logits [9n,V], step 0).
 
-        The release's strategy: ClusterStrategy(labels, temperature=1.0, top_k=6, temperature2=0.6). `generator` may be
-        a list, one for each sample.
+        The release's strategy: ClusterStrategy(labels, temperature=1.0, top_k=6, temperature2=0.6).
+        `generator` may be a list, one for each sample.
         """
         hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
         generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)

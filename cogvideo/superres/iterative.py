@@ -1,7 +1,8 @@
-"""Iterative super-resolution: re-draws parts of an enlarged frame's tokens in six steps (reference SR_VQ_I3D, section 4).
+"""Iterative super-resolution: redraws parts of a frame in six steps (reference SR_VQ_I3D, section 4).
 
-Part of the release, though CogVideo's pipeline stops after direct super-resolution; CogView2 runs it next. Text sees
-text; the map sees the text and a window around itself. The logits at a position are those of its own token.
+Part of the release, though CogVideo's pipeline stops after direct super-resolution; CogView2 runs it next.
+Text sees text; the map sees the text and a window around itself. The logits at a position are those of its
+own token.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ class IterativeConfig:
 class IterativeSuperResolution(SuperResolution):
     """Text [B,L] and a map of tokens [B,N] -> the map with parts drawn again.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
+    stands.
     """
 
     config: IterativeConfig
@@ -107,7 +109,8 @@ class IterativeSuperResolution(SuperResolution):
     def logits(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,N,V] fp32 of the token at each position of the map.
 
-        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at positions to be drawn.
+        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at positions to be
+        drawn.
         """
         return self.head(self.hidden_states(text_ids, tokens, text_mask))
 
@@ -122,7 +125,7 @@ class IterativeSuperResolution(SuperResolution):
         generator: Generators = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """One pass: each begin-of-image of tokens [B,N] becomes a draw from its own logits, the others stay."""
+        """One pass: each begin-of-image in tokens [B,N] becomes a draw from its own logits."""
         hidden = self.hidden_states(text_ids, tokens, text_mask)
         masked = tokens == self.config.begin_of_image
         generators = generator if isinstance(generator, Sequence) else [generator] * len(tokens)
@@ -144,8 +147,9 @@ class IterativeSuperResolution(SuperResolution):
     ) -> Tensor:
         """The six steps of the release's fixed pattern -> [B,N]; the input map is not changed.
 
-        strategy(logits [n,V], step 0..5) draws; None: plain top-k with the release's k for each step. `generator` may
-        be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may change (completion of a part).
+        strategy(logits [n,V], step 0..5) draws; None: plain top-k with the release's k for each step.
+        `generator` may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
+        change (completion of a part).
         """
         c = self.config
         down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))

@@ -1,7 +1,7 @@
 """What direct and iterative super-resolution share: the sandwich-LN block with local attention, and the head.
 
-Both hold *given* tokens (text, and the low-resolution image) that attend densely among themselves, and *drawn* tokens,
-a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
+Both hold *given* tokens (text, and the low-resolution image) that attend densely among themselves, and
+*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
 
 Shapes: B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
 """
@@ -43,7 +43,7 @@ class LocalBlock(nn.Module):
     def forward(
         self, given: Tensor, drawn: Tensor, bias: Tensor, tiles: Tiles, seen: int
     ) -> tuple[Tensor, Tensor]:
-        """given [B,G,D], drawn [B,N,D]; bias [B,1,G,G] of the given tokens; their last `seen` are keys of the tiles."""
+        """given [B,G,D], drawn [B,N,D], bias [B,1,G,G]; tiles see the last `seen` given tokens."""
         channel = self.given if self.drawn is None else self.drawn
         q, k, v = self.given.project(self.attention_norm(given))
         drawn_q, drawn_k, drawn_v = channel.project(self.attention_norm(drawn))
@@ -122,7 +122,7 @@ class SuperResolution(nn.Module):
         dtype: torch.dtype | None = torch.float32,
         block_done: Callable[[nn.Module], Any] | None = None,
     ) -> "Self":
-        """Read a folder written by save_pretrained, in eval mode; block_done: see checkpoints.sat.fill_model."""
+        """Read what save_pretrained wrote, in eval mode; block_done: see checkpoints.sat.fill_model."""
         from cogvideo.checkpoints.native import load_native
 
         return load_native(cls, cls.config_class, folder, device=device, dtype=dtype, block_done=block_done)

@@ -1,8 +1,9 @@
-"""Attention of every token of a map to windows of tokens around it, in tiles (reference SR_VQ_I3D, section 2).
+"""Attention of every token of a map to windows around it, in tiles (reference SR_VQ_I3D, section 2).
 
-The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the rectangle of
-keys that its windows can reach, moved inwards at the border so that it stays on the map, and attends to it densely with
-everything outside a query's own window hidden. On small maps a single tile covers the map: dense masked attention.
+The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the
+rectangle of keys that its windows can reach, moved inwards at the border so that it stays on the map, and
+attends to it densely with everything outside a query's own window hidden. On small maps a single tile covers
+the map: dense masked attention.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ TILE = 8  # the longest side of a tile in tokens; smaller ones gather more, larg
 
 @dataclass(frozen=True)
 class Window:
-    """Keys around the centre (y, x) // scale of query (y, x), on a map `scale` times smaller than the queries'."""
+    """Keys around (y, x) // scale for query (y, x): their map is `scale` times smaller than the queries'."""
 
     scale: int
     rows: int
@@ -30,8 +31,9 @@ class Window:
 class Tiles:
     """Where each tile finds its queries and keys.
 
-    The query map has `down` x `across` tiles of `height` x `width` tokens; keys [T,K] are indices into the keys given
-    to local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the scores.
+    The query map has `down` x `across` tiles of `height` x `width` tokens; keys [T,K] are indices into the
+    keys given to local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the
+    scores.
     """
 
     down: int
@@ -80,7 +82,7 @@ def _tile_side(length: int, longest: int) -> int:
 
 
 def _axis(length: int, side: int, scale: int, window: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the keys [A,S] of each of the A tiles, and which of them each of its queries sees [A,side,S]."""
+    """Along one axis: keys [A,S] of the A tiles, and which of them each query of a tile sees [A,side,S]."""
     centres = rearrange(torch.arange(length) // scale, "(a y) -> a y", y=side)
     before, after = window // 2, window - 1 - window // 2
     span = min(length // scale, int((centres[:, -1] - centres[:, 0]).max()) + window)

@@ -20,7 +20,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     ground = codebook.square().sum(-1).argmin()
     ids = ground.repeat(len(flat))
     rest = flat.any(-1).nonzero()[:, 0]
-    # |v - e|^2 without |v|^2, which is the same for every code. In parts: all pairs of a clip would fill memory.
+    # |v - e|^2 without |v|^2, which is the same for every code. In parts: all pairs of a clip would fill
+    # memory.
     for some in rest.split(4096):
         ids[some] = (codebook.square().sum(-1) - 2 * flat[some] @ codebook.T).argmin(-1)
     return ids.view(vectors.shape[:-1])
@@ -29,8 +30,8 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 class FrameTokenizer(nn.Module):
     """Turns frames [B,3,H,W] (float, 0..1) into token ids [B,H/compress,W/compress] and back.
 
-    `network` is a PatchVQVAE (the demo's, compress 8) or an HVQVAE (icetk's, compress 4, 8 or 16; CogVideo uses 8).
-    Token ids are rows of `codebook` [K, C].
+    `network` is a PatchVQVAE (the demo's, compress 8) or an HVQVAE (icetk's, compress 4, 8 or 16; CogVideo
+    uses 8). Token ids are rows of `codebook` [K, C].
     """
 
     def __init__(self, network: PatchVQVAE | HVQVAE):
@@ -66,7 +67,8 @@ class FrameTokenizer(nn.Module):
     def decode(self, ids: Tensor, compress: int = 8) -> Tensor:
         """ids [B,h,w] -> frames [B,3,h*compress,w*compress] in 0..1 units.
 
-        Not clamped, as in the release: values a little outside 0..1 occur; clamp before making 8-bit pictures.
+        Not clamped, as in the release: values a little outside 0..1 occur; clamp before making 8-bit
+        pictures.
         """
         self._check_rate(compress)
         if ids.ndim != 3:
@@ -109,8 +111,8 @@ class FrameTokenizer(nn.Module):
     ) -> "FrameTokenizer":
         """icetk's image tokenizer (HVQVAE) as float32, from a torch file, a safetensors file or a state dict.
 
-        Widths are `channels` times the multipliers; decoders come coarsest rate first (reference page, section 6).
-        The number of codes and their dimension are read off the weights.
+        Widths are `channels` times the multipliers; decoders come coarsest rate first (reference page,
+        section 6). The number of codes and their dimension are read off the weights.
         """
         from cogvideo.checkpoints.frames import load_icetk
 

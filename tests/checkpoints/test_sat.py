@@ -40,7 +40,7 @@ def fixture(name="sequential_full"):
 
 
 def write(folder, *ranks, **settings):
-    """A released folder of tables of weights, one a rank, with a fixture's settings and others beside them."""
+    """A released folder of tables of weights, one for each rank, with a fixture's settings and others."""
     (folder / "1").mkdir(parents=True)
     (folder / "latest").write_text("1\n")
     known = json.loads((DATA / "cogvideo" / "sequential_full" / "model_config.json").read_text())
@@ -51,7 +51,7 @@ def write(folder, *ranks, **settings):
 
 
 def share_out(weights, ranks):
-    """SwissArmyTransformer's rule, row by row: the heads of a rank, the rows of its part of the MLP, its words."""
+    """SwissArmyTransformer's rule, row by row: a rank's heads, its rows of the MLP, its words."""
     tables = [{} for _ in range(ranks)]
     for name, weight in weights.items():
         *_, module, kind = [part for part in name.split(".") if not part.isdigit()]
@@ -180,8 +180,10 @@ def deepspeed_state(numpy_core):
     buffer = io.BytesIO()
     torch.save(
         {
-            "module": fixture(), "optimizer": None, "csr_tensor_module_names": set(), "skipped_steps": 3, "iteration": 27500,
-            "client_lr_scheduler": {"start_lr": 2e-4, "decay_style": "cosine"}, "random_rng_state": random.Random(0).getstate(),
+            "module": fixture(), "optimizer": None, "csr_tensor_module_names": set(), "skipped_steps": 3,
+            "iteration": 27500,
+            "client_lr_scheduler": {"start_lr": 2e-4, "decay_style": "cosine"},
+            "random_rng_state": random.Random(0).getstate(),
             "np_rng_state": state, "torch_rng_state": torch.get_rng_state(),
         },
         buffer, _use_new_zipfile_serialization=False,
@@ -265,7 +267,8 @@ def spoil(folder, how):
 
 
 HOWS = (
-    "truncated", "garbage", "no table", "gone", "gap", "another's", "wrong shape", "wrong shape of all", "missing key", "no thirds",
+    "truncated", "garbage", "no table", "gone", "gap", "another's", "wrong shape", "wrong shape of all",
+    "missing key", "no thirds",
     "no axes",
 )  # fmt: skip
 

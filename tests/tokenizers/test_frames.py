@@ -1,4 +1,4 @@
-"""The frame tokenizer against the released code's outputs (fixtures), damaged files, and the shift property."""
+"""The frame tokenizer against the released code's outputs (fixtures), damaged files, the shift property."""
 
 import json
 from pathlib import Path
