@@ -10,12 +10,11 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from cogvideo.checkpoints.inspection import CUDA_BYTES
 from cogvideo.checkpoints.pipeline_folder import OFFLOADS, Loader
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.memory import GB
+from cogvideo.runtime.memory import CUDA_BYTES, GB, cache_numbers, weight_bytes
 from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.sampling.pipeline import AT_ONCE
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -97,8 +96,8 @@ def _empty_models(g: Geometry) -> list[nn.Module]:
 
 def cache_bytes(c: ModelConfig, rows: int, itemsize: int) -> int:
     """Keys and values of text and frames in both channels, and the text's projections."""
-    positions = 2 * (2 * c.text_length + c.frame_tokens + c.num_frames * c.frame_tokens) + 6 * c.text_length
-    return rows * c.num_layers * c.hidden_size * positions * itemsize
+    projections = 6 * c.num_layers * c.hidden_size * c.text_length
+    return rows * (cache_numbers(c) + projections) * itemsize
 
 
 def _work(g: Geometry, dtype: str, itemsize: int, rows: int, frames: int) -> list[int]:
@@ -125,7 +124,7 @@ def plan_table(g: Geometry, clips: int = 1) -> str:
     ]
     blocks = {name: p for name, p in _empty_models(g)[0].named_parameters() if name.startswith("blocks.")}
     for dtype in ("fp32", "bf16", "int8"):
-        streamed = Loader(dtype, "cuda", "cuda", None).bytes_of(blocks)
+        streamed = weight_bytes(blocks, dtype, "cuda")
         for offload in OFFLOADS:
             need = device_memory(g, dtype, offload, clips)
             parts = " + ".join(f"{size / GB:.1f}" for size in (need.weights, need.caches, need.work))

@@ -36,8 +36,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A folder or file of weights, or a released zip.")],
 ) -> None:
     """Describe weights and the memory they need, without reading them."""
-    from cogvideo.checkpoints.inspect import inspect
-    from cogvideo.checkpoints.inspection import report
+    from cogvideo.checkpoints.inspect import inspect, report
 
     typer.echo(report(inspect(path)))
 

@@ -1,4 +1,4 @@
-"""What a benchmark needs of any machine: its name, its bandwidth, waiting for it, memory taken."""
+"""What a benchmark needs of a machine: its name, bandwidth, waiting for it, memory taken."""
 
 import platform
 import time
@@ -17,13 +17,9 @@ COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, processor, system, versions and commit, for reports."""
-    name = (
-        f"CPU, {torch.get_num_threads()} threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    cpu = device.type == "cpu"
     return {
-        "device": name,
+        "device": f"CPU, {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name(device),
         "processor": _processor(),
         "platform": platform.platform(),
         "python": platform.python_version(),
