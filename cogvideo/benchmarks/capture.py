@@ -28,11 +28,10 @@ def measure(layers: int = 2, window: int | None = None) -> str:
     found = capture(model, torch.arange(64), frames, layers=[layers - 1], queries=queries)
     taken = peak_memory() - before
     assert found.maps("temporal").shape == (1, heads, n, 64 + 5 * n)
-    counts = {"text_length": 64, "num_frames": 5, "layers": 1, "heads": heads, "queries": n}
-    estimate = sum(memory_needed(config, **counts))
+    estimate = memory_needed(config, text_length=64, num_frames=5, layers=1, heads=heads, queries=n)
     return (
         f"capture of one of {layers} layers, {heads} heads, hidden {config.hidden_size}, {n} queries, window "
-        f"{window}: peak {taken / GB:.2f} GB beside the model, {estimate / GB:.2f} GB estimated"
+        f"{window}: peak {taken / GB:.2f} GB beside the model, {sum(estimate) / GB:.2f} GB estimated"
     )
 
 

@@ -87,8 +87,7 @@ def tokenize(
     from cogvideo.data.tokenize import Settings, summary, tokenize
     from cogvideo.runtime.device import choose_device
 
-    chosen = numbers(rates, "--rates", float)
-    settings = Settings(kind, chosen and tuple(chosen), min_rate, per_clip, rate, shard_clips)
+    settings = Settings(kind, numbers(rates, "--rates", float), min_rate, per_clip, rate, shard_clips)
     load, where = partial(load_tokenizers, weights), choose_device(device)
     made = tokenize(open_dataset(dataset), out, load, settings, workers=workers, device=where)
     typer.echo(f"{out}: {summary(made)}")

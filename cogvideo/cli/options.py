@@ -53,10 +53,10 @@ class Group(TyperGroup):
         return super().parse_args(ctx, [FORMER.get(name, name) + sign + value for name, sign, value in split])
 
 
-def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> list[Number] | None:
-    """ "0,2" -> [0, 2], in numbers of `kind` (int or float)."""
+def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> tuple[Number, ...] | None:
+    """ "0,2" -> (0, 2), in numbers of `kind` (int or float)."""
     try:
-        return None if text is None else [kind(part) for part in text.split(",")]
+        return None if text is None else tuple(kind(part) for part in text.split(","))
     except ValueError:
         whole, example = ("whole ", "0,2") if kind is int else ("", "0.5,1,2")
         raise CogVideoError(
