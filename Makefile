@@ -24,9 +24,10 @@ test: lint
 lint: .venv/installed
 	$(BIN)/python -m ruff check $(CHECKED)
 	$(BIN)/python -m ruff format --check $(CHECKED)
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pyright
 
-# The whole recipe from nothing, then its score; a killed run goes on where it was.
+# The whole recipe from nothing, then its score; the same command resumes a killed run.
 demo-weights: .venv/installed
 	$(BIN)/python -m cogvideo train configs/demo.yaml
 	$(BIN)/python -m cogvideo evaluate alignment --weights demo -n 200

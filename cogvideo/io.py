@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,13 @@ def read_json(
     return values
 
 
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def file_hash(path: str | Path, progress: Callable[[int], object] = lambda size: None) -> str:
+    """SHA-256 of a file, in hexadecimal. progress: called with the number of bytes after each part."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            progress(len(chunk))
     return digest.hexdigest()
 
 

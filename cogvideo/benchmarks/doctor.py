@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cogvideo.checkpoints.registry import KNOWN, cache_dir, find
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO, KNOWN, cache_dir, find
 
 
 def report() -> str:
@@ -26,12 +25,12 @@ def report() -> str:
 
 
 def _libraries() -> list[tuple[str, str]]:
-    """This package and each direct dependency, those of the extras too, with the version that is installed."""
+    """The installed versions of this package and of its direct dependencies, with those of extras."""
     try:
         wanted = requires("cogvideo") or []
     except PackageNotFoundError:
         return [
-            ("cogvideo", "not installed, only lying here: pip install -e ."),
+            ("cogvideo", "not installed, only found in this folder: pip install -e ."),
             ("torch", torch.__version__),
         ]
     names = ["cogvideo", *(re.split(r"[^\w.-]", requirement)[0] for requirement in wanted)]
@@ -59,7 +58,7 @@ def _devices() -> list[tuple[str, str]]:
 def _memory() -> str:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     text = f"{total / 2**30:.1f} GiB"
-    meminfo = Path("/proc/meminfo")  # Linux alone tells how much programs could still get
+    meminfo = Path("/proc/meminfo")  # on Linux: what programs could still get
     if meminfo.exists():
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         text += f", {int(lines['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"
@@ -67,7 +66,7 @@ def _memory() -> str:
 
 
 def _weights(folder: Path) -> str:
-    """Size and place, then the line of the README that starts with "Score:"."""
+    """Size and folder, then the line of the README that starts with "Score:"."""
     if not (folder / "pipeline.json").exists():
         return f"none in {folder}; make them with `make demo-weights`"
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

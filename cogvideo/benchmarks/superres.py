@@ -1,6 +1,5 @@
-"""What local attention saves: enlarging one frame beside a dense-attention forward over as many places, on this machine."""
+"""What local attention saves in super-resolution: one frame by local attention and by dense attention."""
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cogvideo.checkpoints.pipeline_folder import choose_device
+from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.machine import describe, wait
+from cogvideo.runtime.device import choose_device
+from cogvideo.runtime.machine import describe
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 
 TEXT = 16  # tokens of the prompt
@@ -21,7 +21,7 @@ TEXT = 16  # tokens of the prompt
 
 @dataclass(frozen=True)
 class Settings:
-    """The two models; side: tokens along a side of the given frame, three times as many of the enlarged one."""
+    """The two models; side: tokens along a side of the given frame, a third of the upsampled one's."""
 
     width: int = 512
     layers: int = 4
@@ -34,58 +34,47 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Time and memory of direct super-resolution and of a dense image model of the same width, in fp32 with random weights.
+    """Time and memory of direct super-resolution and of a dense image model of its width, in fp32.
 
-    Both up to the last block, without the head, which they have in common. Dense attention is torch's fused kernel, and once
-    more with its scores written out. Seconds are of the processor on a CPU (the least of the repeats), which other programs
-    disturb little; memory is what a call takes beyond the weights. Raises CogVideoError for sizes that cannot be run.
+    Both have random weights and run to the last block, without the head, which is the same. Dense attention
+    is torch's fused kernel, and again with its scores written out. On a CPU, seconds are processor time,
+    which other programs disturb little; memory is what a call takes beyond the weights.
     """
     s, device = settings, torch.device(choose_device(settings.device))
     if min(s.width, s.layers, s.heads, s.side, s.threads, s.repeats) < 1:
         raise CogVideoError("Width, layers, heads, side, threads and repeats must be 1 or more.")
     torch.set_num_threads(s.threads)
     own: dict[str, Any] = {"num_layers": s.layers, "hidden_size": s.width, "num_heads": s.heads}
-    ids: dict[str, Any] = {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
-    geometry = SuperResolutionConfig(**own, **ids, low_height=s.side, low_width=s.side)
+    own |= {"vocab_size": 1100, "image_tokens": 1000, "begin_of_image": 1050}
+    geometry = SuperResolutionConfig(**own, low_height=s.side, low_width=s.side)
     local = DirectSuperResolution.from_config(geometry, s.seed).to(device)
-    places = 3 * s.side
+    large = 3 * s.side
     config = ModelConfig(
-        **own, **ids, frame_height=places, frame_width=places, num_frames=1, text_length=TEXT, temporal=False,
-        first_frame_position=TEXT, base_positions=TEXT + places**2, extra_positions=0,
+        **own, frame_height=large, frame_width=large, num_frames=1, text_length=TEXT, temporal=False,
+        first_frame_position=TEXT, base_positions=TEXT + large**2, extra_positions=0,
     )  # fmt: skip
     dense = CogVideoTransformer(config).initialize(s.seed).to(device)
     generator = torch.Generator().manual_seed(s.seed)
     text = torch.randint(1000, 1050, (1, TEXT), generator=generator).to(device)
-    given, large = (
-        torch.randint(1000, (1, n), generator=generator).to(device) for n in (s.side**2, places**2)
+    given, tokens = (
+        torch.randint(1000, (1, n), generator=generator).to(device) for n in (s.side**2, large**2)
     )
 
     def written_out() -> None:
         with sdpa_kernel(SDPBackend.MATH):
-            dense.hidden_states(text, large[:, None])
+            dense.hidden_states(text, tokens[:, None])
 
     ways = {
         "local attention": lambda: local.hidden_states(text, given),
-        "dense attention, fused": lambda: dense.hidden_states(text, large[:, None]),
+        "dense attention, fused": lambda: dense.hidden_states(text, tokens[:, None]),
         "dense attention, scores written out": written_out,
     }
+    found = {}
     with torch.inference_mode():
-        found = {name: _cost(work, device, s.repeats) for name, work in ways.items()}
-    return {"settings": asdict(s), "machine": describe(device), "places": places**2, "ways": found}
-
-
-def _cost(work: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds of the quickest call after one to warm up, and the bytes that a call takes at its peak."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    work()
-    seconds = []
-    for _ in range(repeats):
-        wait(device)
-        begin = clock()
-        work()
-        wait(device)
-        seconds.append(clock() - begin)
-    return {"seconds": min(seconds), "bytes": _peak(work, device)}
+        for name, work in ways.items():
+            wall, cpu = least_seconds(work, device, s.repeats)
+            found[name] = {"seconds": cpu if device.type == "cpu" else wall, "bytes": _peak(work, device)}
+    return {"settings": asdict(s), "machine": describe(device), "places": large**2, "ways": found}
 
 
 def _peak(work: Callable[[], Any], device: torch.device) -> int:
@@ -96,9 +85,8 @@ def _peak(work: Callable[[], Any], device: torch.device) -> int:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     # Not the peak of the process: the system's allocator keeps freed memory for the next call.
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()
     results: Any = profile.profiler
     events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
@@ -110,8 +98,8 @@ def render(report: dict[str, Any]) -> str:
     s, ways = report["settings"], report["ways"]
     dense = ways["dense attention, fused"]["seconds"]
     lines = [
-        f"{s['side']} x {s['side']} tokens -> {report['places']}; width {s['width']}, {s['layers']} layers, fp32, "
-        f"{s['threads']} thread(s), {report['machine']['device']} ({report['machine']['processor']})",
+        f"{s['side']} x {s['side']} tokens -> {report['places']}; width {s['width']}, {s['layers']} layers, "
+        f"fp32, {s['threads']} thread(s), {report['machine']['device']} ({report['machine']['processor']})",
         "",
         "| forward | seconds | of the dense one | memory |",
         "|---|---|---|---|",

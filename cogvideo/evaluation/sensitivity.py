@@ -2,27 +2,27 @@
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.fvd import (
-    FVDResult,
-    check_count,
-    check_place,
-    fvd,
-    generations,
-    real_sides,
-    versions,
-)
-from cogvideo.evaluation.recipes import PRESETS, find_recipe
-from cogvideo.io import write_json
+from cogvideo.evaluation.features import features_of
+from cogvideo.evaluation.fvd_plots import BLUE, GREY, ORANGE, pyplot
+from cogvideo.evaluation.fvd_score import FVDResult, fvd, versions
+from cogvideo.evaluation.i3d import I3D
+from cogvideo.evaluation.recipes import PRESETS, Recipe, find_recipe
+from cogvideo.evaluation.settings import Settings
+from cogvideo.evaluation.sides import Side
+from cogvideo.evaluation.sources import generations, open_side, real_sides
 
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 
@@ -44,10 +44,6 @@ class Sensitivity:
     rows: list[Row]
     protocol: dict
 
-    def save(self, path: str | Path) -> Path:
-        """Write JSON, whole or not at all. Raises CogVideoError if the place cannot be written."""
-        return write_json(path, asdict(self))
-
     def of(self, preset: str, clips: str) -> list[Row]:
         """The rows of a preset and a kind of clips, one for each strength."""
         return [row for row in self.rows if (row.preset, row.clips) == (preset, clips)]
@@ -56,73 +52,85 @@ class Sensitivity:
 def sensitivity(
     real: str,
     generated: str | None = None,
+    settings: Settings = Settings(),
     *,
     presets: Sequence[str] = tuple(PRESETS),
-    n: int = 64,
     damages: Sequence[str] = DAMAGES,
     strengths: Sequence[float] = (1.0,),
-    seed: int = 0,
-    i3d: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    progress: bool = True,
 ) -> Sensitivity:
-    """Score n real clips against n other real ones, as they are (the floor) and damaged; prints the table.
+    """Score real clips (64 by default) against as many others, as they are (the floor) and damaged; prints the table.
 
-    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with fewer than 2 n
-    videos, each half is used. strengths: see damage. out: a JSON file; a picture of the same name goes beside it.
+    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with fewer than
+    2 n videos, each half is used. strengths: see damage. A picture goes beside the result in `out`.
     Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one core; clips that any
-    score has met before are free. Raises CogVideoError for what evaluate() raises it for, and for other damages.
+    score has met before are free.
     """
-    from cogvideo.evaluation.features import features_of
-    from cogvideo.evaluation.i3d import I3D
-    from cogvideo.evaluation.sources import open_side
-
-    check_count(n)
+    n, seed = settings.count(64), settings.seed
     recipes = [find_recipe(name) for name in presets]
-    for kind in damages:
-        for strength in strengths:
-            check_damage(kind, strength)
-    if out:
-        check_place(out)
+    for kind, strength in product(damages, strengths):
+        check_damage(kind, strength)
+    settings.check_out()
     begin = time.perf_counter()
-    right, others = real_sides(real, n, seed, device=device, progress=progress)
-    if len(others.names) < n:
-        n = (len(right.names) + len(others.names)) // 2
-        if n < 2:
-            raise CogVideoError(f"{right.label} has too few videos: two halves of 2 are needed at least.")
-        right, others = real_sides(real, n, seed, device=device, progress=progress)
-    made = None
+    first, others = _halves(real, n, settings)
+    n = min(n, len(others.names))
+    jobs: list[tuple[str, float | None, Side]] = [("real", None, others)]
     if generated is not None:
-        ((spec, own_seed),) = generations(generated, seed)
-        made = open_side(spec, n, seed=own_seed, device=device, progress=progress)  # mistakes in it now
-    rows, common = [], {"seed": seed, "progress": progress}
-    protocol = {"real": real, "generated": generated, "n": n, "seed": seed}
+        ((spec, own),) = generations(generated, seed)
+        side = open_side(spec, n, seed=own, device=settings.device, progress=settings.progress)
+        jobs.append(("generated", None, side))
+    jobs += [(kind, strength, others) for kind, strength in product(damages, strengths)]
+    rows, protocol = [], {"real": real, "generated": generated, "n": n, "seed": seed}
     for recipe in recipes:
-        network = I3D.from_pretrained(i3d, device=device, batch_norm_eps=recipe.batch_norm_eps)
+        network = I3D.from_pretrained(
+            settings.i3d, device=settings.device, batch_norm_eps=recipe.batch_norm_eps
+        )
         protocol |= versions(network)
-        truth = features_of(right, recipe, network, title=f"{recipe.name}, real", **common)
-        jobs = [("real", None, others)]
-        if made is not None:
-            jobs.append(("generated", None, made))
-        jobs += [(kind, strength, others) for kind in damages for strength in strengths]
-        for kind, strength, clips in jobs:
-            title = f"{recipe.name}, {'other real' if kind == 'real' else kind}"
-            change = None if strength is None else _damaging(kind, strength, seed)
-            features = features_of(
-                clips, recipe, network, size=truth.size, change=change, title=title, **common
-            )
-            rows.append(
-                Row(recipe.name, kind, strength, fvd(truth.values, features.values, recipe=recipe, seed=seed))
-            )
+        rows += _rows_of(recipe, network, first, jobs, settings)
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
-    print(table(result))
-    if out:
-        from cogvideo.evaluation.fvd_plots import plot_sensitivity
-
-        result.save(out)
-        plot_sensitivity(result).savefig(Path(out).with_suffix(".png"), dpi=110)
+    settings.finish(table(result), asdict(result))
+    if settings.out:
+        plot_sensitivity(result).savefig(Path(settings.out).with_suffix(".png"), dpi=110)
     return result
+
+
+def _halves(real: str, n: int, settings: Settings) -> tuple[Side, Side]:
+    """n real clips and n others, or fewer, but as many of each, where there are not enough."""
+    common = {"device": settings.device, "progress": settings.progress}
+    first, others = real_sides(real, n, settings.seed, **common)
+    if len(others.names) < n:
+        n = (len(first.names) + len(others.names)) // 2
+        if n < 2:
+            raise CogVideoError(f"{first.label} has too few videos: two halves of 2 are needed at least.")
+        first, others = real_sides(real, n, settings.seed, **common)
+    return first, others
+
+
+def _rows_of(
+    recipe: Recipe,
+    network: I3D,
+    real: Side,
+    jobs: Sequence[tuple[str, float | None, Side]],
+    settings: Settings,
+) -> list[Row]:
+    """A row for each job: a kind of clips (real, generated, or a damage), its strength, and the side to damage."""
+    seed, progress = settings.seed, settings.progress
+    truth = features_of(real, recipe, network, title=f"{recipe.name}, real", seed=seed, progress=progress)
+    rows = []
+    for kind, strength, side in jobs:
+
+        def change(
+            clip: np.ndarray, number: int, kind: str = kind, strength: float | None = strength
+        ) -> np.ndarray:
+            return clip if strength is None else damage(clip, kind, [seed, number], strength)
+
+        title = f"{recipe.name}, {'other real' if kind == 'real' else kind}"
+        found = features_of(
+            side, recipe, network, seed=seed, size=truth.size, change=change, title=title, progress=progress
+        )
+        rows.append(
+            Row(recipe.name, kind, strength, fvd(truth.values, found.values, recipe=recipe, seed=seed))
+        )
+    return rows
 
 
 def table(result: Sensitivity) -> str:
@@ -133,14 +141,58 @@ def table(result: Sensitivity) -> str:
     for clips, strength in dict.fromkeys((row.clips, row.strength) for row in result.rows):
         title = clips if strength is None else f"{clips} {strength:g}"
         title = "other real (the floor)" if clips == "real" else title
-        lines.append(
-            f"{title:<24}" + "".join(f"{values[clips, strength, preset]:>12.2f}" for preset in presets)
-        )
+        scores = (values[clips, strength, preset] for preset in presets)
+        lines.append(f"{title:<24}" + "".join(f"{score:>12.2f}" for score in scores))
     p = result.protocol
     published = ", ".join(f"{preset} {find_recipe(preset).samples}" for preset in presets)
     lines.append(f"{p['n']} clips a side (published with: {published}); {p['real']}; seed {p['seed']}")
     lines.append(f"I3D {p['i3d_sha256'][:16]}, commit {p['commit']}, {p['seconds']:.0f} s")
     return "\n".join(lines)
+
+
+def plot_sensitivity(result: Sensitivity) -> Any:
+    """A panel for each preset: the score of every damage, a dot for each strength, beside the floor and the generated side."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    plt = pyplot()
+    presets = list(dict.fromkeys(row.preset for row in result.rows))
+    kinds = list(dict.fromkeys(row.clips for row in result.rows if row.strength is not None))
+    several = len({row.strength for row in result.rows}) > 2
+    label = "FVD against real clips" + (" (larger dots: stronger)" if several else "")
+    size = (max(7.0, 3.6 * len(presets)), 1.7 + 0.38 * len(kinds))
+    figure, axes = plt.subplots(1, len(presets), figsize=size, squeeze=False, sharey=True, facecolor="white")
+    for axis, preset in zip(axes[0], presets, strict=True):
+        floor = result.of(preset, "real")[0].score.value
+        axis.axvline(floor, ls="--", color=GREY, lw=1.2, label="other real clips (the floor)")
+        for row in result.of(preset, "generated"):
+            axis.axvline(row.score.value, color=ORANGE, lw=1.6, label="generated")
+        for y, kind in enumerate(kinds):
+            rows = result.of(preset, kind)
+            values = [row.score.value for row in rows]
+            axis.plot([floor, max(values)], [y, y], color=BLUE, lw=1.2, alpha=0.4)
+            sizes = [20 + 50 * (row.strength or 0) for row in rows]
+            axis.scatter(values, [y] * len(rows), s=sizes, color=BLUE, zorder=3)
+            axis.annotate(
+                f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}",
+                (max(values), y),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                bbox={"fc": "white", "ec": "none", "pad": 1},
+            )
+        axis.set(yticks=range(len(kinds)), yticklabels=kinds, title=preset, xscale="log", xlabel=label)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.14, y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncol=2, loc="upper center", frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    figure.set_label("FVD of damaged clips")
+    return figure
 
 
 def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength: float = 1.0) -> np.ndarray:
@@ -168,10 +220,6 @@ def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength:
     if kind == "noisy":
         return (clip + rng.normal(0, 32 * strength, clip.shape)).round().clip(0, 255).astype(np.uint8)
     return _recoded(clip, max(1, round(31 * strength)))
-
-
-def _damaging(kind: str, strength: float, seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    return lambda clip, number: damage(clip, kind, [seed, number], strength)
 
 
 def check_damage(kind: str, strength: float) -> None:

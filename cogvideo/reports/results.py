@@ -229,7 +229,7 @@ def _clips_of(folder: Path) -> dict[str, Path]:
 
 def fvd_card(results: Results) -> str | None:
     """The protocol card of the first point that has an FVD."""
-    from cogvideo.evaluation.fvd import FVDResult, card
+    from cogvideo.evaluation.fvd_score import FVDResult, card
 
     if results.folder is None:
         return None

@@ -1,33 +1,25 @@
-"""What a benchmark needs of any machine: its name, its bandwidth, waiting for it, memory taken, random weights."""
+"""What a benchmark needs of a machine: its name, bandwidth, waiting for it, memory taken."""
 
 import platform
 import time
-import zlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cogvideo.checkpoints.sat import fill_model
 from cogvideo.io import commit
 from cogvideo.runtime.memory import peak_memory
-from cogvideo.runtime.tensors import Weights, without_memory
 
 COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU, more than caches hold
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, processor, system, versions and commit, for reports."""
-    name = (
-        f"CPU, {torch.get_num_threads()} threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    cpu = device.type == "cpu"
     return {
-        "device": name,
+        "device": f"CPU, {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name(device),
         "processor": _processor(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -93,15 +85,3 @@ def peak_bytes(device: torch.device) -> int:
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
-    """A loader, as sampling.loading.Loader calls them, that draws each weight where it is to be, as it is asked for."""
-    with without_memory():
-        meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
-
-    def draw(name: str, out: Tensor) -> None:
-        generator = torch.Generator(out.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.02, generator=generator)
-
-    return partial(fill_model, make, Weights(meta, draw), where="The model with random weights")

@@ -14,13 +14,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, choose_device, read_native
+from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, read_native
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import is_released, read_released
 from cogvideo.config import SamplingConfig
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.batches import halving
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
@@ -28,7 +30,6 @@ from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 
-DEMO = Path(__file__).parent.parent / "weights" / "demo"
 Seeds = int | Sequence[int]  # one for all clips, or one for each
 # How many stage 2 sequences are decoded at once (None: all) and how many frames are enlarged at once, as in the release or
 # fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches at full size in 16 bit.

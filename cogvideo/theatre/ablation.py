@@ -20,10 +20,10 @@ from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.features import features_of
-from cogvideo.evaluation.fvd import FVDResult, fvd, versions
+from cogvideo.evaluation.fvd_score import FVDResult, fvd, versions
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import find_recipe
-from cogvideo.evaluation.sources import Side
+from cogvideo.evaluation.sides import Side
 from cogvideo.model.masks import trained_frames
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_key_frames

@@ -198,7 +198,8 @@ def evaluate(
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
     if out and not os.access(Path(out).resolve().parent, os.W_OK):
         raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
-    from cogvideo.sampling.pipeline import DEMO, Pipeline
+    from cogvideo.checkpoints.registry import DEMO
+    from cogvideo.sampling.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(weights, device=device)
     if guidance is not None:

@@ -1,11 +1,15 @@
-"""Captioned clips on disk, and the captions that the demo's text model learns from."""
+"""Captioned clips, drawn on demand or on disk, and the captions that the demo's text model learns from."""
 
 import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
 
+from cogvideo.data.reading import Size, Timeline, fit
+from cogvideo.data.sources import Dataset, number, parse_spec
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_whole
 from cogvideo.theatre.digits import (
@@ -28,6 +32,64 @@ from cogvideo.theatre.digits import (
 from cogvideo.tokenizers.text import train_text_tokenizer
 
 REST = 1.0  # seconds that a file goes on after the last action has ended
+OPTIONS = {
+    "digits": {"clips", "seed", "glyphs", "objects", "language"}
+}  # of specs "digits:...", see open_clips
+
+
+@dataclass(frozen=True)
+class DigitsClip:
+    """A clip of the demo world, 8 frames a second from the beginning of its action to the end; see data.sources.Clip."""
+
+    source: str
+    caption: str
+    clip: Clips
+
+    @property
+    def group(self) -> str:
+        return self.source
+
+    def timeline(self) -> Timeline:
+        count = round(float(self.clip.duration.max()) * FPS) + 1
+        return Timeline(np.arange(count) / FPS, count / FPS, (FRAME_SIZE, FRAME_SIZE))
+
+    def frames(
+        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
+    ) -> tuple[dict[int, list[np.ndarray]], int]:
+        """Drawn at the size that comes closest from above."""
+        numbers, drawn = sorted(wanted), []
+        for size in sizes:
+            side = FRAME_SIZE if max(size) <= FRAME_SIZE else FRAME_SIZE * SUPERSAMPLING
+            pixels = (render(self.clip, timeline.times[numbers][None], side)[0] * 255).round().byte()
+            drawn.append(fit(rearrange(pixels, "t c h w -> t h w c").numpy(), *size))
+        return {number: [d[i] for d in drawn] for i, number in enumerate(numbers)}, len(timeline.times) - 1
+
+
+def open_clips(spec: str) -> Dataset:
+    """digits:train?clips=1000, or digits:test; seed, glyphs, objects, language=en, zh or both (in turn, default)."""
+    _, split, options = parse_spec(spec, OPTIONS) or ("", "", {})
+    count, seed, objects = (
+        int(number(options.get(name, default), spec))
+        for name, default in (("clips", 1000), ("seed", 0), ("objects", 1))
+    )
+    language = options.get("language", "both")
+    if count < 1 or seed < 0 or language not in ("en", "zh", "both"):
+        raise CogVideoError(
+            f"{spec} should have clips of 1 or more, seed of 0 or more, and language=en, zh or both."
+        )
+    world = World(options.get("glyphs", "clean"), objects)
+    clips = []
+    for index in range(count):
+        clip = digits_clip(split, seed, index, world)
+        caption = clip.caption(0, language if language != "both" else ("en", "zh")[index % 2])
+        clips.append(DigitsClip(f"{split}-{world.glyphs}-{objects}-{seed}-{index:06d}", caption, clip))
+    return Dataset(spec, clips, [])
+
+
+def digits_clip(split: str, seed: int, index: int, world: World = World()) -> Clips:
+    """Clip `index` of the demo world; it depends on seed, index and split alone."""
+    # The split takes part, lest clean digits of train and test be the same clips.
+    return sample_clips(1, np.random.default_rng([seed, split == "train", index]), split=split, world=world)
 
 
 def demo_captions() -> list[str]:

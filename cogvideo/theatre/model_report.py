@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.fvd import card, check_place, evaluate
-from cogvideo.evaluation.fvd_plots import plot_sensitivity
-from cogvideo.evaluation.sensitivity import sensitivity
+from cogvideo.evaluation.fvd_score import card
+from cogvideo.evaluation.protocols import evaluate
+from cogvideo.evaluation.sensitivity import plot_sensitivity, sensitivity
 from cogvideo.evaluation.sensitivity import table as sensitivity_table
+from cogvideo.evaluation.settings import Settings, check_place
 from cogvideo.io import commit
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.reports import html
 from cogvideo.runtime.machine import describe
-from cogvideo.sampling.pipeline import DEMO, Pipeline
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre import alignment
 
 SAMPLES = 4  # clips that are shown
@@ -127,8 +129,9 @@ def _alignment(pipe: Pipeline, n: int, seed: int) -> list[str]:
 
 
 def _fvd(weights: str | Path, clips: int, seed: int, device: str) -> list[str]:
-    result = evaluate("digits:test", str(weights), preset=PRESET, n=clips, seed=seed, device=device)
-    felt = sensitivity("digits:test", str(weights), presets=[PRESET], n=clips, seed=seed, device=device)
+    settings = Settings(clips, seed, device)
+    result = evaluate("digits:test", str(weights), settings, preset=PRESET)
+    felt = sensitivity("digits:test", str(weights), settings, presets=[PRESET])
     hidden = {str(weights): Path(weights).name}  # no path of this machine on the page
     scores, damages = (_replace(text, hidden) for text in (card(result), sensitivity_table(felt)))
     return [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.inheritance import image_model_of
 from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
@@ -26,7 +27,6 @@ from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, replacing
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.tensors import DTYPES
-from cogvideo.sampling.pipeline import DEMO
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training import distributed

@@ -1,4 +1,4 @@
-"""`cogvideo bench full-size` at a tiny size on the CPU, and the planned memory against what is really there."""
+"""`cogvideo bench full-size` at a tiny size on the CPU, and the planned memory against the real one."""
 
 import gc
 import json
@@ -36,7 +36,8 @@ def test_the_report_tells_every_stage(tmp_path, capsys):
         assert row["ms_per_step"] == pytest.approx(1000 * row["seconds"] / row["steps"])
         limit = row["bytes_per_step"] / report["bandwidth_bytes_per_second"]
         assert row["share_of_limit"] == pytest.approx(1000 * limit / row["ms_per_step"])
-    # Block weights in fp32: the image channel 12 D^2 + 13 D, the temporal one 4 D^2 + 5 D with its gate; the head 20000 D.
+    # Block weights in fp32: the image channel 12 D^2 + 13 D, the temporal one 4 D^2 + 5 D with its gate;
+    # the head 20000 D.
     d = TINY.hidden
     image, video = 2 * (12 * d * d + 17 * d), 2 * (16 * d * d + 22 * d)
     assert stages["first frame"]["bytes_per_step"] == 4 * (image + d * 2 + 20000 * d)
@@ -72,8 +73,10 @@ def test_weights_may_come_from_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message", [({"device": "cuda:77"}, "cuda:77"), ({"dtype": "int4"}, "int4"), ({"offload": "disk"}, "disk"),
-                        ({"clips": 0}, "clip"), ({"side": 0}, "side"), ({"heads": 3}, "num_heads 3")],
+    "change, message", [
+        ({"device": "cuda:77"}, "cuda:77"), ({"dtype": "int4"}, "int4"), ({"offload": "disk"}, "disk"),
+        ({"clips": 0}, "clip"), ({"side": 0}, "side"), ({"heads": 3}, "num_heads 3"),
+    ],
 )  # fmt: skip
 def test_mistakes_are_one_sentence(change, message):
     with pytest.raises(CogVideoError, match=message) as error:
@@ -132,7 +135,7 @@ def test_the_table_of_the_release():
         assert none > stages > layers
     assert need["int8", "stages"].weights < 0.55 * need["bf16", "stages"].weights
     assert need["bf16", "layers"].device < 16e9 and need["bf16", "layers"].host > 46e9
-    # A sequence: keys and values of 2 * 64 + 400 + 2000 places and three projections of the text, in 48 layers.
+    # A sequence: keys and values of 2 * 64 + 400 + 2000 positions, three projections of the text, 48 layers.
     assert cache_bytes(g.stage2, 1, 2) == 48 * 3072 * 2 * (2 * 2528 + 6 * 64)
     table = plan_table(g).splitlines()
     assert len(table) == 2 + 9 and len({line.count("|") for line in table}) == 1

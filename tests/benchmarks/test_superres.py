@@ -1,4 +1,4 @@
-"""The benchmark of local attention at a small size: it counts places, and local attention takes less memory than scores."""
+"""The benchmark of local attention at a small size: local attention takes less memory than scores."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that breaks off, knows no ranges, changes its file or sends a page."""
+"""Downloads from a real local server that breaks off, knows no ranges, changes its file or sends a page."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import DATA
 
-from cogvideo.checkpoints import download
+from cogvideo.checkpoints import download, transfer
 from cogvideo.errors import CogVideoError
 
 NAME = "cluster_label2.npy"
@@ -95,7 +95,7 @@ def server():
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "WAIT", 0.0)
+    monkeypatch.setattr(transfer, "WAIT", 0.0)
     return tmp_path / "cache"
 
 
@@ -142,12 +142,12 @@ def test_when_nothing_more_comes_what_came_is_kept(server, cache, labels):
     port = server.server_port
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            download.time,
+            transfer.time,
             "sleep",
             lambda _: setattr(server, "send_at_most", 0) or setattr(server, "breaks", 99),
         )
         with pytest.raises(
-            CogVideoError, match=r"700.0 kB|700 kB are kept and the same command goes on"
+            CogVideoError, match=r"700.0 kB|700 kB are kept and the same command resumes"
         ) as error:
             download.get(NAME, server.address())
     assert str(port) in str(error.value) and "browser" in str(error.value) and "--file" in str(error.value)
@@ -178,7 +178,7 @@ def test_a_file_that_changed_between_two_parts_is_not_mixed(server, cache, label
     ]
 
 
-def test_a_part_of_another_address_is_not_gone_on_with(server, cache, labels):
+def test_a_part_of_another_address_is_not_resumed(server, cache, labels):
     cache.mkdir()
     (cache / f"{NAME}.part").write_bytes(b"x" * 500_000)
     (cache / f"{NAME}.part.json").write_text(json.dumps({"url": "https://elsewhere/", "version": ""}))

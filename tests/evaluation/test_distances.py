@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from scipy.linalg import sqrtm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation import frechet_distance, frechet_from_moments, kernel_distance
+from cogvideo.evaluation import frechet_distance, frechet_from_statistics, kernel_distance
 
 CASES = json.loads((DATA / "fvd" / "meta.json").read_text())["cases"]
 IO = load_file(DATA / "fvd" / "io.safetensors")
@@ -26,10 +26,10 @@ def test_equals_the_reference(case, unbiased):
 
 
 @pytest.mark.parametrize(("case", "rel"), [("main", 1e-12), ("rank_deficient", 1e-7)])
-def test_moments_equal_the_reference(case, rel):
-    moments = [IO[f"{case}.{kind}_{side}"] for side in "ab" for kind in ("mean", "cov_unbiased")]
+def test_statistics_equal_the_reference(case, rel):
+    statistics = [IO[f"{case}.{kind}_{side}"] for side in "ab" for kind in ("mean", "cov_unbiased")]
     expected = CASES[case]["unbiased_ddof1"]["exact_nuclear_norm"]
-    assert frechet_from_moments(*moments) == pytest.approx(expected, rel=rel)
+    assert frechet_from_statistics(*statistics) == pytest.approx(expected, rel=rel)
 
 
 def test_a_set_is_at_no_distance_from_itself():
@@ -50,8 +50,8 @@ def test_equals_scipys_matrix_root(seed):
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
-    moments = (a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
-    assert frechet_from_moments(*moments) == pytest.approx(expected, rel=1e-9)
+    statistics = (a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+    assert frechet_from_statistics(*statistics) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_bad_features(a, b, message):
 
 
 @pytest.mark.parametrize(
-    ("moments", "message"),
+    ("statistics", "message"),
     [
         ((np.zeros(3), np.eye(3), np.zeros(2), np.eye(2)), "one D"),
         ((np.zeros(3), np.eye(3), np.zeros(3), np.zeros(3)), "one D"),
@@ -158,6 +158,6 @@ def test_bad_features(a, b, message):
         ((np.zeros(2), np.eye(2) * np.nan, np.zeros(2), np.eye(2)), "NaN"),
     ],
 )
-def test_bad_moments(moments, message):
+def test_bad_statistics(statistics, message):
     with pytest.raises(CogVideoError, match=message):
-        frechet_from_moments(*moments)
+        frechet_from_statistics(*statistics)

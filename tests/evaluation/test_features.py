@@ -9,10 +9,12 @@ import torch
 
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
+from cogvideo.evaluation import features
 from cogvideo.evaluation.features import CHUNK, clips_of, extract, features_of
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import PRESETS, prepare
-from cogvideo.evaluation.sources import Side, open_side
+from cogvideo.evaluation.sides import Side
+from cogvideo.evaluation.sources import open_side
 
 RECIPE = PRESETS["stylegan-v"]
 
@@ -93,13 +95,15 @@ def test_no_more_than_a_chunk_of_clips_is_in_memory(tmp_path):
     np.testing.assert_allclose(found[:, 0], np.arange(60) / 127.5 - 1, atol=1e-6)
 
 
-def test_unreadable_files_are_listed_and_then_too_many(tmp_path):
+def test_unreadable_files_are_listed_and_then_too_many(tmp_path, monkeypatch):
     for i in range(9):
         write_video(tmp_path / f"{i}.mp4", np.full((16, 16, 16, 3), 20 * i, np.uint8), 8)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     side = open_side(str(tmp_path), 10)
-    clips, skipped = clips_of(side, RECIPE, max_skipped=0.1)
-    assert len(list(clips)) == 9 and len(skipped) == 1 and "bad.mp4" in skipped[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "MAX_SKIPPED", 0.1)
+        clips, skipped = clips_of(side, RECIPE)
+        assert len(list(clips)) == 9 and len(skipped) == 1 and "bad.mp4" in skipped[0]
     with pytest.raises(CogVideoError, match="1 of the 10 videos .*bad.mp4.* at most 1%"):
         list(clips_of(side, RECIPE)[0])
 

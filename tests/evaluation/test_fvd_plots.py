@@ -7,11 +7,10 @@ import matplotlib
 import numpy as np
 import pytest
 
-from cogvideo.evaluation.bootstrap import study_gaussians
-from cogvideo.evaluation.fvd import fvd
-from cogvideo.evaluation.fvd_plots import liveliest, plot_bootstrap, plot_clips, plot_curves, plot_sensitivity
-from cogvideo.evaluation.report import write_report
-from cogvideo.evaluation.sensitivity import Row, Sensitivity
+from cogvideo.evaluation.fvd_plots import liveliest, plot_bootstrap, plot_clips, plot_curves
+from cogvideo.evaluation.fvd_score import fvd, study_gaussians
+from cogvideo.evaluation.sensitivity import Row, Sensitivity, plot_sensitivity
+from cogvideo.reports import html
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +89,10 @@ def test_bootstrap_names_its_numbers():
 
 def test_the_report_is_one_page_with_everything_inside(tmp_path):
     figure = plot_curves({"score": [(n, 3 + 40 / n) for n in (5, 10, 80)]})
-    page = write_report(
-        tmp_path / "r.html", "A score", ["Some *words*.", figure, "```\ncard\n```"]
-    ).read_text("utf-8")
+    parts = [html.markdown("Some *words*."), html.figure(figure), html.preformatted("card")]
+    page = html.write(tmp_path / "r.html", "A score", parts).read_text("utf-8")
     assert "<h1" in page and "A score" in page and "<em>words</em>" in page and "card" in page
-    pictures = re.findall(r'<img alt="distance over[^"]*" src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == 1 and base64.b64decode(pictures[0])[1:4] == b"PNG"
+    pictures = re.findall(r'<img alt="distance over[^"]*" src="data:image/svg\+xml;base64,([^"]+)"', page)
+    assert len(pictures) == 1 and b"<svg" in base64.b64decode(pictures[0])
     assert not re.search(r"<(script|img|link)[^>]+(src|href)=\"?https?:", page)
     assert [file.name for file in tmp_path.iterdir()] == ["r.html"]

@@ -12,7 +12,7 @@ from scipy.special import rel_entr, softmax
 
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation import scores
+from cogvideo.evaluation import features
 from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.features import rows_of
 from cogvideo.evaluation.scores import (
@@ -23,6 +23,8 @@ from cogvideo.evaluation.scores import (
     inception_score,
     similarities,
 )
+from cogvideo.evaluation.settings import Settings
+from cogvideo.evaluation.sources import open_side
 from cogvideo.theatre.dataset import make_digits
 
 
@@ -104,17 +106,16 @@ def test_the_first_16_frames_are_scored(tmp_path, capsys):
         frames[:16] = 20 + 40 * (i % 4)
         write_video(tmp_path / "clips" / f"{i}.mp4", frames, 8)
     out = tmp_path / "is.json"
-    result = evaluate_inception_score(
-        str(tmp_path / "clips"), network, n=8, splits=1, out=out, progress=False
-    )
+    clips, settings = str(tmp_path / "clips"), Settings(8, out=out, progress=False)
+    result = evaluate_inception_score(clips, network, settings, splits=1)
     assert result.value == pytest.approx(4) == result.whole and result.n == 8
     assert json.loads(out.read_text())["value"] == result.value
     shown = capsys.readouterr().out
     assert "Inception Score      4.000 ± 0.000" in shown and "not as published" in shown
     with pytest.raises(CogVideoError, match="cannot be cut"):
-        evaluate_inception_score(str(tmp_path / "clips"), network, n=8, splits=9, progress=False)
+        evaluate_inception_score(clips, network, settings, splits=9)
     with pytest.raises(CogVideoError, match="cannot be written"):
-        evaluate_inception_score("demo", network, out=tmp_path / "none" / "x.json")
+        evaluate_inception_score("demo", network, Settings(out=tmp_path / "none" / "x.json"))
 
 
 def color_encoder() -> ClipEncoder:
@@ -152,7 +153,7 @@ def test_clipsim_and_relative_matching_of_folders(tmp_path, capsys):
     right = write_folder(tmp_path / "real", [(250, 0, 0), (0, 250, 0), (0, 0, 250)], captions)
     half = write_folder(tmp_path / "half", [(250, 0, 0), (250, 250, 0), (0, 0, 250)], captions)
     out = tmp_path / "clipsim.json"
-    result = evaluate_clipsim(half, color_encoder(), real=right, n=3, out=out, progress=False)
+    result = evaluate_clipsim(half, color_encoder(), Settings(3, out=out, progress=False), real=right)
     expected = [1, 0.5**0.5, 1]
     assert result.value == pytest.approx(np.mean(expected), abs=0.01) and result.n == 3
     assert result.error == pytest.approx(np.std(expected, ddof=1) / 3**0.5, abs=0.01)
@@ -161,7 +162,7 @@ def test_clipsim_and_relative_matching_of_folders(tmp_path, capsys):
     assert "relative matching" in capsys.readouterr().out
     other = write_folder(tmp_path / "other", [(250, 0, 0)], ["blue"])
     with pytest.raises(CogVideoError, match="same prompts in the same order"):
-        evaluate_clipsim(half, color_encoder(), real=other, n=3, progress=False)
+        evaluate_clipsim(half, color_encoder(), Settings(3, progress=False), real=other)
 
 
 def test_unreadable_videos_leave_prompts_and_clips_together(tmp_path, monkeypatch):
@@ -170,9 +171,9 @@ def test_unreadable_videos_leave_prompts_and_clips_together(tmp_path, monkeypatc
     )
     Path(folder, "1.mp4").write_bytes(b"damaged")
     with pytest.raises(CogVideoError, match="1.mp4"):
-        evaluate_clipsim(folder, color_encoder(), n=3, progress=False)
-    monkeypatch.setattr(scores, "MAX_SKIPPED", 0.5)
-    result = evaluate_clipsim(folder, color_encoder(), n=3, progress=False)
+        evaluate_clipsim(folder, color_encoder(), Settings(3, progress=False))
+    monkeypatch.setattr(features, "MAX_SKIPPED", 0.5)
+    result = evaluate_clipsim(folder, color_encoder(), Settings(3, progress=False))
     assert (
         result.n == 2
         and result.value == pytest.approx(1, abs=0.01)
@@ -182,17 +183,17 @@ def test_unreadable_videos_leave_prompts_and_clips_together(tmp_path, monkeypatc
 
 def test_sides_know_their_prompts(tmp_path):
     make_digits(tmp_path / "digits", clips=2, seed=0, size=64, seconds=0.5, progress=False)
-    side = scores.open_side(str(tmp_path / "digits"), 5)
+    side = open_side(str(tmp_path / "digits"), 5)
     assert len(side.names) == 2 and all(side.prompts[name].startswith("a ") for name in side.names)
-    digits = scores.open_side("digits:test?seed=4", 3)
+    digits = open_side("digits:test?seed=4", 3)
     assert list(digits.prompts) == digits.names and len(set(digits.prompts.values())) == 3
     write_folder(tmp_path / "bare", [(0, 0, 250)], ["blue"])
     (tmp_path / "bare" / "captions.jsonl").unlink()
-    with pytest.raises(CogVideoError, match="does not tell the prompt"):
-        evaluate_clipsim(str(tmp_path / "bare"), color_encoder(), progress=False)
+    with pytest.raises(CogVideoError, match="has no prompt"):
+        evaluate_clipsim(str(tmp_path / "bare"), color_encoder(), Settings(progress=False))
     (tmp_path / "bare" / "captions.jsonl").write_text('{"file": 3}\n')
     with pytest.raises(CogVideoError, match="Line 1 of .* must have path and caption"):
-        scores.open_side(str(tmp_path / "bare"), 5)
+        open_side(str(tmp_path / "bare"), 5)
 
 
 def test_open_clip_itself(tmp_path):

@@ -1,14 +1,16 @@
 """Each damage does what its name says and nothing else, and the table with the real I3D."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.fvd import evaluate
+from cogvideo.evaluation.protocols import evaluate
 from cogvideo.evaluation.sensitivity import DAMAGES, damage, sensitivity
+from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sources import open_side
 
 CLIP = open_side("digits:test?seconds=2", 1).read("0")[:16]
@@ -67,9 +69,9 @@ def test_unknown():
 
 def test_the_table(tmp_path, monkeypatch, capsys, i3d_file):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
-    out, options = tmp_path / "table.json", {"i3d": i3d_file, "device": "cpu", "progress": False}
+    out, settings = tmp_path / "table.json", Settings(2, i3d=i3d_file, device="cpu", progress=False)
     real, other = "digits:test?seconds=2", "digits:train?seconds=2"
-    result = sensitivity(real, other, presets=["paper"], n=2, damages=["noisy"], out=out, **options)
+    result = sensitivity(real, other, replace(settings, out=out), presets=["paper"], damages=["noisy"])
     assert [(row.clips, row.strength) for row in result.rows] == [
         ("real", None),
         ("generated", None),
@@ -77,7 +79,7 @@ def test_the_table(tmp_path, monkeypatch, capsys, i3d_file):
     ]
     floor, made, noisy = (row.score.value for row in result.rows)
     assert noisy > floor
-    same = evaluate(real, other, n=2, **options)  # the same clips, by the other command
+    same = evaluate(real, other, settings)  # the same clips, by the other command
     assert (same.floor, same.value) == pytest.approx((floor, made))
     text = capsys.readouterr().out
     assert f"{floor:>12.2f}" in text and "2 clips a side (published with: paper 2048)" in text
@@ -88,25 +90,25 @@ def test_the_table(tmp_path, monkeypatch, capsys, i3d_file):
 
 def test_of_a_small_folder_each_half_is_used(tmp_path, monkeypatch, i3d_file):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
-    folder, options = tmp_path / "videos", {"i3d": i3d_file, "device": "cpu", "progress": False}
+    folder, settings = tmp_path / "videos", Settings(i3d=i3d_file, device="cpu", progress=False)
     folder.mkdir()
     for i in range(5):
         write_video(folder / f"{i}.mp4", np.roll(CLIP, 8 * i, 2), 8)
         if i == 2:
             with pytest.raises(CogVideoError, match="too few videos"):
-                sensitivity(str(folder), presets=["paper"], **options)
-    result = sensitivity(str(folder), presets=["paper"], damages=["frozen"], **options)
+                sensitivity(str(folder), settings, presets=["paper"])
+    result = sensitivity(str(folder), settings, presets=["paper"], damages=["frozen"])
     assert result.protocol["n"] == 2
     assert [(row.score.n_real, row.score.n_generated) for row in result.rows] == [(2, 2), (2, 2)]
 
 
 def test_bad_input_is_told_before_the_work(tmp_path):
-    for options, sentence in (
-        ({"n": 1}, "at least 2 clips"),
-        ({"presets": ["tats"]}, "no FVD preset 'tats'"),
-        ({"damages": ["sharpened"]}, "no damage 'sharpened'"),
-        ({"strengths": [2.0]}, "cannot have the strength 2"),
-        ({"out": tmp_path / "none" / "x.json"}, "cannot be written"),
+    for settings, options, sentence in (
+        (Settings(1), {}, "at least 2 clips"),
+        (Settings(), {"presets": ["tats"]}, "no FVD preset 'tats'"),
+        (Settings(), {"damages": ["sharpened"]}, "no damage 'sharpened'"),
+        (Settings(), {"strengths": [2.0]}, "cannot have the strength 2"),
+        (Settings(out=tmp_path / "none" / "x.json"), {}, "cannot be written"),
     ):
         with pytest.raises(CogVideoError, match=sentence):
-            sensitivity("digits:test", **options)
+            sensitivity("digits:test", settings=settings, **options)

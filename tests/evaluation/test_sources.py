@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cogvideo.checkpoints.registry import DEMO
+from cogvideo.data.sources import read_options
 from cogvideo.data.video import write_video
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.sources import open_side
+from cogvideo.evaluation.sources import generations, open_side, real_sides
 
 
 def video(path, grey: int, frames: int = 16):
@@ -121,5 +123,40 @@ def test_a_folder_without_videos(tmp_path):
     with pytest.raises(CogVideoError, match="holds no videos"):
         open_side(str(tmp_path), 2)
     (tmp_path / "ice_image.pt").touch()
-    with pytest.raises(CogVideoError, match="holds the release's weights, for which no prompts are told"):
+    with pytest.raises(CogVideoError, match="holds the released weights, and no prompts"):
         open_side(str(tmp_path), 2)
+
+
+def test_what_can_be_generated_anew(tmp_path):
+    """With other seeds than the real side's, which is 5: captions must not be shared."""
+    assert generations("demo", 5, 3) == [("demo", 6), ("demo", 7), ("demo", 8)]
+    assert generations(str(DEMO), 5) == [(str(DEMO), 6)]
+    assert generations("digits:test", 5, 2) == [("digits:test", 6), ("digits:test", 7)]
+    assert generations("digits:test?seed=9", 5) == [("digits:test?seed=9", 6)]
+    specs = [spec for spec, _ in generations("digits:test?seed=7&seconds=2", 0, 2)]
+    assert specs == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    assert generations(str(tmp_path), 3) == [(str(tmp_path), 3)]
+    samples = "ucf101-samples:x?weights=demo"
+    assert generations(samples, 3, 2) == [(samples, 3), (samples, 4)]
+    (_, (spec, _)) = generations("digits:a b?seed=1&weights=my weights+", 0, 2)
+    assert read_options(spec) == {"seed": "2", "weights": "my weights+"}  # a space and a plus go through
+    with pytest.raises(CogVideoError, match="cannot be generated anew"):
+        generations(str(tmp_path), 0, 2)
+    with pytest.raises(CogVideoError, match="'x' in digits:test.seed=x is no number"):
+        generations("digits:test?seed=x", 0, 2)
+    with pytest.raises(CogVideoError, match="cannot be 0 generations"):
+        generations("demo", 0, 0)
+
+
+def test_floor_and_score_see_the_same_captions(tmp_path):
+    """Real clips are of other captions than both; the split of a folder is by its own order."""
+    right, others = real_sides("digits:test", 3, 5)
+    spec, seed = generations("digits:test", 5)[0]
+    made = open_side(spec, 3, seed=seed)
+    assert others.label == made.label != right.label and len(right.names) == len(others.names) == 3
+    labels = [side.label for side in real_sides("digits:test?seed=7&seconds=2", 2, 0)]
+    assert labels == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    for i in range(5):
+        (tmp_path / f"{i}.mp4").touch()
+    right, others = real_sides(str(tmp_path), 3, 0)
+    assert len(right.names) == 3 and len(others.names) == 2 and not set(right.names) & set(others.names)

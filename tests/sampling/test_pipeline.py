@@ -8,7 +8,7 @@ import torch
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.checkpoints.pipeline_folder import read_labels
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 
 PROMPT = "a red 3 moves right"
 

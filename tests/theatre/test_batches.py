@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 
 from cogvideo import CogVideoError
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.theatre import batches as data
 from cogvideo.theatre.batches import DigitsBatches, clip_times
 from cogvideo.theatre.digits import ACTION_NAMES, SPANS, World, is_held_out, render, sample_clips

@@ -6,7 +6,7 @@ import torch
 from reports.page import Page
 
 from cogvideo import CogVideoError, Pipeline
-from cogvideo.sampling.pipeline import DEMO
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.theatre.alignment import compare, weights_hash
 from cogvideo.theatre.model_report import report_weights, temporal_shares
 

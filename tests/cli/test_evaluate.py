@@ -1,4 +1,4 @@
-"""The commands for scores and protocols as a user meets them: what they hand on, and one sentence for every mistake."""
+"""`cogvideo evaluate` as a user meets it: what it prints and writes, and one sentence for every mistake."""
 
 import json
 from importlib.util import find_spec
@@ -25,6 +25,8 @@ def test_help_names_the_commands(run):
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (["alignment", "-n", 0], "1 or more"),
+        (["alignment", "--weights", "absent"], "absent"),
         (["is", "demo", "--c3d", "none.npz"], "none.npz is missing"),
         (["ucf101", "none", "--weights", "demo"], "There is no folder none"),
         (["ucf101", "none", "--weights", "nowhere"], "no weights at nowhere"),

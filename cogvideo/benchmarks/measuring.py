@@ -1,0 +1,40 @@
+"""What several benchmarks need: models with random weights, and the time of the quickest of some calls."""
+
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.checkpoints.sat import fill_model
+from cogvideo.runtime.machine import wait
+from cogvideo.runtime.tensors import Weights, without_memory
+
+
+def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
+    """A loader, as pipeline_folder.Loader calls it, that draws each weight when and where it is needed."""
+    with without_memory():
+        meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
+
+    def draw(name: str, out: Tensor) -> None:
+        generator = torch.Generator(out.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        out.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.02, generator=generator)
+
+    return partial(fill_model, make, Weights(meta, draw), where="The model with random weights")
+
+
+def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
+    """The least wall time and the least processor time of some calls, after one to warm up."""
+    work()
+    walls, cpus = [], []
+    for _ in range(repeats):
+        wait(device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        wait(device)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return min(walls), min(cpus)

@@ -1,0 +1,54 @@
+"""What all evaluations share: settings, and the card of two columns that they print."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogvideo.errors import CogVideoError
+from cogvideo.io import write_json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many clips are scored, by which seed, and where.
+
+    n: clips a side; None for the number that the evaluation names. seed: chooses videos, the frames of each, classes, and
+    draws. i3d: a file of I3D weights; None for the one in the cache. out: a JSON file for the result.
+    """
+
+    n: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    i3d: str | Path | None = None
+    out: str | Path | None = None
+    progress: bool = True
+
+    def count(self, default: int) -> int:
+        """The number of clips a side; CogVideoError for fewer than FVD can compare."""
+        n = default if self.n is None else self.n
+        if n < 2:
+            raise CogVideoError(f"FVD needs at least 2 clips a side, not {n}: give a larger n.")
+        return n
+
+    def check_out(self) -> None:
+        """CogVideoError if the result cannot be written: asked before the work."""
+        if self.out:
+            check_place(self.out)
+
+    def finish(self, card: str, result: dict[str, Any]) -> None:
+        """Print the card; write the result to `out`, if given."""
+        print(card)
+        if self.out:
+            write_json(self.out, result)
+
+
+def check_place(out: str | Path) -> None:
+    """CogVideoError unless a file can be made at `out`."""
+    if Path(out).is_dir() or not os.access(Path(out).resolve().parent, os.W_OK):
+        raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
+
+
+def lines(*rows: tuple[str, str]) -> str:
+    """Names and texts in two columns."""
+    return "\n".join(f"{name:<20} {text}" for name, text in rows)
