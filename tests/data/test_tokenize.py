@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_made_again_when_it_is_deleted(digits, parts):
     assert contents(digits) == whole
 
 
-def test_what_a_killed_one_left_is_neither_in_the_way_nor_left(parts, tmp_path):
+def test_what_a_killed_one_left_is_removed(parts, tmp_path):
     """Killed while it wrote the settings, then while it wrote the manifest."""
     for left in ("settings.json.0a1b2c3d.part", ".finishing-1", ".finishing-1.part"):
         (tmp_path / left).write_text("{")
@@ -207,7 +207,7 @@ def test_a_video_that_goes_while_tokens_are_made_is_its_own_problem(tmp_path, pa
         return parts
 
     with pytest.raises(
-        CogVideoError, match=r"b.mp4 is not to be had any more \(No such file or directory\): put it back"
+        CogVideoError, match=r"b.mp4 cannot be read any more \(No such file or directory\): put it back"
     ):
         tokenize(dataset, tmp_path / "out", load, settings, progress=False)
     assert not (tmp_path / "out").exists()
