@@ -52,7 +52,7 @@ LISTED = 100  # problems that the manifest lists; the shards list all
 
 @dataclass(frozen=True)
 class Settings:
-    """Which sequences are cut (frame_rates.plan). rates None: those of the paper that the text model can write."""
+    """Which sequences are cut (frame_rates.plan). rates None: the paper's that the text model can write."""
 
     kind: str = "sequential"
     rates: tuple[float, ...] | None = None
@@ -199,7 +199,7 @@ def _pick(timeline: Timeline, settings: Settings) -> dict[tuple[int, ...], Windo
 def _decode(
     clip: Clip, timeline: Timeline, picked: Collection[tuple[int, ...]], sizes: list[Size]
 ) -> tuple[dict[int, list[np.ndarray]], int]:
-    """The frames of all sequences, and the number of the last one that can be decoded; see reading.read_frames."""
+    """The frames of all sequences, and the number of the last one that can be decoded."""
     wanted = {index for indices in picked for index in indices}
     return clip.frames(timeline, wanted, sizes) if wanted else ({}, -1)
 

@@ -105,6 +105,10 @@ def test_what_is_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     cut(make_video(tmp_path / "b.mp4", EVEN), 0.02)
     # fmt: skip
-    for name, words in (("a.mp4", "cannot be read as a video"), ("none.mp4", "cannot be read"), ("b.mp4", "no frames|no video|cannot")):
+    for name, words in (
+        ("a.mp4", "cannot be read as a video"),
+        ("none.mp4", "cannot be read"),
+        ("b.mp4", "no frames|no video|cannot"),
+    ):
         with pytest.raises(CogVideoError, match=words):
             read_timeline(tmp_path / name)

@@ -144,7 +144,8 @@ def test_options_are_read_as_in_an_address_but_for_the_plus(tmp_path, video):
 def test_webvid(tmp_path, video):
     put(tmp_path, "000001_000050/1066674784.mp4", content=video)
     (tmp_path / "train.csv").write_text(
-        "videoid,contentUrl,duration,page_dir,name\n1066674784,http://x,PT00H00M20S,000001_000050,Rotating tree\n"
+        "videoid,contentUrl,duration,page_dir,name\n1066674784,http://x,PT00H00M20S,000001_000050,Rotating "
+        "tree\n"
         "2,http://x,PT00H00M20S,000001_000050,Gone\n"
     )
     dataset = open_dataset(f"webvid:{tmp_path}?captions=train.csv")
