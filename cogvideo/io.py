@@ -113,6 +113,16 @@ def file_hash(path: str | Path, progress: Callable[[int], object] = lambda size:
     return digest.hexdigest()
 
 
+def make_writable(name: str, folder: Path) -> None:
+    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
+
+
 def commit() -> str:
     """The commit of this checkout, with "-dirty" where files differ from it; "unknown" outside of one."""
     folder = str(Path(__file__).parent)

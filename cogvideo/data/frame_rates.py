@@ -22,7 +22,7 @@ ROUNDING = 0.01  # seconds that a clip may be too short by: files count in ticks
 
 @dataclass(frozen=True)
 class Window:
-    """One training sequence: `count` frames from `start`, `rate` a second; rate None: one frame, no rate text."""
+    """One training sequence: `count` frames from `start`, `rate` a second; None: one frame, no rate text."""
 
     start: float
     rate: float | None

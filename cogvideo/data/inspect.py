@@ -35,7 +35,7 @@ class Inspection:
 
 
 def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool = True) -> Inspection:
-    """Look through the packets of every clip (only the first picture is decoded) and choose its frame rate."""
+    """Read the packets of every clip (only the first picture is decoded) and choose its frame rate."""
 
     def look(clip: Clip) -> Timeline | str:
         try:

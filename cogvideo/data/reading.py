@@ -104,7 +104,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
 def read_frames(
     path: str | Path, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size], start: float = 0.0
 ) -> tuple[dict[int, list[np.ndarray]], int]:
-    """Decode frames by their numbers in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
+    """Decode frames by number in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
     Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last
     number is that of the last frame that could be decoded, where the file breaks off earlier than its packets
@@ -178,7 +178,7 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
 
 
 def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:
-    """Whether the system, not the file, is at fault. FFmpeg calls some damage EIO, too: then the file is read."""
+    """Whether the system is at fault, not the file. FFmpeg calls some damage EIO: then the file is read."""
     if error.errno != errno.EIO:
         return error.errno in NOT_NOW
     try:

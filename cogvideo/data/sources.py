@@ -222,8 +222,9 @@ def _captioned(spec: str) -> Dataset:
             else f"no folder or captions file {place}"
         )
         raise CogVideoError(
-            f'There is {what}: write one with a line {{"path": "clip.mp4", "caption": "what happens"}} for each clip, or name '
-            f"the layout, one of {', '.join(f'{kind}:' for kind in (*WORLDS, *OPTIONS))}."
+            f"There is {what}: write one with a line "
+            '{"path": "clip.mp4", "caption": "what happens"}'
+            f" for each clip, or name the layout: one of {', '.join((*WORLDS, *OPTIONS))}, and a colon."
         )
     clips, missing = [], []
     for row in read_captions(file):

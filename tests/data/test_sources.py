@@ -1,4 +1,4 @@
-"""Data sets in the layouts that they come in, each with real files: captions, parts of files, splits, and every mistake."""
+"""Data sets in their own layouts, with real files: captions, parts of files, splits, and every mistake."""
 
 import json
 from pathlib import Path
@@ -65,8 +65,14 @@ def test_captions_in_csv(tmp_path, video):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"path": "a.mp4"}', '{"caption": "x"}', '{"path": "a.mp4", "caption": "x", "start": 2, "end": 1}', '{"path": "a.mp4", "caption": " "}', '{"path": "a.mp4", "caption": "x", "start": "soon"}'],
-)  # fmt: skip
+    [
+        '{"path": "a.mp4"}',
+        '{"caption": "x"}',
+        '{"path": "a.mp4", "caption": "x", "start": 2, "end": 1}',
+        '{"path": "a.mp4", "caption": " "}',
+        '{"path": "a.mp4", "caption": "x", "start": "soon"}',
+    ],
+)
 def test_a_wrong_row_is_named(tmp_path, video, line):
     put(tmp_path, "a.mp4", content=video)
     (tmp_path / "captions.jsonl").write_text('{"path": "a.mp4", "caption": "fine"}\n' + line)
