@@ -1,4 +1,4 @@
-"""UCF-101 and Kinetics in their own layouts: class folders, split files, and what the classes are called in a caption."""
+"""UCF-101 and Kinetics in their own layouts: class folders, split files, names of classes in captions."""
 
 import csv
 import json
@@ -17,10 +17,7 @@ def videos_below(folder: Path, suffixes: tuple[str, ...] = VIDEOS) -> list[Path]
 
 
 def class_videos(kind: str, folder: Path, split: str | None) -> list[Path]:
-    """Videos of UCF-101 ("ucf101") or Kinetics ("kinetics"), those of a split file if one is given (see find_split).
-
-    Raises CogVideoError for a folder or a split that is missing and for a file that is no split.
-    """
+    """Videos of UCF-101 ("ucf101") or Kinetics ("kinetics"), or those of a split file (see find_split)."""
     if not folder.is_dir():
         raise CogVideoError(
             f"There is no folder {folder}: give the folder of {kind} with a folder for each class."

@@ -1,4 +1,4 @@
-"""Which moments of a clip become a training sequence: the paper's multi-frame-rate rule and what it is compared with.
+"""Which frames of a clip become a training sequence: the multi-frame-rate rule and its alternatives.
 
 Paper section 3.1: of some trained frame rates the lowest is taken at which the clip still gives five frames,
 so that the whole action is inside, and the frame rate is told by a text in front of the caption
@@ -22,7 +22,7 @@ ROUNDING = 0.01  # seconds that a clip may be too short by: files count in ticks
 
 @dataclass(frozen=True)
 class Window:
-    """Frames of one training sequence: `count` of them from `start` on, `rate` a second; rate None: one frame, no such text."""
+    """One training sequence: `count` frames from `start`, `rate` a second; None: one frame, no rate text."""
 
     start: float
     rate: float | None
@@ -40,7 +40,7 @@ class Window:
 
 
 def check_rates(rates: Sequence[float], minimum: float = 0.0) -> tuple[float, ...]:
-    """The rates that are at least `minimum`, each once, the lowest first; CogVideoError where none is left."""
+    """The rates that are at least `minimum`, each once, the lowest first; there must be one."""
     if not rates or min(rates) <= 0:
         raise CogVideoError("Frame rates must be numbers above 0, such as 0.25,0.5,1,2,4,8.")
     if not (chosen := tuple(sorted({float(rate) for rate in rates if rate >= minimum}))):
@@ -51,7 +51,7 @@ def check_rates(rates: Sequence[float], minimum: float = 0.0) -> tuple[float, ..
 
 
 def gives_five(seconds: float, rate: float, fps: float = np.inf) -> bool:
-    """Whether a clip gives five frames at a rate: they span no more than it lasts, and it has as many frames a second.
+    """Whether a clip gives five frames at a rate: it lasts long enough and has as many frames a second.
 
     fps: the clip's own frame rate (mean); above it frames would be shown twice.
     """
@@ -59,14 +59,15 @@ def gives_five(seconds: float, rate: float, fps: float = np.inf) -> bool:
 
 
 def choose_rate(seconds: float, rates: Sequence[float] = RATES, *, fps: float = np.inf) -> float | None:
-    """The multi-frame-rate rule: the lowest rate at which the clip still gives five frames; None if there is none."""
+    """The multi-frame-rate rule: the lowest rate at which the clip still gives five frames, or None."""
     return min((rate for rate in rates if gives_five(seconds, rate, fps)), default=None)
 
 
 def plan(
-    kind: str, seconds: float, *, rates: Sequence[float] = RATES, per_clip: int = 1, rate: float = 2.0, fps: float = np.inf
+    kind: str, seconds: float, *, rates: Sequence[float] = RATES, per_clip: int = 1, rate: float = 2.0,
+    fps: float = np.inf,
 ) -> list[Window]:  # fmt: skip
-    """The training sequences that a clip of `seconds` gives; none if it is too short or has too few frames a second.
+    """The training sequences of a clip of `seconds`; none if it is too short or has too few frames a second.
 
     sequential (stage 1): `per_clip` sequences at the rate of the rule, spread evenly over what the clip has
     beyond them; one lies in the middle. interpolation (stage 2): the same at each trained rate above that

@@ -1,4 +1,4 @@
-"""What a data set holds, before hours are spent on it: lengths, the frame rates of the rule, files that cannot be read."""
+"""What a data set holds: lengths, the frame rates that the rule chooses, files that cannot be read."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ class Inspection:
 
 
 def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool = True) -> Inspection:
-    """Look through the packets of every clip (no pictures are decoded but the first) and choose its frame rate."""
+    """Read the packets of every clip (only the first picture is decoded) and choose its frame rate."""
 
     def look(clip: Clip) -> Timeline | str:
         try:
@@ -71,7 +71,8 @@ def report(found: Inspection) -> str:
         )
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
         lines += [
-            f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest {seconds.max():.2f}, "
+            f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest "
+            f"{seconds.max():.2f}, "
             f"all {seconds.sum():.0f}",
             f"frames a second: lowest {fps.min():.3g}, median {np.median(fps):.3g}, highest {fps.max():.3g}",
             f"pixels: {', '.join(f'{size} ({count})' for size, count in sizes)}",
@@ -98,7 +99,7 @@ def report(found: Inspection) -> str:
 
 
 def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: int = 8) -> list[str]:
-    """A picture with a row for each of some clips, spread over the data set: the five frames that stage 1 would be shown.
+    """A picture with a row for each of some clips, spread over the data set: the five frames for stage 1.
 
     Frames are cut to squares, as for training. Returns a line for each row: its number, frame rate, moments,
     file, caption. Raises CogVideoError where there is nothing to show and for a place that cannot be written.

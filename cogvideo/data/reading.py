@@ -31,7 +31,7 @@ Size = tuple[int, int]  # height, width
 
 
 class CannotReadNow(CogVideoError):
-    """The system refuses to read what may be a whole video: too many open files, a disk or a network that fails."""
+    """The system cannot read what may be a whole video: too many open files, a disk or network that fails."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
 def read_frames(
     path: str | Path, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size], start: float = 0.0
 ) -> tuple[dict[int, list[np.ndarray]], int]:
-    """Decode frames of a file by their numbers in its timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
+    """Decode frames by number in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
     Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last
     number is that of the last frame that could be decoded, where the file breaks off earlier than its packets
@@ -133,7 +133,7 @@ def read_frames(
 
 
 def fit(clip: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [T,H,W,3] -> uint8 [T,height,width,3]: the largest centred part of that shape, resized with antialiasing."""
+    """uint8 [T,H,W,3] -> uint8 [T,height,width,3]: the largest centred crop, resized with antialiasing."""
     h, w = clip.shape[1:3]
     if (h, w) == (height, width):
         return clip
@@ -178,7 +178,7 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
 
 
 def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:
-    """Whether an error is the system's and not the file's. FFmpeg calls some damage EIO, too: then the file is asked itself."""
+    """Whether the system is at fault, not the file. FFmpeg calls some damage EIO: then the file is read."""
     if error.errno != errno.EIO:
         return error.errno in NOT_NOW
     try:
@@ -223,7 +223,7 @@ def _first_size(packet: "av.Packet") -> Size | None:
 
 
 def _seek(container: "InputContainer", stream: "VideoStream", start: float) -> None:
-    """Go to the last frame before `start` that can be decoded on its own; a file that cannot be searched is read through."""
+    """Go to the last key frame before `start`; a file that cannot be searched is read from its beginning."""
     from av.error import FFmpegError
 
     if start > 0:

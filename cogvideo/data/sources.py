@@ -52,7 +52,7 @@ class Clip(Protocol):
 
     @property
     def group(self) -> str:
-        """The same for all clips filmed together: a training is never tested with a group that it has seen."""
+        """The same for clips filmed together: no group is both trained on and tested with."""
         ...
 
     def timeline(self) -> Timeline: ...
@@ -128,7 +128,7 @@ def world(scheme: str) -> ModuleType:
 
 
 def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict[str, str]] | None:
-    """ "kind:place?a=b" -> (kind, place, options), if the kind is known; CogVideoError for an option that it has not."""
+    """ "kind:place?a=b" -> (kind, place, options), if the kind is known; its options are checked."""
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in known:
         return None
@@ -141,7 +141,7 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
 
 
 def read_options(spec: str) -> dict[str, str]:
-    """What follows the first ? of a spec: a=b&c=d, where & is written %26, as in an address; a + is a plus."""
+    """What follows the first ? of a spec: a=b&c=d, where & is written %26, as in a URL; a + is a plus."""
     options = {}
     for part in filter(None, spec.partition("?")[2].split("&")):
         name, _, value = part.partition("=")
@@ -164,7 +164,7 @@ def number(text: str | float, spec: str) -> float:
 
 
 def read_captions(file: Path) -> list[dict[str, Any]]:
-    """Rows {path, caption, start, end} of a .jsonl or .csv file; paths as they are written there, start and end or None.
+    """Rows {path, caption, start, end} of a .jsonl or .csv file; start and end may be None.
 
     The path may be called file or video, too. Raises CogVideoError that names the row that lacks something.
     """
@@ -222,8 +222,9 @@ def _captioned(spec: str) -> Dataset:
             else f"no folder or captions file {place}"
         )
         raise CogVideoError(
-            f'There is {what}: write one with a line {{"path": "clip.mp4", "caption": "what happens"}} for each clip, or name '
-            f"the layout, one of {', '.join(f'{kind}:' for kind in (*WORLDS, *OPTIONS))}."
+            f"There is {what}: write one with a line "
+            '{"path": "clip.mp4", "caption": "what happens"}'
+            f" for each clip, or name the layout: one of {', '.join((*WORLDS, *OPTIONS))}, and a colon."
         )
     clips, missing = [], []
     for row in read_captions(file):
@@ -254,7 +255,7 @@ def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
 
 
 def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
-    """videoID is the id of the video, start and end: "G9zN5TTuGO4_000179_000189"; files hold the part, or all (id.mp4)."""
+    """videoID is ID_START_END, such as "G9zN5TTuGO4_000179_000189"; files hold the part, or all (ID.mp4)."""
     file, files = _captions_file(spec, place, options), _by_stem(Path(place))
     keys = {"en": "enCap", "zh": "chCap"}
     language, each = options.get("language", "en"), int(number(options.get("each", 1), spec))

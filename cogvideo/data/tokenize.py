@@ -1,4 +1,4 @@
-"""A data set to tokens on disk: shard after shard by several processes, going on where a killed run stopped."""
+"""A data set to tokens on disk: several processes make shards, and a new run resumes where one was killed."""
 
 import hashlib
 import json
@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cogvideo.checkpoints.tokenizers import Tokenizers
-from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, check_rates, plan
-from cogvideo.data.reading import CannotReadNow
+from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
+from cogvideo.data.reading import CannotReadNow, Size, Timeline
 from cogvideo.data.sources import Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
     FINISHING,
@@ -39,20 +39,20 @@ from cogvideo.data.tokenized import (
     write_shard,
 )
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_whole
+from cogvideo.io import read_json, write_json
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
 COMPRESS = 8  # pixels along a side of a frame token
-ENLARGED = 3  # how many times larger the frames are that super-resolution makes
+ENLARGED = 3  # how many times larger super-resolution makes the frames
 AT_ONCE = 32  # frames that are encoded together
 SETTINGS = "settings.json"
-TOLD = 100  # problems that the manifest tells in full; the shards tell all
+LISTED = 100  # problems that the manifest lists; the shards list all
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What sequences are cut: see frame_rates.plan. rates None: those of the paper that the text model can write."""
+    """Which sequences are cut (frame_rates.plan). rates None: the paper's that the text model can write."""
 
     kind: str = "sequential"
     rates: tuple[float, ...] | None = None
@@ -84,14 +84,12 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write the training sequences of a data set to the folder `out` (see data/tokenized.py) -> its manifest.
 
-    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The
-    result does not depend on the number of processes. A shard is written when all of its clips are done;
-    shards that are there and belong to the same clips are kept, so a stopped run goes on, a finished one is
-    left as it is, and a data set that has grown is gone on with. Processes of torchrun (RANK, WORLD_SIZE), on
-    one machine or many, share the shards; the last one writes the manifest, the others return one with
-    complete False. Clips that are no whole videos are told in it. Raises CogVideoError for a folder with
-    other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
-    sequence, and videos that the system cannot read now.
+    load: returns the tokenizers; with workers > 1 each process calls it, so that it must be picklable. The
+    result does not depend on the number of processes. A shard is written once all of its clips are done;
+    existing shards of the same clips are kept, so that a new run resumes a stopped one, leaves a finished one
+    as it is, and appends to a data set that has grown. Processes of torchrun (RANK, WORLD_SIZE), on one
+    machine or many, divide the shards among themselves; the last one writes the manifest, the others return
+    one with complete False. The manifest lists clips that are no whole videos.
     """
     out, parts = Path(out), load()
     settings = _with_rates(settings, parts.text)
@@ -105,16 +103,17 @@ def tokenize(
         clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            with tqdm(
+            bar = tqdm(
                 total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress
-            ) as bar:
-                job = (settings, made, out, device)
-                if min(workers, len(own)) > 1:
-                    _share((load, *job), own, min(workers, len(own)), bar)
+            )
+            with bar:
+                workers, job = min(workers, len(own)), (settings, made, out, device)
+                if workers > 1:
+                    _in_processes(workers, (load, *job), own, bar)
                 else:
-                    work = _Worker(parts, *job)
+                    worker = _Worker(parts, *job)
                     for shard in own:
-                        work(shard, bar.update)
+                        worker(shard, bar.update)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
@@ -147,7 +146,7 @@ class _Shard:
 
 
 def _shards(dataset: Dataset, size: int) -> list[_Shard]:
-    """Shards of `size` clips, whose digests are of names, groups, captions, parts and sizes of the files as they are now."""
+    """Shards of `size` clips; digests cover names, groups, captions, parts and present sizes of the files."""
     shards = []
     for number, begin in enumerate(range(0, len(dataset.clips), size)):
         clips = tuple(dataset.clips[begin : begin + size])
@@ -163,7 +162,7 @@ def _part(clip: FileClip) -> tuple[float, float | None, int]:
         return clip.start, clip.end, clip.path.stat().st_size
     except OSError as error:
         raise CogVideoError(
-            f"{clip.path} is not to be had any more ({error.strerror}): put it back, or run again without it."
+            f"{clip.path} cannot be read any more ({error.strerror}): put it back, or run again without it."
         ) from None
 
 
@@ -172,40 +171,51 @@ def sequences(
 ) -> tuple[list[Sample], str | None]:
     """The training sequences of one clip, and what is wrong with it, if anything.
 
-    A file that breaks off is planned anew for the length that can be decoded. Sequences of the very same
-    frames are given once. Raises CogVideoError for a file that cannot be read.
+    Sequences of the very same frames are given once.
     """
-    timeline = clip.timeline()
     size = (COMPRESS * made.frame_height, COMPRESS * made.frame_width)
     sizes = [size, (ENLARGED * size[0], ENLARGED * size[1])][: 2 if settings.kind == "superres" else 1]
-    for _ in range(2):
-        windows = plan(
-            settings.kind, timeline.end, rates=settings.rates or RATES, per_clip=settings.per_clip, rate=settings.rate,
-            fps=timeline.fps,
-        )  # fmt: skip
-        picked = {tuple(timeline.at(window.moments).tolist()): window for window in reversed(windows)}
-        if not picked:
-            short = f"gives no five frames: it has {timeline.end:.2f} s at {timeline.fps:.3g} frames a second"
-            return [], f"{timeline.note}; {short}" if timeline.note else short
-        wanted = sorted({index for frames in picked for index in frames})
-        frames, last = clip.frames(timeline, wanted, sizes)
-        if last >= wanted[-1] or last < 0:
-            break
+    timeline = clip.timeline()
+    picked = _pick(timeline, settings)
+    frames, last = _decode(clip, timeline, picked, sizes)
+    # the file breaks off: for the length that can be decoded
+    if picked and -1 < last < max(map(max, picked)):
         timeline = timeline.until(last)
+        picked = _pick(timeline, settings)
+        frames, _ = _decode(clip, timeline, picked, sizes)
+    if not picked:
+        short = f"gives no five frames: it has {timeline.end:.2f} s at {timeline.fps:.3g} frames a second"
+        return [], f"{timeline.note}; {short}" if timeline.note else short
+    wanted = sorted({index for indices in picked for index in indices})
     if len(frames) < len(wanted):
         raise CogVideoError(f"{clip.source} has no frames that can be decoded: give a whole video file.")
     tokens = [
         _encode(np.stack([frames[index][i] for index in wanted]), parts.frames, device)
         for i in range(len(sizes))
     ]
-    place = {index: i for i, index in enumerate(wanted)}
+    row_of = {index: i for i, index in enumerate(wanted)}
     samples = []
     for indices, window in reversed(picked.items()):
-        rows = [place[index] for index in indices]
+        rows = [row_of[index] for index in indices]
         text = parts.text.encode_prompt(clip.caption, window.span)[: made.text_length]
         large = tokens[1][rows[0]] if len(sizes) > 1 else None
         samples.append(Sample(tokens[0][rows], text, window.span, group_of(clip.group), large))
     return samples, timeline.note
+
+
+def _pick(timeline: Timeline, settings: Settings) -> dict[tuple[int, ...], Window]:
+    """Numbers of the frames of each sequence -> its window, the last sequence first."""
+    s, rates = settings, settings.rates or RATES
+    windows = plan(s.kind, timeline.end, rates=rates, per_clip=s.per_clip, rate=s.rate, fps=timeline.fps)
+    return {tuple(timeline.at(window.moments).tolist()): window for window in reversed(windows)}
+
+
+def _decode(
+    clip: Clip, timeline: Timeline, picked: Collection[tuple[int, ...]], sizes: list[Size]
+) -> tuple[dict[int, list[np.ndarray]], int]:
+    """The frames of all sequences, and the number of the last one that can be decoded."""
+    wanted = {index for indices in picked for index in indices}
+    return clip.frames(timeline, wanted, sizes) if wanted else ({}, -1)
 
 
 def _encode(frames: np.ndarray, tokenizer: FrameTokenizer, device: str) -> Tensor:
@@ -218,7 +228,7 @@ def _encode(frames: np.ndarray, tokenizer: FrameTokenizer, device: str) -> Tenso
 
 
 def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
-    """Settings whose rates are checked: each can be told by the text model."""
+    """Settings whose rates are checked: the text model can write each of them."""
 
     def written(rate: float) -> bool:
         try:
@@ -254,21 +264,22 @@ def _format(settings: Settings, parts: Tokenizers) -> TokenFormat:
 
 
 def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
-    """Make the folder and note the settings in it; a folder of other tokens is refused, lest both be mixed."""
+    """Make the folder and note the settings in it; refuse a folder of other tokens."""
     out.mkdir(parents=True, exist_ok=True)
-    note, text = (
-        out / SETTINGS,
-        json.dumps({"format": asdict(made), "settings": asdict(settings)}, indent=1) + "\n",
-    )
+    note, values = out / SETTINGS, {"format": asdict(made), "settings": asdict(settings)}
     # First what else is there, then the note: another process may write it, and then shards, at this moment.
     others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
-    wrong = note.read_text("utf-8") != text if note.exists() else others
-    if wrong:
+    if not (_same(note, values) if note.exists() else not others):
         raise CogVideoError(
             f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
         )
     if not note.exists():
-        write_whole(note, text)
+        write_json(note, values)
+
+
+def _same(note: Path, values: dict[str, Any]) -> bool:
+    """Whether a JSON file holds these values."""
+    return read_json(note) == json.loads(json.dumps(values))
 
 
 def _is_done(out: Path, shard: _Shard) -> bool:
@@ -291,7 +302,7 @@ class _Worker:
                 made, problem = sequences(clip, self.parts, self.settings, self.made, self.device)
                 samples += made
             except CannotReadNow:
-                raise  # it would be told to be the clip's problem for ever
+                raise  # it is no problem of the clip
             except (CogVideoError, ValueError) as error:
                 problem = str(error)
             if problem:
@@ -302,73 +313,53 @@ class _Worker:
 
 
 def _rates(samples: list[Sample]) -> dict[str, int]:
-    """How many sequences there are of each frame rate; 0 where none is told."""
+    """How many sequences there are of each frame rate; 0: without one."""
     return dict(Counter(f"{(FRAMES - 1) / sample.span if sample.span else 0:g}" for sample in samples))
 
 
-def _share(job: tuple, shards: list[_Shard], workers: int, bar: tqdm) -> None:
-    """Let processes make the shards. job: load and the further arguments of _Worker."""
+def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar: tqdm) -> None:
+    """Make the shards in processes of their own. job: load and the further arguments of _Worker."""
+    others = set(multiprocessing.active_children())
     # Spawned, not forked: torch's and FFmpeg's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    ticks, stop, told = context.Value("q", 0), context.Event(), 0
-    with ProcessPoolExecutor(workers, context, _begin, (job, ticks, stop)) as pool:
-        pending = {pool.submit(_work, shard) for shard in shards}
+    with ProcessPoolExecutor(workers, context, _begin, job) as pool:
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                seen = ticks.value
-                if seen > told:
-                    bar.update(seen - told)
-                told = seen
-                for future in finished:
-                    future.result()
-        except BrokenProcessPool:
+            for done in as_completed([pool.submit(_work, shard) for shard in shards]):
+                bar.update(done.result())
+        except BaseException as error:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # a shard is written whole or not at all
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise CogVideoError(
-                "A process that tokenizes was ended, perhaps for want of memory: run again with fewer --workers; finished "
-                "shards are kept."
+                "A process that tokenizes was killed, perhaps because memory ran out: run again with fewer "
+                "--workers; "
+                "finished shards are kept."
             ) from None
-        finally:
-            stop.set()  # on Ctrl-C and errors: no more clips
-            pool.shutdown(cancel_futures=True)
 
 
-_process: Any = None  # of a spawned process: its worker, the count of clips, the sign to stop
+_worker: "_Worker"  # of a spawned process
 
 
-class _Stopped(Exception):
-    """The first process wants no more clips."""
-
-
-def _begin(job: tuple[Any, ...], ticks: Any, stop: Any) -> None:
-    global _process
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process; the first one tells the others
+def _begin(load: Callable[[], Tokenizers], *job: Any) -> None:
+    global _worker
+    # Ctrl-C reaches every process; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    load, *others = job
-    _process = (_Worker(load(), *others), ticks, stop)
+    _worker = _Worker(load(), *job)
 
 
 def _end_with_parent() -> None:
     """A process whose parent was killed would wait for shards forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # only processes of the pool come here
-    parent.join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
-def _work(shard: _Shard) -> None:
-    worker, ticks, stop = _process
-
-    def tick() -> None:
-        with ticks.get_lock():
-            ticks.value += 1
-        if stop.is_set():
-            raise _Stopped
-
-    with suppress(_Stopped):
-        worker(shard, tick)
+def _work(shard: _Shard) -> int:
+    _worker(shard, lambda: None)
+    return len(shard.clips)
 
 
 def _finish(
@@ -395,12 +386,12 @@ def _finish(
 
 
 def _finished(out: Path, dataset: Dataset) -> dict[str, Any] | None:
-    """The manifest, if it tells the files that are there."""
-    with suppress(OSError, ValueError, KeyError):
-        manifest = json.loads((out / MANIFEST).read_text("utf-8"))
-        if manifest["missing"] == len(dataset.missing) and all(
-            (out / name).stat().st_size == facts["bytes"] for name, facts in manifest["files"].items()
-        ):
+    """The manifest, if it is that of the files that are there."""
+    with suppress(CogVideoError, OSError, KeyError):
+        manifest = read_json(out / MANIFEST)
+        sizes = {name: facts["bytes"] for name, facts in manifest["files"].items()}
+        whole = all((out / name).stat().st_size == size for name, size in sizes.items())
+        if whole and manifest["missing"] == len(dataset.missing):
             return manifest
     return None
 
@@ -429,6 +420,6 @@ def _write_manifest(
         "missing": len(dataset.missing),
         "rates": dict(sorted(rates.items(), key=lambda pair: float(pair[0]))),
         "settings": asdict(settings),
-        "problems": {"count": len(problems), "first": problems[:TOLD]},
+        "problems": {"count": len(problems), "first": problems[:LISTED]},
     }
     return finish(out, names, made, unguided=unguided, notes=notes)

@@ -1,4 +1,4 @@
-"""Video files and the `Video` that the pipeline hands out: mp4 and GIF through PyAV, playable in a notebook."""
+"""Video files and the `Video` that the pipeline returns: mp4 and GIF through PyAV, playable in a notebook."""
 
 import base64
 import os
@@ -60,7 +60,7 @@ class Video:
         return "data:video/mp4;base64," + base64.b64encode(data).decode()
 
     def contact_sheet(self, columns: int = 5, *, gap: int = 4) -> "Image":
-        """`columns` frames, evenly spaced from the first to the last, side by side with `gap` white pixels between them."""
+        """`columns` frames, evenly spaced in time, side by side with `gap` white pixels between them."""
         from PIL import Image
 
         if columns < 1:
@@ -76,37 +76,34 @@ class Video:
         return f'<figure style="margin:0">{self.video_tag()}<figcaption>{prompt}</figcaption></figure>'
 
     def video_tag(self) -> str:
-        """A <video> element that holds the clip, plays it over and over, and shows small ones enlarged with hard edges."""
+        """A <video> element with the clip inside, in a loop; small ones are enlarged with hard edges."""
         h, w = self.frames.shape[1:3]
         width = w * max(1, round(SHOWN_SIZE / max(h, w)))
         style = f"width:{width}px;max-width:100%;aspect-ratio:{w}/{h};image-rendering:pixelated"
-        return f'<video autoplay loop muted playsinline controls style="{style}" src="{self.mp4_data_uri()}"></video>'
+        attributes = f'style="{style}" src="{self.mp4_data_uri()}"'
+        return f"<video autoplay loop muted playsinline controls {attributes}></video>"
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
-    """Write frames uint8 [T,H,W,3] as the suffix says: .mp4 (H.264, nearly lossless) or .gif (one palette, endless loop).
+    """Write frames uint8 [T,H,W,3] as .mp4 (H.264, nearly lossless) or .gif (one palette, endless loop).
 
     mp4 files have even sizes: an odd edge is repeated once. GIF counts time in 1/100 s, so delays of 12.5
-    come out as 13 and 12 in turn. The file appears under its name when it is whole. Raises CogVideoError for
-    another suffix, a place that cannot be written, and frames of another form.
+    come out as 13 and 12 in turn. The file appears under its name when it is whole.
     """
     from av.error import FFmpegError
 
     path = check_writable(path)
     frames = np.asarray(frames)
-    if (
-        frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[3] != 3
-        or 0 in frames.shape
-        or not fps > 0
-    ):
+    valid = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3 and 0 not in frames.shape
+    if not valid or not fps > 0:
         raise CogVideoError(
             f"Cannot write {path} from {frames.dtype} {list(frames.shape)} at {fps:g} fps: give uint8 "
             "[T,H,W,3] and fps > 0."
         )
     rate = Fraction(fps).limit_denominator(1001)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    part = path.with_name(
+        f".{path.stem}.{os.getpid()}{path.suffix}"
+    )  # FFmpeg chooses the format by the suffix
     try:
         (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
         os.replace(part, path)
@@ -120,11 +117,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def check_writable(path: str | Path) -> Path:
-    """The path, if a video file can be written there; to be asked before hours of work.
-
-    Raises CogVideoError for a suffix other than .mp4 and .gif, a folder that is missing or read-only, and a
-    path that is a folder itself.
-    """
+    """The path, if a .mp4 or .gif file can be written there; call it before hours of work."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise CogVideoError(
@@ -134,7 +127,7 @@ def check_writable(path: str | Path) -> Path:
 
 
 def check_place(path: str | Path) -> Path:
-    """The path, if a file of any kind can be written there; raises CogVideoError as check_writable does."""
+    """The path, if a file can be written there."""
     path = Path(path)
     if path.is_dir():
         raise CogVideoError(f"{path} is a folder: give the name of a file.")
@@ -148,10 +141,7 @@ def check_place(path: str | Path) -> Path:
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """Read any video file that FFmpeg knows -> (frames uint8 [T,H,W,3], frames a second).
-
-    Raises CogVideoError for a file that is missing or holds no video.
-    """
+    """Read any video file that FFmpeg knows -> (frames uint8 [T,H,W,3], frames a second)."""
     import av
     from av.error import FFmpegError
 

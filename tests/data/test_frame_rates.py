@@ -81,7 +81,7 @@ def test_interpolation_takes_the_higher_rates():
 
 
 def test_fixed_rate_pieces_share_their_ends():
-    """The baseline: 5 s at 2 a second give two pieces of 2 s; what is left over is lost, and so are short clips."""
+    """The baseline: 5 s at 2 a second give two parts of 2 s; the rest is lost, and so are short clips."""
     assert [w.moments.tolist() for w in plan("fixed-rate", 5)] == [[0, 0.5, 1, 1.5, 2], [2, 2.5, 3, 3.5, 4]]
     assert plan("fixed-rate", 1.5) == [] and len(plan("fixed-rate", 1.5, rate=4)) == 1
 

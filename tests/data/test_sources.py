@@ -1,4 +1,4 @@
-"""Data sets in the layouts that they come in, each with real files: captions, parts of files, splits, and every mistake."""
+"""Data sets in their own layouts, with real files: captions, parts of files, splits, and every mistake."""
 
 import json
 from pathlib import Path
@@ -65,8 +65,14 @@ def test_captions_in_csv(tmp_path, video):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"path": "a.mp4"}', '{"caption": "x"}', '{"path": "a.mp4", "caption": "x", "start": 2, "end": 1}', '{"path": "a.mp4", "caption": " "}', '{"path": "a.mp4", "caption": "x", "start": "soon"}'],
-)  # fmt: skip
+    [
+        '{"path": "a.mp4"}',
+        '{"caption": "x"}',
+        '{"path": "a.mp4", "caption": "x", "start": 2, "end": 1}',
+        '{"path": "a.mp4", "caption": " "}',
+        '{"path": "a.mp4", "caption": "x", "start": "soon"}',
+    ],
+)
 def test_a_wrong_row_is_named(tmp_path, video, line):
     put(tmp_path, "a.mp4", content=video)
     (tmp_path / "captions.jsonl").write_text('{"path": "a.mp4", "caption": "fine"}\n' + line)
@@ -144,7 +150,8 @@ def test_options_are_read_as_in_an_address_but_for_the_plus(tmp_path, video):
 def test_webvid(tmp_path, video):
     put(tmp_path, "000001_000050/1066674784.mp4", content=video)
     (tmp_path / "train.csv").write_text(
-        "videoid,contentUrl,duration,page_dir,name\n1066674784,http://x,PT00H00M20S,000001_000050,Rotating tree\n"
+        "videoid,contentUrl,duration,page_dir,name\n1066674784,http://x,PT00H00M20S,000001_000050,Rotating "
+        "tree\n"
         "2,http://x,PT00H00M20S,000001_000050,Gone\n"
     )
     dataset = open_dataset(f"webvid:{tmp_path}?captions=train.csv")

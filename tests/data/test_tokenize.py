@@ -1,4 +1,4 @@
-"""Data sets to tokens: the right frames, the right texts, any number of processes, and kills that lose nothing."""
+"""Data sets to tokens: the right frames and texts, any number of processes, and kills that lose nothing."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_a_damaged_shard_is_made_again_when_it_is_deleted(digits, parts):
     assert contents(digits) == whole
 
 
-def test_what_a_killed_one_left_is_neither_in_the_way_nor_left(parts, tmp_path):
+def test_what_a_killed_one_left_is_removed(parts, tmp_path):
     """Killed while it wrote the settings, then while it wrote the manifest."""
     for left in ("settings.json.0a1b2c3d.part", ".finishing-1", ".finishing-1.part"):
         (tmp_path / left).write_text("{")
@@ -172,7 +172,7 @@ def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
 
 
 def test_parts_of_one_video_are_not_shared_by_train_and_test(tmp_path, parts):
-    """Two parts of each of four files, whose names would be hashed to both splits if each part stood for itself."""
+    """Two parts of each of four files; by their own names they would be hashed to both splits."""
     for name in "1234":
         make_video(tmp_path / f"{name}.mp4", [i / 8 for i in range(24)])
     rows = [
@@ -207,7 +207,7 @@ def test_a_video_that_goes_while_tokens_are_made_is_its_own_problem(tmp_path, pa
         return parts
 
     with pytest.raises(
-        CogVideoError, match=r"b.mp4 is not to be had any more \(No such file or directory\): put it back"
+        CogVideoError, match=r"b.mp4 cannot be read any more \(No such file or directory\): put it back"
     ):
         tokenize(dataset, tmp_path / "out", load, settings, progress=False)
     assert not (tmp_path / "out").exists()
@@ -299,7 +299,10 @@ def test_the_demo_cannot_write_all_rates(parts):
 
 @pytest.mark.parametrize(
     ("kind", "shape", "count"),
-    [("interpolation", (5, 64), None), ("fixed-rate", (5, 64), None), ("one-stage-2", (5, 64), None), ("image", (1, 64), 3)],
+    [
+        ("interpolation", (5, 64), None), ("fixed-rate", (5, 64), None), ("one-stage-2", (5, 64), None),
+        ("image", (1, 64), 3),
+    ],
 )  # fmt: skip
 def test_other_kinds(tmp_path, parts, kind, shape, count):
     dataset = open_dataset("digits:train?clips=3&seed=1")
@@ -382,7 +385,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, arguments, words):
 
 
 def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
-    """kill -9 at random moments, the same command again, KILLS times: then the files are those of an undisturbed run."""
+    """kill -9 at random times, KILLS times the same command: the files are those of an undisturbed run."""
     draw, out = random.Random(0), tmp_path / "out"
     data = f"digits:train?clips={30 * KILLS}"
     tokenize(open_dataset(data), tmp_path / "whole", LOAD, Settings(shard_clips=2), progress=False)

@@ -52,7 +52,7 @@ def make_video(
 
 
 def turn(path: Path) -> Path:
-    """Write a quarter turn clockwise into an mp4 file's track header, as a camera does that is held upright."""
+    """Write a quarter turn clockwise into an mp4 file's track header, as an upright camera does."""
     content = bytearray(path.read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
     content[matrix : matrix + 20] = QUARTER

@@ -131,7 +131,7 @@ print(status("VmHWM") - before, status("VmHWM") - peak_memory())
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(("what", "least", "most"), [("convert", 40, 160), ("load", 280, 360)])
 def test_nothing_is_held_twice(what, least, most, ranks, tmp_path):
-    """In MB: a shard of 40, what the allocator keeps of the last one, 40 of pages; or the model's 290, and pages."""
+    """In MB: a shard of 40, the last one in the allocator, 40 of pages; or the model's 290, and pages."""
     (tmp_path / "1").mkdir()
     (tmp_path / "latest").write_text("1")
     (tmp_path / "model_config.json").write_text("{}")

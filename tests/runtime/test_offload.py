@@ -78,7 +78,7 @@ def test_only_the_part_in_use_is_on_the_device():
 
 
 def test_streamed_blocks_share_two_rooms(io):
-    """A working block's weights lie in one room, the next block's in the other; in the end all are at home."""
+    """A working block's weights lie in one room, the next one's in the other; in the end all are at home."""
     model = stage()
     offload = Offload([model], CPU, layers=True)
     offload.use(model)
