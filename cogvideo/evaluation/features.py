@@ -1,6 +1,7 @@
 """Clips to I3D features, kept on disk by what the clips hold, so that they are computed once.
 
-Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever their number.
+Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever
+their number.
 """
 
 import hashlib
@@ -48,7 +49,8 @@ def features_of(
 ) -> Features:
     """Features of one clip of each video of a side; at least two videos must be readable.
 
-    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are prepared.
+    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are
+    prepared.
     """
     clips, skipped = clips_of(side, recipe, seed, size=size)
     first = next(clips, None)
@@ -90,8 +92,8 @@ def clips_of(
 ) -> tuple[Iterator[np.ndarray], list[str]]:
     """The recipe's clip uint8 [frames,H,W,3] of every readable video, read when asked for; and the list `skipped`.
 
-    Which frames are taken depends on seed and the number of the video alone. size: height and width that all clips must
-    have if the recipe does not bring them to one; by default the first clip's.
+    Which frames are taken depends on seed and the number of the video alone. size: height and width that all
+    clips must have if the recipe does not bring them to one; by default the first clip's.
     """
     skipped: list[str] = []
     return _clips(side, recipe, seed, size, skipped), skipped
@@ -148,8 +150,9 @@ def rows_of(
 ) -> np.ndarray:
     """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
 
-    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added chunk by
-    chunk. total: how many clips there will be, for the progress bar. Without clips the result is [0,0].
+    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added
+    chunk by chunk. total: how many clips there will be, for the progress bar. Without clips the result is
+    [0,0].
     """
     folder = (folder or cache_dir() / "features") / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)

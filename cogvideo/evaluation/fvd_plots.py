@@ -1,7 +1,7 @@
 """Pictures of what a score says: clips, its growth as samples get fewer, and why not to bootstrap it.
 
-The colours can be told apart by colour-blind readers. Functions return a matplotlib figure, whose label describes it, and show
-nothing.
+The colours can be told apart by colour-blind readers. Functions return a matplotlib figure, whose label
+describes it, and show nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

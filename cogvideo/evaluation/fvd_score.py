@@ -1,7 +1,7 @@
 """FVD with what is needed to trust it: its recipe, its floor, its spread, and its value for endless samples.
 
-And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n distinct ones, and
-the distance grows as samples get fewer (study_gaussians).
+And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n
+distinct ones, and the distance grows as samples get fewer (study_gaussians).
 """
 
 import platform
@@ -58,10 +58,12 @@ def fvd(
 ) -> FVDResult:
     """Compare features real [n,D] and generated [m,D] as a recipe says.
 
-    more_real [k,D]: other real samples, for the floor (real against real). more_generated [m,D] each: of other generation
-    seeds. seed: of the subsets. protocol: what else to remember of how the features were made.
+    more_real [k,D]: other real samples, for the floor (real against real). more_generated [m,D] each: of
+    other generation seeds. seed: of the subsets. protocol: what else to remember of how the features were
+    made.
 
-    The spread is over disjoint subsets and the curve over subsets without replacement; see the module for why.
+    The spread is over disjoint subsets and the curve over subsets without replacement; see the module for
+    why.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     real, generated = check_features(real, generated)

@@ -1,6 +1,7 @@
 """From names of sides to scores: FVD, and the paper's two machine evaluations (section 5.1).
 
-Those are UCF-101 by class and frame prediction on Kinetics-600; what the paper leaves open is printed with the score.
+Those are UCF-101 by class and frame prediction on Kinetics-600; what the paper leaves open is printed with
+the score.
 """
 
 import time
@@ -27,9 +28,9 @@ def evaluate(
 ) -> FVDResult:
     """FVD between two sides (see sources.open_side), by default with the preset's number of clips; prints the card.
 
-    Up to n other real clips give the floor. seeds: how many independent generations are scored (see generations): their
-    mean and deviation are beside the value, which stays that of the first. Each costs n clips sampled and put through I3D:
-    with the demo weights 2 s and 0.7 s a clip on one core.
+    Up to n other real clips give the floor. seeds: how many independent generations are scored (see
+    generations): their mean and deviation are beside the value, which stays that of the first. Each costs n
+    clips sampled and put through I3D: with the demo weights 2 s and 0.7 s a clip on one core.
     """
     recipe = find_recipe(preset)
     n, seed, progress = settings.count(recipe.samples), settings.seed, settings.progress
@@ -86,8 +87,9 @@ def evaluate_ucf101(
 ) -> dict:
     """Class-conditional UCF-101: FVD with preset `paper`, and the Inception Score if C3D is given; 2048 clips by default.
 
-    split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd", "inception_score",
-    "protocol"} as written to `out`. What folder, weights and files have wrong is told before sampling where possible.
+    split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd",
+    "inception_score", "protocol"} as written to `out`. What folder, weights and files have wrong is told
+    before sampling where possible.
     """
     settings.check_out()
     find_weights(weights)
@@ -125,8 +127,8 @@ def evaluate_kinetics(
 ) -> dict:
     """Frame prediction on Kinetics-600: 5 frames given, 11 generated; FVD at 64 x 64 pixels; 50000 clips by default.
 
-    split: a CSV file of the data set, or "all". overlap, seconds: see samples.predict_frames. Prints the card and what was
-    done, returns {"fvd", "protocol"} as written to `out`.
+    split: a CSV file of the data set, or "all". overlap, seconds: see samples.predict_frames. Prints the card
+    and what was done, returns {"fvd", "protocol"} as written to `out`.
     """
     settings.check_out()
     find_weights(weights)

@@ -22,7 +22,7 @@ class Recipe:
     samples: int  # clips a side in published numbers
     unbiased: bool  # covariances divide by n - 1; else by n
     batch_norm_eps: (
-        float  # of that tool's I3D: 1e-5 in pytorch_i3d.py of VideoGPT, TATS, cd-fvd; 1e-3 in the TF original
+        float  # of its I3D: 1e-5 in pytorch_i3d.py of VideoGPT, TATS, cd-fvd; 1e-3 in the TF original
     )
     side: int | None = None  # frames first become square at so many pixels (short side, then centre crop)
     antialias: bool = False  # of that first step; the last one to 224 never is
@@ -39,7 +39,7 @@ PRESETS = {
         Recipe(
             "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used", 2048, True, 1e-5, side=128,
             notes="128 pixels are TATS' on UCF-101; CogVideo's own size and clip choice are not published. "
-            "Real clips come from all places of the training split; here one place is drawn for each video.",
+            "There real clips come from anywhere in the training videos; here one is drawn from each video.",
         ),
         Recipe(
             "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
@@ -60,7 +60,7 @@ PRESETS = {
     )
 }  # fmt: skip
 
-# Not for comparing tools: only protocols.py makes clips for it.
+# Not for comparing tools: only samples.py makes clips for it.
 KINETICS = Recipe(
     "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.", 50_000, True, 1e-5, side=64,
     notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: taken as random.",
@@ -68,16 +68,14 @@ KINETICS = Recipe(
 
 
 def find_recipe(name: str) -> Recipe:
-    """The preset of a name; raises CogVideoError that lists the names."""
-    if name == KINETICS.name:
-        return KINETICS
-    if name not in PRESETS:
-        raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    """The preset of a name."""
+    if recipe := (PRESETS | {KINETICS.name: KINETICS}).get(name):
+        return recipe
+    raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
 
 
 def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
-    """uint8 [T,H,W,3]; raises CogVideoError for anything else, NaN by name."""
+    """The frames if they are uint8 [T,H,W,3]; else CogVideoError, which names NaN."""
     frames = np.asarray(frames)
     if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
         raise CogVideoError(f"{where} holds frames with NaN or infinity: find out where they come from.")
@@ -91,7 +89,7 @@ def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
 def choose_clip(
     frames: np.ndarray, recipe: Recipe, rng: np.random.Generator, where: str = "A video"
 ) -> np.ndarray:
-    """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]; raises CogVideoError if it is too short."""
+    """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]."""
     needed = (recipe.frames - 1) * recipe.stride + 1
     spare = len(frames) - needed
     if spare < 0:
@@ -106,10 +104,8 @@ def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
     """A clip uint8 [T,H,W,3] -> float32 [3,T,224,224] in -1..1 as the recipe resizes."""
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)).float(), "t h w c -> t c h w")
     if recipe.side is not None:
-        pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias)
-        pixels = pixels.clamp(
-            0, 255
-        ).floor()  # these tools keep the resized clips as bytes, cut and not rounded
+        # These tools keep the resized clips as bytes, truncated and not rounded.
+        pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias).clamp(0, 255).floor()
     if recipe.crop:
         pixels = _short_side(pixels, SIZE)
     elif pixels.shape[2:] != (SIZE, SIZE):

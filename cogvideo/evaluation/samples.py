@@ -1,6 +1,7 @@
 """Sides that weights sample: captions of the demo world, classes of UCF-101, and the next frames of Kinetics-600.
 
-The last two follow section 5.1 of the paper; what it leaves open is decided here and printed with every score.
+The last two follow section 5.1 of the paper; what it leaves open is decided here and printed with every
+score.
 """
 
 import hashlib
@@ -106,9 +107,10 @@ def sampler(
 def ucf101_samples(folder: Path, request: Request) -> Side:
     """Samples whose prompts are classes of UCF-101, drawn in proportion to the classes' videos in the split.
 
-    Sample i has the class of one video of the split, drawn with replacement by seed and i alone, so that a larger n only
-    adds samples. The prompt is the class in words ("ApplyEyeMakeup": "apply eye makeup") or what the file `prompts` says
-    (data.classes.class_prompts). Clips last `seconds` (default 4) at the weights' own frame rate and size.
+    Sample i has the class of one video of the split, drawn with replacement by seed and i alone, so that a
+    larger n only adds samples. The prompt is the class in words ("ApplyEyeMakeup": "apply eye makeup") or
+    what the file `prompts` says (data.classes.class_prompts). Clips last `seconds` (default 4) at the
+    weights' own frame rate and size.
     """
     seconds = 4.0 if request.seconds is None else request.seconds
     check_seconds(request.weights, seconds)
@@ -153,12 +155,13 @@ def predict_frames(
 ) -> np.ndarray:
     """Continue clips: uint8 [B,K,H,W,3] -> uint8 [B,K+frames,h,w,3] in the size of stage 1, the given frames unchanged.
 
-    Stage 1 writes sequences of 5 frames, so the window slides: the last `overlap` frames (tokens) begin a sequence, the
-    frames after them are drawn, and so on. The default overlap is the largest, 4: each window draws one frame and sees
-    the four before it; 1 draws four at a time and sees one. Stage 2 is not used: neighbouring frames are key frames to
-    the model. (The paper does not say how its model of 5 frames saw 5 and wrote 11.) seconds: the frame-rate text, the
-    span of 5 frames; by default the shortest that was trained. The same seed gives the same clip, whatever else is in the
-    batch. Frames of another size are cropped at the centre to the model's shape and resized (bilinear, antialiased).
+    Stage 1 writes sequences of 5 frames, so the window slides: the last `overlap` frames (tokens) begin a
+    sequence, the frames after them are drawn, and so on. The default overlap is the largest, 4: each window
+    draws one frame and sees the four before it; 1 draws four at a time and sees one. Stage 2 is not used:
+    neighbouring frames are key frames to the model. (The paper does not say how its model of 5 frames saw 5
+    and wrote 11.) seconds: the frame-rate text, the span of 5 frames; by default the shortest that was
+    trained. The same seed gives the same clip, whatever else is in the batch. Frames of another size are
+    cropped at the centre to the model's shape and resized (bilinear, antialiased).
     """
     c = pipe.stage1.config
     most = min(c.num_frames - 1, given.shape[1])
@@ -187,9 +190,9 @@ def _to_size(clip: np.ndarray, pipe: Pipeline) -> np.ndarray:
 def kinetics_predictions(folder: Path, request: Request) -> Side:
     """Clips of 16 frames: 5 real ones and 11 that the weights predict (predict_frames).
 
-    The videos, and the frames of each, are those that the side kinetics:FOLDER?split=.. gives with the same seed under the
-    preset paper-kinetics. The prompt is the class: the name of the video's folder in words, or what the file `prompts` says
-    of it, or the split's label where a video lies in FOLDER itself.
+    The videos, and the frames of each, are those that the side kinetics:FOLDER?split=.. gives with the same
+    seed under the preset paper-kinetics. The prompt is the class: the name of the video's folder in words, or
+    what the file `prompts` says of it, or the split's label where a video lies in FOLDER itself.
     """
     if request.seconds is not None:
         check_seconds(request.weights, request.seconds)

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cogvideo.runtime.device import choose_device
+from cogvideo.checkpoints.c3d_weights import FRAMES, read_table
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
+from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.features import CHUNK, clips_of, readable, rows_of
 from cogvideo.evaluation.recipes import Recipe
 from cogvideo.evaluation.settings import Settings, lines
 from cogvideo.evaluation.sides import Side
 from cogvideo.evaluation.sources import open_side
+from cogvideo.runtime.device import choose_device
 
 N, SPLITS = 2048, 10
 C3D_RECIPE = Recipe(
@@ -52,8 +53,9 @@ class ClipSim:
 def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
     """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and standard deviation over splits.
 
-    Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation divides by their
-    number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so that no epsilon is needed.
+    Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation
+    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so
+    that no epsilon is needed.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
@@ -204,8 +206,9 @@ def evaluate_clipsim(
 ) -> ClipSim:
     """CLIPSIM over all frames of the videos (2048 by default) of a side that knows its prompts; prints the card.
 
-    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits` writes).
-    real: a side with real videos of the same prompts in the same order, for GODIVA's relative matching (RM, equation 15).
+    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
+    writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
+    matching (RM, equation 15).
     """
     settings.check_out()
     n, seed = N if settings.n is None else settings.n, settings.seed

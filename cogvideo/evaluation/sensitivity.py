@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -60,10 +59,10 @@ def sensitivity(
 ) -> Sensitivity:
     """Score real clips (64 by default) against as many others, as they are (the floor) and damaged; prints the table.
 
-    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with fewer than
-    2 n videos, each half is used. strengths: see damage. A picture goes beside the result in `out`.
-    Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one core; clips that any
-    score has met before are free.
+    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with
+    fewer than 2 n videos, each half is used. strengths: see damage. A picture goes beside the result in
+    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one
+    core; clips that any score has met before are free.
     """
     n, seed = settings.count(64), settings.seed
     recipes = [find_recipe(name) for name in presets]
@@ -198,10 +197,10 @@ def plot_sensitivity(result: Sensitivity) -> Any:
 def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength: float = 1.0) -> np.ndarray:
     """A clip uint8 [T,H,W,3] made wrong in one way, of the same shape; strength s above 0 and at most 1.
 
-    shuffled: a share s of the frames, drawn at random, in a random order. frozen: the last share s shows the frame before
-    it. reversed: the first share s backwards. blurred: by a Gaussian with a standard deviation of s/32 of the height. noisy:
-    Gaussian noise of 32 s grey levels. recoded: through MPEG-4 at quantiser 31 s (31 is the coarsest). Raises CogVideoError
-    for another kind or strength.
+    shuffled: a share s of the frames, drawn at random, in a random order. frozen: the last share s shows the
+    frame before it. reversed: the first share s backwards. blurred: by a Gaussian with a standard deviation
+    of s/32 of the height. noisy: Gaussian noise of 32 s grey levels. recoded: through MPEG-4 at quantiser 31
+    s (31 is the coarsest). Raises CogVideoError for another kind or strength.
     """
     check_damage(kind, strength)
     rng, t = np.random.default_rng(seed), len(clip)

@@ -24,8 +24,8 @@ AT_ONCE = 8  # prompts that are sampled together, and what a killed run loses at
 class Side:
     """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read.
 
-    prompts: by name, of videos whose prompt is known. make(): sample what is missing; its errors do not count as those of
-    a single video. The first read calls it if nobody has.
+    prompts: by name, of videos whose prompt is known. make(): sample what is missing; its errors do not count
+    as those of a single video. The first read calls it if nobody has.
     """
 
     label: str
@@ -81,7 +81,8 @@ def sampled_side(
 ) -> Side:
     """Clips kept in the files folder/name, for the prompts by name: a later run samples only those that are missing.
 
-    make(numbers of clips) -> their frames, or None where there can be none: read(name) then raises FileNotFoundError.
+    make(numbers of clips) -> their frames, or None where there can be none: read(name) then raises
+    FileNotFoundError.
     """
     names = list(prompts)
 

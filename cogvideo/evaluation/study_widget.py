@@ -1,4 +1,4 @@
-"""The page of a human study in Jupyter: two clips, three buttons or arrow keys; every answer is on disk before the next pair."""
+"""The page of a human study in Jupyter: two clips, and three buttons or arrow keys to answer."""
 
 import base64
 from html import escape
@@ -75,7 +75,7 @@ class StudyWidget(ipywidgets.VBox):
 
 
 def _video(path: str) -> Any:
-    """The clip inside of the page; nothing tells its file's name, which tells its variant."""
+    """The clip inside the page; its file's name, which would reveal the variant, is not."""
     source = base64.b64encode(Path(path).read_bytes()).decode()
     style = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:contain;background:#000;image-rendering:pixelated"
     return f"<video autoplay loop muted playsinline style='{style}' src='data:video/mp4;base64,{source}'></video>"

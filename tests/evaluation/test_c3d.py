@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from cogvideo.checkpoints.c3d_weights import CONVOLUTIONS, LINEARS, SPORTS_1M
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.c3d import C3D, CONVOLUTIONS, LINEARS, SPORTS_1M
+from cogvideo.evaluation.c3d import C3D
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_bad_files_are_one_sentence(weights, tmp_path):
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no zip")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, words in {
-        "none.pth": "missing", "lacks.safetensors": "lacks fc6.weight", "other.safetensors": "has fc6.weight",
+        "none.pth": "missing", "lacks.safetensors": "has no fc6.weight", "other.safetensors": "has fc6.weight",
         "damaged.pth": "cannot be read", "damaged.npz": "cannot be read", "list.pth": "holds no table",
     }.items():  # fmt: skip
         with pytest.raises(CogVideoError, match=words) as error:
