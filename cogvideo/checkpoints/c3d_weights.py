@@ -1,4 +1,4 @@
-"""The weights of C3D on UCF-101 (see evaluation.c3d) out of the files that others use, and tables of weights in general."""
+"""The weights of C3D on UCF-101 in the files that others use, and tables of weights in general."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ MEAN_SHAPE = (3, FRAMES, 128, 171)
 
 
 def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
-    """The state of evaluation.c3d.C3D, its mean clip included, and a digest of both. The files: see C3D.from_pretrained."""
+    """The state of evaluation.c3d.C3D with its mean clip, and a digest; files as in C3D.from_pretrained."""
     found = {_short(name): tensor for name, tensor in read_table(path, "of C3D on UCF-101").items()}
     wanted = {f"convolutions.{k}.weight": (o, i, 3, 3, 3) for k, (i, o) in CONVOLUTIONS.items()}
     wanted |= {f"linears.{k}.weight": (o, i) for k, (i, o) in LINEARS.items()}
@@ -36,8 +36,8 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
             raise CogVideoError(f"{path} has no {own}: give the weights of C3D with its eight convolutions.")
         if tuple(found[own].shape) != shape:
             raise CogVideoError(
-                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: give C3D for UCF-101's "
-                f"{CLASSES} classes."
+                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: "
+                f"give C3D for UCF-101's {CLASSES} classes."
             )
         state[name] = found[own].float()
     tensors = [state[name] for name in sorted(state)]
@@ -49,7 +49,7 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
 
 
 def read_table(path: Path, what: str) -> Mapping[str, Tensor]:
-    """The weights `what` (for sentences) in a PyTorch, safetensors or npz file by name. Nothing in the file is run."""
+    """The weights `what` (for messages) in a PyTorch, safetensors or npz file by name; runs no code in it."""
     if not path.is_file():
         raise CogVideoError(f"{path} is missing: give a file with the weights {what}.")
     try:
@@ -79,7 +79,7 @@ def _short(name: str) -> str:
 
 
 def _read_mean(path: Path) -> Tensor:
-    """A mean clip [3,16,128,171] -> [3,16,112,112], cut as TGANv2 cuts it: from row and column 8, not from the middle."""
+    """A mean clip [3,16,128,171] -> [3,16,112,112], cut like TGANv2 from row and column 8, not the middle."""
     if not path.is_file():
         raise CogVideoError(f"{path} is missing: give the file with C3D's mean clip.")
     try:

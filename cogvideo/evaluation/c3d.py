@@ -70,14 +70,14 @@ class C3D(nn.Module):
                 x = F.relu(convolution(x))
                 if name in POOLED:
                     window = (1, 2, 2) if name == "conv1a" else (2, 2, 2)
-                    # As in Caffe, the last window reaches beyond the edge: 7 rows become 4. Padding in front would differ.
+                    # As in Caffe, the last window reaches beyond the edge: 7 rows become 4.
                     x = F.max_pool3d(x, window, window, ceil_mode=True)
         x = F.relu(self.linears["fc6"](x.flatten(1)))
         x = F.relu(self.linears["fc7"](x))
         return self.linears["fc8"](x)
 
     def prepared(self, clips: Tensor) -> Tensor:
-        """uint8 [B,16,H,W,3] -> [B,3,16,112,112]: blue first, squeezed with corners aligned, minus the mean."""
+        """uint8 [B,16,H,W,3] -> [B,3,16,112,112]: blue first, resized (corners aligned), minus the mean."""
         # TGANv2 scales -1..1 by 128 and adds 128: bytes become 0..256.
         pixels = clips.to(self.mean.device).float() * (256 / 255)
         pixels = rearrange(pixels, "b t h w c -> (b t) c h w").flip(1)

@@ -10,7 +10,7 @@ from cogvideo.errors import CogVideoError
 
 
 def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of Gaussians fitted to features a [n,D] and b [m,D], arrays or tensors.
+    """Squared Fréchet (2-Wasserstein) distance of Gaussians fitted to features a [n,D], b [m,D].
 
     |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), not square-rooted (Dowson and Landau 1982).
     unbiased: covariances divide by n - 1 (TATS, VideoGPT, TF-GAN); False: by n (StyleGAN-V). Exact for any n
@@ -49,7 +49,7 @@ class KernelDistance(NamedTuple):
 
 
 def kernel_distance(a: Any, b: Any) -> KernelDistance:
-    """Unbiased squared MMD of features a [n,D], b [m,D] under the kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018).
+    """Unbiased squared MMD of a [n,D], b [m,D] under the kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018).
 
     Over all pairs, which is what KID's mean over random subsets of 1000 estimates. The standard error is the
     jackknife's: each sample is left out in turn; a little too large where both sides have one distribution.
@@ -123,6 +123,6 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _means_without_one(within: np.ndarray) -> np.ndarray:
-    """Means over pairs of a symmetric matrix [n,n] with zero diagonal when sample i is left out, for all i [n]."""
+    """[n] means over pairs of a symmetric matrix [n,n] with zero diagonal, with sample i left out."""
     n = len(within)
     return (within.sum() - 2 * within.sum(1)) / ((n - 1) * (n - 2))

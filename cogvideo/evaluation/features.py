@@ -90,7 +90,7 @@ def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]
 def clips_of(
     side: Side, recipe: Recipe, seed: int = 0, *, size: tuple[int, int] | None = None
 ) -> tuple[Iterator[np.ndarray], list[str]]:
-    """The recipe's clip uint8 [frames,H,W,3] of every readable video, read when asked for; and the list `skipped`.
+    """The recipe's clip uint8 [frames,H,W,3] of every readable video, read on demand; and the list `skipped`.
 
     Which frames are taken depends on seed and the number of the video alone. size: height and width that all
     clips must have if the recipe does not bring them to one; by default the first clip's.
@@ -109,8 +109,8 @@ def _clips(
         if recipe.side is None and clip.shape[1:3] != size:
             (h, w), (height, width) = clip.shape[1:3], size
             raise CogVideoError(
-                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset {recipe.name} wants both "
-                f"sides in one size: bring all videos to one first."
+                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset "
+                f"{recipe.name} takes both sides in one size: resize all videos to one first."
             )
         yield clip.copy()  # a view would keep the whole video in memory
 
@@ -148,7 +148,7 @@ def rows_of(
     total: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
+    """Rows [n,D] that compute(some clips) gives, one for each clip; those computed before come from `folder`.
 
     key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added
     chunk by chunk. total: how many clips there will be, for the progress bar. Without clips the result is

@@ -191,7 +191,7 @@ class BootstrapStudy:
 
 
 def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0) -> BootstrapStudy:
-    """Gaussians [dim] with means 2 apart; the deviations of one fall from 2 to 0.2, of the other from 2.4 to 0.24."""
+    """Gaussians [dim], means 2 apart; deviations fall from 2 to 0.2 on one side, 2.4 to 0.24 on the other."""
     rng = np.random.default_rng(seed)
     deviations, wider = np.geomspace(2, 0.2, dim), np.geomspace(2.4, 0.24, dim)
     shift = np.full(dim, 2 / dim**0.5)
@@ -210,7 +210,7 @@ def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0
 
 
 def bootstrap(real: np.ndarray, generated: np.ndarray, *, draws: int = 100, seed: int = 0) -> np.ndarray:
-    """Distances [draws] of features [n,D] and [m,D] drawn with replacement: too high, for demonstration only."""
+    """Distances [draws] of features [n,D], [m,D] drawn with replacement: too high, to demonstrate only."""
     rng = np.random.default_rng(seed)
     resampled = ([x[rng.integers(len(x), size=len(x))] for x in (real, generated)] for _ in range(draws))
     return np.array([frechet_distance(a, b) for a, b in resampled])

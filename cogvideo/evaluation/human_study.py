@@ -1,4 +1,4 @@
-"""Which of two clips fits its prompt better? Blinded pairs; answers kept at once; strengths with intervals; agreement.
+"""Which of two clips fits its prompt better? Blinded pairs, strengths with intervals, agreement of raters.
 
 The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry
 (1952): the odds that a is preferred to b are exp(strength of a - strength of b), "same" counts half for each.
@@ -26,7 +26,7 @@ SMOOTHING = 0.5  # answers for each side added to every pair of variants where t
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips of one prompt as a rater sees them. id: the same for all raters, whatever side a clip is on."""
+    """Two clips of one prompt as a rater sees them. id: the same for all raters, whatever the sides."""
 
     id: str
     prompt: str
@@ -293,7 +293,7 @@ def simulate(
     ties: float = 0.1,
     seed: int = 0,
 ) -> None:
-    """Let a program of known strengths answer all pairs; its answers are marked as simulated. ties: fraction of "same"."""
+    """Let a program of known strengths answer all pairs, marked as simulated. ties: fraction of "same"."""
     study, rng = Study(pairs, file, rater, simulated=True), np.random.default_rng([seed, *rater.encode()])
     while (pair := study.current) is not None:
         left = 1 / (1 + np.exp(truth[pair.right] - truth[pair.left]))

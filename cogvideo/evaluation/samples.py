@@ -1,4 +1,4 @@
-"""Sides that weights sample: captions of the demo world, classes of UCF-101, and the next frames of Kinetics-600.
+"""Sides that weights sample: captions of the demo world, classes of UCF-101, next frames of Kinetics-600.
 
 The last two follow section 5.1 of the paper; what it leaves open is decided here and printed with every
 score.
@@ -139,7 +139,7 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
 
 
 def _file(number: int, key: str) -> str:
-    """What a clip was made from is part of its name: a clip of another prompt or video is not taken for it."""
+    """What a clip was made from is part of its name, so a clip of another prompt is not taken for it."""
     return f"{number:06d}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
 
 
@@ -153,7 +153,7 @@ def predict_frames(
     seed: Seeds = 0,
     overlap: int | None = None,
 ) -> np.ndarray:
-    """Continue clips: uint8 [B,K,H,W,3] -> uint8 [B,K+frames,h,w,3] in the size of stage 1, the given frames unchanged.
+    """Continue clips: uint8 [B,K,H,W,3] -> [B,K+frames,h,w,3] in the size of stage 1, those given unchanged.
 
     Stage 1 writes sequences of 5 frames, so the window slides: the last `overlap` frames (tokens) begin a
     sequence, the frames after them are drawn, and so on. The default overlap is the largest, 4: each window
@@ -227,7 +227,7 @@ def kinetics_predictions(folder: Path, request: Request) -> Side:
 def _predictor(
     request: Request, real: Side, prompts: Sequence[str]
 ) -> Callable[[list[int]], Sequence[np.ndarray | None]]:
-    """make(numbers) for sampled_side: the first frames of real videos, continued; None for unreadable videos."""
+    """make(numbers) for sampled_side: the first frames of real videos continued; None if unreadable."""
 
     def make(some: list[int]) -> list[np.ndarray | None]:
         clips: dict[int, np.ndarray] = {}

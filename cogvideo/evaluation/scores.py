@@ -1,4 +1,4 @@
-"""Scores of generated videos alone: the Inception Score (C3D on UCF-101) and CLIPSIM (frames against prompts)."""
+"""Scores of generated videos alone: Inception Score (C3D on UCF-101) and CLIPSIM (frames against prompts)."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ class ClipSim:
 
 
 def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
-    """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and standard deviation over splits.
+    """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and deviation over splits.
 
     Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation
     divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so
@@ -79,7 +79,7 @@ def check_splits(n: int, splits: int) -> None:
 def evaluate_inception_score(
     generated: str, network: C3D, settings: Settings = Settings(), *, splits: int = SPLITS
 ) -> InceptionScore:
-    """Inception Score of a side (see sources.open_side), of the first 16 frames of each of 2048 videos by default."""
+    """Inception Score of the first 16 frames of each video of a side; by default of 2048 videos."""
     settings.check_out()
     n = N if settings.n is None else settings.n
     check_splits(n, splits)
@@ -128,7 +128,7 @@ def inception_card(result: InceptionScore) -> str:
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Images and texts in one space. images(uint8 [T,H,W,3]) -> [T,D]; texts(list of n) -> [n,D]; of any length."""
+    """Images and texts in one space: images(uint8 [T,H,W,3]) -> [T,D], texts(list of n) -> [n,D]."""
 
     images: Callable[[np.ndarray], Tensor]
     texts: Callable[[list[str]], Tensor]
@@ -136,7 +136,7 @@ class ClipEncoder:
 
     @classmethod
     def from_open_clip(cls, path: str | Path, name: str, *, device: str = "auto") -> "ClipEncoder":
-        """A model of open_clip (such as ViT-B-32 or ViT-B-32-quickgelu) with weights of a file; nothing is fetched."""
+        """A model of open_clip (such as ViT-B-32 or ViT-B-32-quickgelu) with weights out of a file."""
         device = choose_device(device)
         try:
             import open_clip  # pyright: ignore[reportMissingImports]
@@ -188,13 +188,13 @@ def _refused(advice: str, error: Exception) -> CogVideoError:
 
 
 def frame_mean(encoder: ClipEncoder, frames: np.ndarray) -> np.ndarray:
-    """uint8 [T,H,W,3] -> [D], the mean of the frames' unit vectors. Its product with a text's is their mean cosine."""
+    """uint8 [T,H,W,3] -> [D], the mean of the frames' unit vectors; times a text's: their mean cosine."""
     with torch.inference_mode():
         return F.normalize(encoder.images(frames).float(), dim=-1).mean(0).cpu().numpy()
 
 
 def similarities(videos: np.ndarray, encoder: ClipEncoder, prompts: list[str]) -> np.ndarray:
-    """GODIVA's SIM (its equation 14) [n]: the mean over frames of the cosine with the prompt. videos: frame_mean [n,D]."""
+    """GODIVA's SIM (equation 14) [n]: cosine with the prompt, mean over frames; videos: frame_mean [n,D]."""
     with torch.inference_mode():
         parts = [encoder.texts(prompts[at : at + CHUNK]).float() for at in range(0, len(prompts), CHUNK)]
         texts = F.normalize(torch.cat(parts), dim=-1).cpu().numpy()
@@ -204,7 +204,7 @@ def similarities(videos: np.ndarray, encoder: ClipEncoder, prompts: list[str]) -
 def evaluate_clipsim(
     generated: str, encoder: ClipEncoder, settings: Settings = Settings(), *, real: str | None = None
 ) -> ClipSim:
-    """CLIPSIM over all frames of the videos (2048 by default) of a side that knows its prompts; prints the card.
+    """CLIPSIM over all frames of the videos (by default 2048) of a side with known prompts; prints the card.
 
     Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
     writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
@@ -263,7 +263,8 @@ def clipsim_card(result: ClipSim) -> str:
 def _prompts(side: Side) -> list[str]:
     if missing := [name for name in side.names if name not in side.prompts]:
         raise CogVideoError(
-            f"{side.label} has no prompt for {missing[0]}: give weights to sample from, or a folder with captions.jsonl."
+            f"{side.label} has no prompt for {missing[0]}: give weights to sample from, or a folder with "
+            "captions.jsonl."
         )
     return [side.prompts[name] for name in side.names]
 
@@ -271,7 +272,7 @@ def _prompts(side: Side) -> list[str]:
 def _values(
     side: Side, encoder: ClipEncoder, title: str, skipped: list[str], progress: bool
 ) -> dict[int, float]:
-    """The similarity of each readable video of a side with its prompt, by number; `skipped` describes the others."""
+    """Similarity with the prompt of each readable video of a side, by number; `skipped` describes others."""
     kept: list[int] = []
     unreadable: list[str] = []
 

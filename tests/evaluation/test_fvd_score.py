@@ -1,4 +1,4 @@
-"""FVD with floor, spread and extrapolation on Gaussians whose distance is known, and why not to bootstrap it."""
+"""FVD with floor, spread and extrapolation on Gaussians of known distance, and why not to bootstrap it."""
 
 import numpy as np
 import pytest
