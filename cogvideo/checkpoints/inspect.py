@@ -1,13 +1,14 @@
-"""What weights are: kind, geometry, size, missing and unexpected keys, and the memory they will need.
+"""What weights are: kind, geometry, size, missing and unexpected keys, and the memory that they will need.
 
-Only headers are read: of torch files and safetensors the table of names, shapes and types, of zips the list of files.
+Only headers are read: of torch files and safetensors the table of names, shapes and types, of zips the list
+of files.
 """
 
 import json
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,86 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.convert import open_checkpoint, released_kind
-from cogvideo.checkpoints.inspection import Inspection
-from cogvideo.checkpoints.native import INDEX, read_json
-from cogvideo.checkpoints.registry import KNOWN
-from cogvideo.checkpoints.sat import infer_config, our_name, read_sat_folder, released_name
+from cogvideo.checkpoints.convert import open_checkpoint
+from cogvideo.checkpoints.frames import NETWORKS, icetk_sizes, loaded_names
+from cogvideo.checkpoints.i3d_weights import unit_shapes
+from cogvideo.checkpoints.native import ADVICE, INDEX
+from cogvideo.checkpoints.pipeline_folder import read_labels
+from cogvideo.checkpoints.registry import KNOWN, size_text
+from cogvideo.checkpoints.released import FILES
+from cogvideo.checkpoints.sat import (
+    infer_config,
+    invalid_release,
+    our_name,
+    read_sat_folder,
+    released_kind,
+    released_name,
+)  # fmt: skip
+from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError
+from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import CUDA_BYTES, cache_numbers, free_memory, int8_bytes
 from cogvideo.runtime.tensors import without_memory
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeSuperResolution
-from cogvideo.superres.layers import our_superres_name
-from cogvideo.tokenizers.hvqvae import HVQVAE
-from cogvideo.tokenizers.patches import PatchVQVAE
+from cogvideo.superres.layers import SuperResolution
 from cogvideo.tokenizers.text import TextTokenizer
 
 IMAGE, STAGE1, STAGE2 = "image model", "stage 1", "stage 2"
 DIRECT, ITERATIVE = "direct super-resolution", "iterative super-resolution"
 NAMED = {"coglm": IMAGE, "stage1": STAGE1, "stage2": STAGE2, "itersr": ITERATIVE, "dsr": DIRECT}
-TRAINING_STATISTICS = ("quantize.cluster_size", "quantize.embed_avg")  # of icetk's file; nobody loads them
+WIDTHS = {"fp32": 4, "bf16/fp16": 2, "int8": 1}  # bytes of a number in a large matrix
+SHOWN = 5  # names of keys
+AGAIN = "delete it and get it again"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found. Names of weights are those of the file."""
+
+    path: Path
+    kind: str
+    layout: str  # of the files: released folder, native folder, ...
+    geometry: dict[str, int | str] = field(default_factory=dict)
+    parameters: int = 0
+    matrices: int = 0  # parameters in large matrices, which int8 makes smaller
+    cached: int = 0  # numbers in the caches of one sequence while it is generated
+    files: int = 1  # that hold weights: ranks or shards
+    size: int = 0  # bytes on disk
+    dtypes: tuple[str, ...] = ()
+    keys: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()  # the loader refuses them
+    ignored: tuple[str, ...] = ()  # the loader leaves them out
+    misshapen: tuple[str, ...] = ()  # "name [found] instead of [expected]"
+    note: str = ""
+    parts: tuple["Inspection", ...] = ()  # of a pipeline
+
+    @property
+    def complete(self) -> bool:
+        """Whether it can be loaded."""
+        parts = all(part.complete for part in self.parts)
+        return parts and not (self.missing or self.unexpected or self.misshapen)
+
+    def memory(self, device: str, dtype: str) -> int:
+        """Bytes, about, of the weights of all parts on "cpu" or "cuda" in a type of WIDTHS."""
+        if dtype == "int8":
+            own = int8_bytes(self.parameters, self.matrices, device)
+        else:
+            own = self.parameters * WIDTHS[dtype]
+        return own + sum(part.memory(device, dtype) for part in self.parts)
+
+    def caches(self, device: str, dtype: str) -> int:
+        """Bytes of the caches of one sequence while it is generated; of the part that needs most."""
+        own = int8_bytes(self.cached, 0, device) if dtype == "int8" else self.cached * WIDTHS[dtype]
+        return max([own, *(part.caches(device, dtype) for part in self.parts)])
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Look at a released folder or zip, a native folder, a pipeline folder of either, or a single file of weights.
-
-    Raises CogVideoError for paths that are none of these and for missing, damaged, half-downloaded or hostile files.
-    """
+    """Look at a released folder or zip, a native folder, a pipeline folder, or a single file of weights."""
     path = Path(path)
     if path.is_dir():
         if (path / "pipeline.json").exists():
@@ -51,41 +104,15 @@ def inspect(path: str | Path) -> Inspection:
             return _native_folder(path)
         if (path / "model_config.json").exists() or (path / "latest").exists():
             return _released_folder(path)
-        if names := [
-            item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()
-        ]:
-            from cogvideo.checkpoints.released import FILES  # which imports this module
-
-            parts = tuple(inspect(path / name) for name in names)
-            lacking = ", ".join(
-                n for n in FILES if not (path / n).exists() and not (path / f"{n}.zip").exists()
-            )
-            note = (
-                f"to generate videos from here, {lacking} are still needed"
-                if lacking
-                else "ready for --weights"
-            )
-            return Inspection(
-                path,
-                "files of the release",
-                "folder",
-                size=_bytes(path),
-                files=len(parts),
-                note=note,
-                parts=parts,
-            )
-        raise CogVideoError(
-            f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
-        )
+        return _release(path)
     if not path.exists():
         raise CogVideoError(f"There is nothing at {path}: check the path.")
     readers: dict[str, Callable[[Path], Inspection]] = {
-        ".zip": _zip, ".npy": _clusters, ".model": _text_model, ".safetensors": _safetensors, ".pt": _torch_file,
+        ".zip": _zip, ".npy": _clusters, ".model": _text_model, ".pt": _torch_file,
+        ".safetensors": _safetensors,
     }  # fmt: skip
     if path.suffix not in readers:
-        raise CogVideoError(
-            f"{path} is no file of weights that is known: give one that ends in {', '.join(readers)}."
-        )
+        raise CogVideoError(f"{path} is no file of weights: give one that ends in {', '.join(readers)}.")
     return readers[path.suffix](path)
 
 
@@ -93,33 +120,41 @@ def inspect(path: str | Path) -> Inspection:
 
 
 def _pipeline(path: Path) -> Inspection:
-    from_dict(SamplingConfig, read_json(path / "pipeline.json"), str(path / "pipeline.json"))
-    places = ["stage1", "stage2", "superres", "tokenizers/text.model", "tokenizers/frames.safetensors"]
-    missing = tuple(place for place in places if not (path / place).exists())
-    places = [place for place in [*places, "tokenizers/clusters.npy"] if (path / place).exists()]
-    parts = tuple(inspect(path / place) for place in places)
-    return Inspection(
-        path, "pipeline", "pipeline folder", missing=missing, size=_bytes(path), files=len(parts), parts=parts
+    file = path / "pipeline.json"
+    from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))
+    needed = ["stage1", "stage2", "superres", "tokenizers/text.model", "tokenizers/frames.safetensors"]
+    missing = tuple(name for name in needed if not (path / name).exists())
+    found = [name for name in [*needed, "tokenizers/clusters.npy"] if (path / name).exists()]
+    return _of_parts(path, "pipeline", "pipeline folder", found, missing=missing)
+
+
+def _release(path: Path) -> Inspection:
+    """The release's files side by side."""
+    found = [item.place for item in KNOWN.values() if not item.packaged and (path / item.place).exists()]
+    if not found:
+        raise CogVideoError(
+            f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
+        )
+    needed = [name for name in FILES if not ((path / name).exists() or (path / f"{name}.zip").exists())]
+    note = (
+        f"to generate videos from here, {', '.join(needed)} are still needed"
+        if needed
+        else "ready for --weights"
     )
+    return _of_parts(path, "files of the release", "folder", found, note=note)
+
+
+def _of_parts(path: Path, kind: str, layout: str, names: list[str], **facts: Any) -> Inspection:
+    parts = tuple(inspect(path / name) for name in names)
+    return Inspection(path, kind, layout, size=_bytes(path), files=len(parts), parts=parts, **facts)
 
 
 def _native_folder(path: Path) -> Inspection:
     model, config, weights = open_checkpoint(path, image_tokens=1, begin_of_image=1)
     files = len(list(path.glob("model-*-of-*.safetensors"))) if (path / INDEX).exists() else 1
     empty = _empty(lambda: model(config))
-    found = _compare(empty.state_dict(), weights.meta, weights.meta)
-    kind, geometry = _describe(config)
-    return Inspection(
-        path,
-        kind,
-        "native folder",
-        geometry,
-        files=files,
-        size=_bytes(path),
-        matrices=_matrices(empty),
-        cached=_cached(config),
-        **found,
-    )
+    facts = _describe(config, empty) | _compare(empty.state_dict(), weights.meta, weights.meta)
+    return Inspection(path, layout="native folder", files=files, size=_bytes(path), **facts)
 
 
 def _released_folder(path: Path) -> Inspection:
@@ -131,54 +166,40 @@ def _released_folder(path: Path) -> Inspection:
 
 def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], **facts: Any) -> Inspection:
     """Weights under the names of the release; `settings` of model_config.json may be empty."""
-    model, rename = {
-        "direct": (DirectSuperResolution, our_superres_name),
-        "iterative": (IterativeSuperResolution, our_superres_name),
-    }.get(released_kind(meta), (CogVideoTransformer, our_name))  # type: ignore[arg-type]  # looks at names alone
-    whole = dict(meta)
-    try:
-        for name, shape in _stand_ins(settings, meta, model).items():
+    kind, whole = released_kind(meta), dict(meta)
+    superres: type[SuperResolution] | None = {
+        "direct": DirectSuperResolution,
+        "iterative": IterativeSuperResolution,
+    }.get(kind)
+    rename = our_superres_name if superres else our_name
+    with invalid_release(path):
+        for name, shape in _expected_tables(settings, meta, superres is not None).items():
             whole.setdefault(name, torch.empty(shape, device="meta"))
         # Which ids are image tokens is not in the files; no shape follows from it.
         ids, heads = {"image_tokens": 1, "begin_of_image": 1}, settings.get("num_attention_heads", 1)
-        if model is CogVideoTransformer:
-            config = infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
+        if superres:
+            ours = {new: tensor for name, tensor in whole.items() if (new := rename(name))}
+            config = released_config(superres, ours, num_heads=heads, **ids)
         else:
-            renamed = {ours: tensor for name, tensor in whole.items() if (ours := rename(name))}
-            config = model.released_config(renamed, num_heads=heads, **ids)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise CogVideoError(
-            f"{path} is no checkpoint of the release: its weights or model_config.json lack or spoil {error}; download it again."
-        ) from None
-    except CogVideoError as error:  # weights and settings that contradict each other
-        raise CogVideoError(f"{path} is damaged or put together of several: {error}") from None
-    ours = {name: renamed for name in meta if (renamed := rename(name))}
+            config = infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
+    model: Callable[[Any], nn.Module] = superres or CogVideoTransformer
     empty = _empty(lambda: model(config))
-    found = _compare({_released_spelling(name): t for name, t in empty.state_dict().items()}, meta, ours)
-    kind, geometry = _describe(config)
-    geometry |= {"heads": settings.get("num_attention_heads", "not told")}
-    geometry = {name: value for name, value in geometry.items() if name != "image tokens"}
-    note = ""
-    if kind in (STAGE1, STAGE2) and "cogvideo_stage" not in settings:
-        note = (
-            f"model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as {kind}"
+    expected = {released_name(name): tensor for name, tensor in empty.state_dict().items()}
+    facts |= _describe(config, empty) | _compare(expected, meta, [name for name in meta if rename(name)])
+    facts["geometry"] |= {"heads": settings.get("num_attention_heads", "not told")}
+    del facts["geometry"]["image tokens"]
+    if facts["kind"] in (STAGE1, STAGE2) and "cogvideo_stage" not in settings:
+        facts["note"] = (
+            "model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as "
+            f"{facts['kind']}"
         )
-    return Inspection(
-        path,
-        kind,
-        geometry=geometry,
-        note=note,
-        matrices=_matrices(empty),
-        cached=_cached(config),
-        **found,
-        **facts,
-    )
+    return Inspection(path, **facts)
 
 
-def _stand_ins(
-    settings: dict[str, Any], meta: Mapping[str, Tensor], model: type[nn.Module]
+def _expected_tables(
+    settings: dict[str, Any], meta: Mapping[str, Tensor], superres: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes, as model_config.json tells them, of the weights that geometry is read off, in case they are missing."""
+    """Shapes by model_config.json of the weights that geometry is read off, in case they are missing."""
     hidden, rows = settings.get("hidden_size"), {"word": "vocab_size", "position": "max_sequence_length"}
     if hidden is None:
         return {}
@@ -190,13 +211,9 @@ def _stand_ins(
     if "num_layers" in settings:
         shapes[f"transformer.layers.{settings['num_layers'] - 1}.input_layernorm.weight"] = (hidden,)
     if any(name.startswith("mixins.") for name in meta):
-        places = settings.get("additional_seqlen", 2000) if model is CogVideoTransformer else 3600
-        shapes["mixins.extra_position_embedding.position_embeddings.weight"] = (places, hidden)
+        positions = 3600 if superres else settings.get("additional_seqlen", 2000)
+        shapes["mixins.extra_position_embedding.position_embeddings.weight"] = (positions, hidden)
     return shapes
-
-
-def _released_spelling(ours: str) -> str:
-    return released_name(ours.replace(".given.", ".spatial.").replace(".drawn.", ".temporal."))
 
 
 # Single files
@@ -206,9 +223,7 @@ def _zip(path: Path) -> Inspection:
     """A released zip as far as it can be seen without unpacking."""
     with open_zip(path) as archive:
         root = model_root(archive, path)
-        ranks = [
-            info for info in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", info.filename)
-        ]
+        ranks = [i for i in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", i.filename)]
         if not ranks or (info := archive.getinfo(f"{root}model_config.json")).file_size > 10**6:
             raise CogVideoError(
                 f"{path} is no zip of the release: it should hold weights and a small model_config.json."
@@ -220,24 +235,21 @@ def _zip(path: Path) -> Inspection:
             raise CogVideoError(
                 f"The model_config.json in {path} cannot be read ({error}): download it again."
             ) from None
-    named = next(
-        (kind for part, kind in NAMED.items() if part in f"{path.name}/{root}".lower()),
-        "model of the release",
-    )
+    place = f"{path.name}/{root}".lower()
+    named = next((kind for part, kind in NAMED.items() if part in place), "model of the release")
     kind = {1: STAGE1, 2: STAGE2}.get(settings.get("cogvideo_stage"), named)
     geometry = {"layers": layers, "hidden": hidden, "heads": settings.get("num_attention_heads", "not told")}
     geometry |= {"vocabulary": settings["vocab_size"]} if "vocab_size" in settings else {}
     size = sum(rank.file_size for rank in ranks)
-    both = kind in (STAGE1, STAGE2, DIRECT)
+    matrices = layers * hidden**2 * (16 if kind in (STAGE1, STAGE2, DIRECT) else 12)
     return Inspection(
-        path, kind, "released zip", geometry, parameters=size // 2, matrices=layers * hidden**2 * (16 if both else 12),
-        files=len(ranks), size=size, note="unpack it to see its weights; parameters are counted from its size as 16 bit",
+        path, kind, "released zip", geometry, parameters=size // 2, matrices=matrices, files=len(ranks),
+        size=size,
+        note="unpack it to see its weights; parameters are counted from its size as 16 bit",
     )  # fmt: skip
 
 
 def _clusters(path: Path) -> Inspection:
-    from cogvideo.checkpoints.pipeline_folder import read_labels
-
     labels = read_labels(path)
     geometry: dict[str, int | str] = {"image tokens": len(labels), "clusters": int(labels.max()) + 1}
     return Inspection(path, "clusters", "file", geometry, size=_bytes(path), dtypes=(str(labels.dtype),))
@@ -253,23 +265,17 @@ def _text_model(path: Path) -> Inspection:
 
 
 def _torch_file(path: Path) -> Inspection:
-    if (
-        re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name)
-        and (path.parent.parent / "model_config.json").exists()
-    ):
-        return _released_folder(path.parent.parent)
+    folder = path.parent.parent
+    if re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name) and (folder / "model_config.json").exists():
+        return _released_folder(folder)
     try:
         table = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
         forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"names {forbidden[1]}, which is no tensor and was not run"
-            if forbidden
-            else "is damaged or half downloaded"
-        )
-        raise CogVideoError(
-            f"{path} {reason} ({type(error).__name__}): delete it and download it again."
-        ) from None
+        reason = "is damaged or half downloaded"
+        if forbidden:
+            reason = f"names {forbidden[1]}, which is no tensor and was not run"
+        raise CogVideoError(f"{path} {reason} ({type(error).__name__}): {AGAIN}.") from None
     table = table.get("module", table) if isinstance(table, dict) else table
     if not isinstance(table, dict):
         raise CogVideoError(f"{path} holds no table of weights: download it again.")
@@ -285,9 +291,7 @@ def _safetensors(path: Path) -> Inspection:
             meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
             return _table(path, meta, file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CogVideoError(
-            f"{path} is damaged or half downloaded ({error}): delete it and get it again."
-        ) from None
+        raise CogVideoError(f"{path} is damaged or half downloaded ({error}): {AGAIN}.") from None
 
 
 def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Inspection:
@@ -298,12 +302,8 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
     if any(name.startswith("transformer.") for name in meta):
         return _released(path, meta, {}, **facts)
     if "Conv3d_1a_7x7.conv3d.weight" in meta:
-        from cogvideo.checkpoints.i3d_weights import unit_shapes
-
-        shapes = {
-            f"{unit}.conv3d.weight": (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()
-        }
-        expected = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        shapes = {unit: (out, into, k, k, k) for unit, (out, into, k) in unit_shapes().items()}
+        expected = {f"{unit}.conv3d.weight": torch.empty(s, device="meta") for unit, s in shapes.items()}
         # What lies beside the convolutions differs by source.
         return replace(Inspection(path, "i3d", **facts, **_compare(expected, meta, meta)), unexpected=())
     if "digit.weight" in meta and "turn.weight" in meta:
@@ -320,48 +320,20 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
 def _frame_tokenizer(
     path: Path, meta: dict[str, Tensor], metadata: dict[str, str], facts: dict[str, Any]
 ) -> Inspection:
-    """icetk's network, or the demo's; without a description its sizes come from the shapes."""
-    ours = set(meta)
+    """Our own network or icetk's, whose sizes come from the shapes."""
     try:
         if "frame_tokenizer" in metadata:
-            sizes = json.loads(metadata["frame_tokenizer"])
-            network = {"patches": PatchVQVAE, "icetk": HVQVAE}[sizes.pop("kind")]
+            sizes, ours = json.loads(metadata["frame_tokenizer"]), set(meta)
         else:
-            network, sizes = HVQVAE, icetk_sizes(meta)
-            ours = {
-                name for name in meta if name.startswith(("enc.", "down_samplers.", "quantize.", "decs."))
-            }
-            ours -= set(TRAINING_STATISTICS)
+            sizes, ours = {"kind": "icetk", **icetk_sizes(meta)}, loaded_names(meta)
+        network: Callable[..., nn.Module] = NETWORKS[sizes.pop("kind")]
         expected = _empty(lambda: network(**sizes)).state_dict()
     except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
-            f"{path} is no whole image tokenizer: it lacks or spoils {error}; download it again."
+            f"{path} is no whole image tokenizer ({error} is missing or invalid): download it again."
         ) from None
     geometry = {name: value if isinstance(value, int) else str(value) for name, value in sizes.items()}
     return Inspection(path, "image tokenizer", geometry=geometry, **facts, **_compare(expected, meta, ours))
-
-
-def icetk_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What HVQVAE is to be made with, read off the shapes of icetk's weights; KeyError without its outermost layers."""
-
-    def widths(prefix: str) -> list[int]:
-        found = []
-        while (name := f"{prefix}.{len(found)}.block.0.conv1.weight") in weights:
-            found.append(len(weights[name]) // channels)
-        return found
-
-    codes, dim = weights["quantize.embed.weight"].shape
-    channels = len(weights["enc.conv_in.weight"])
-    decoders = []
-    while decoder := widths(f"decs.{len(decoders)}.up"):
-        decoders.append(decoder)
-    return {
-        "codes": codes,
-        "dim": dim,
-        "channels": channels,
-        "encoder_mult": widths("enc.down"),
-        "decoder_mults": decoders,
-    }
 
 
 # Facts
@@ -371,11 +343,6 @@ def _empty(build: Callable[[], nn.Module]) -> nn.Module:
     """A module without memory for its weights."""
     with without_memory():
         return build()
-
-
-def _matrices(model: nn.Module) -> int:
-    """Parameters that quantize_int8 makes int8."""
-    return sum(layer.weight.numel() for layer in model.modules() if type(layer) is nn.Linear)
 
 
 def _compare(
@@ -398,40 +365,83 @@ def _compare(
     }
 
 
-def _describe(config: Any) -> tuple[str, dict[str, int | str]]:
-    """Kind and geometry of a transformer."""
+def _describe(c: Any, model: nn.Module) -> dict[str, Any]:
+    """Fields of the Inspection of a transformer: kind, geometry, and what its memory depends on."""
     geometry: dict[str, int | str] = {
-        "layers": config.num_layers,
-        "hidden": config.hidden_size,
-        "heads": config.num_heads,
-        "vocabulary": config.vocab_size,
-        "image tokens": config.image_tokens,
+        "layers": c.num_layers, "hidden": c.hidden_size, "heads": c.num_heads, "vocabulary": c.vocab_size,
+        "image tokens": c.image_tokens,
+    }  # fmt: skip
+    if isinstance(c, ModelConfig):
+        kind = IMAGE if not c.temporal else STAGE2 if c.order == "interpolation" else STAGE1
+        geometry |= {"frames": c.num_frames, "frame": f"{c.frame_height} x {c.frame_width}"}
+        if c.temporal:
+            geometry["window"] = c.window or "none"
+        geometry["text slots"] = c.text_length
+    elif isinstance(c, SuperResolutionConfig):
+        low, high = (f"{s * c.low_height} x {s * c.low_width}" for s in (1, c.scale))
+        kind = DIRECT
+        geometry |= {"frame": f"{low} -> {high}", "text slots": c.text_slots}
+    else:
+        kind = ITERATIVE
+        geometry |= {"frame": f"{c.height} x {c.width}", "text slots": c.text_slots}
+    return {
+        "kind": kind,
+        "geometry": geometry,
+        "matrices": sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear),
+        "cached": cache_numbers(c) if isinstance(c, ModelConfig) else 0,
     }
-    if isinstance(config, ModelConfig):
-        kind = IMAGE if not config.temporal else STAGE2 if config.order == "interpolation" else STAGE1
-        geometry |= {"frames": config.num_frames, "frame": f"{config.frame_height} x {config.frame_width}"}
-        if config.temporal:
-            geometry["window"] = config.window or "none"
-        return kind, geometry | {"text slots": config.text_length}
-    if isinstance(config, SuperResolutionConfig):
-        low, high = (f"{s * config.low_height} x {s * config.low_width}" for s in (1, config.scale))
-        return DIRECT, geometry | {"frame": f"{low} -> {high}", "text slots": config.text_slots}
-    return ITERATIVE, geometry | {
-        "frame": f"{config.height} x {config.width}",
-        "text slots": config.text_slots,
-    }
-
-
-def _cached(config: Any) -> int:
-    """Numbers in the caches of one sequence while it is drawn: keys and values of text and frames, in both channels."""
-    if not isinstance(config, ModelConfig):
-        return 0
-    places = config.text_length + config.frame_tokens
-    if config.temporal:
-        places += config.text_length + config.num_frames * config.frame_tokens
-    return 2 * config.num_layers * config.hidden_size * places
 
 
 def _bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+# The report
+
+
+def report(found: Inspection) -> str:
+    """An Inspection as aligned plain text, with the memory that is free here."""
+    facts = [("weights", str(found.path)), ("kind", f"{found.kind} ({found.layout})")]
+    if found.geometry:
+        facts.append(("geometry", ", ".join(f"{name} {value}" for name, value in found.geometry.items())))
+    for part in found.parts:
+        geometry = [f"{name} {value}" for name, value in list(part.geometry.items())[:3]]
+        facts.append(("part", ", ".join([f"{part.path.name}: {part.kind}", size_text(part.size), *geometry])))
+    facts.append(("files", ", ".join([str(found.files), size_text(found.size), *found.dtypes])))
+    parameters = found.parameters + sum(part.parameters for part in found.parts)
+    if parameters:
+        count = f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters:,}"
+        facts.append(("parameters", count))
+    if found.keys:
+        facts.append(
+            ("keys", f"{found.keys}, {'as' if found.complete else 'not as'} the loader expects them")
+        )
+    for part in (found, *found.parts):
+        for name in ("missing", "misshapen", "unexpected", "ignored"):
+            if keys := getattr(part, name):
+                more = ", ..." if len(keys) > SHOWN else ""
+                facts.append((name, f"{len(keys)}: {', '.join(keys[:SHOWN])}{more}"))
+    facts += [("note", part.note) for part in (found, *found.parts) if part.note]
+    if parameters:
+        facts += _memory(found)
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name:<{width}}  {fact}".rstrip() for name, fact in facts)
+
+
+def _memory(found: Inspection) -> list[tuple[str, str]]:
+    """The table of memory by device and type."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    free = {name: f"{size_text(free_memory(name))} free" for name in ("cpu", *gpus)}
+    if not gpus:
+        free["one GPU"] = "none here"
+    rows = [("memory", "".join(f"{name:<12}" for name in WIDTHS))]
+    for name, text in free.items():
+        device, own = ("cpu", 0) if name == "cpu" else ("cuda", CUDA_BYTES)
+        sizes = [size_text(found.memory(device, dtype) + own) for dtype in WIDTHS]
+        rows.append((f"  {name}", "".join(f"{size:<12}" for size in sizes) + text))
+    if (caches := found.caches("cuda", "bf16/fp16")) > 0:
+        rows.append(
+            ("  caches", f"{size_text(caches)} more in 16 bit for each sequence that is generated at once")
+        )
+    return rows

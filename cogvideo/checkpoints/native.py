@@ -1,7 +1,5 @@
 """Native model folders (config.json + model.safetensors) and inheriting an image model."""
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_json
+from cogvideo.io import read_json, replacing, write_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import (
@@ -28,26 +26,28 @@ from cogvideo.runtime.tensors import (
     release_pages,
     save_tensors,
     tensor_bytes,
-)
+)  # fmt: skip
 
 C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SINGLE_FILE_BYTES = 4 * 10**9  # more weights than this are spread over several files
-SHARD_BYTES = 2 * 10**9  # the size that each of these keeps to
+SHARD_BYTES = 2 * 10**9  # the most that each of these holds
+ADVICE = "copy the whole weights folder again"
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
-    """Write model.safetensors, or above SINGLE_FILE_BYTES shards with an index; `weights` are asked for one by one.
+    """Write model.safetensors, or shards with an index above SINGLE_FILE_BYTES; weights are read one by one.
 
-    dtype None keeps the types. No more than one shard is in memory. A file is whole or not there; those of an earlier
-    writing that are not needed any more go at the end.
+    dtype None keeps the types. No more than one shard is in memory. Each file is whole or missing; those left
+    from earlier weights are deleted at the end.
     """
     sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
     shards = _shards(sizes)
     count = len(shards)
     files = (
-        [WEIGHTS] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+        [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [WEIGHTS]
     )
     with byte_bar("writing", sum(sizes.values())) as bar:
         for file, names in zip(files, shards, strict=True):
@@ -84,23 +84,24 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 
 
 def read_weights(folder: Path) -> Weights:
-    """The weights of a native folder, read when asked for; raises CogVideoError for missing or damaged files."""
+    """The weights of a native folder, read when asked for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
         places = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
-        places = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(places, dict) or not all(
+        places: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
+        named = isinstance(places, dict) and all(
             isinstance(v, str) and Path(v).name == v for v in places.values()
-        ):
+        )
+        if not named:
             raise CogVideoError(
-                f"{folder / INDEX} should name a file of the folder for every weight; copy it again."
+                f"{folder / INDEX} should name a file of the folder for every weight; {ADVICE}."
             )
         files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(places.values()))}
     for name, file in places.items():
         if name not in files[file].meta:
             raise CogVideoError(
-                f"{folder / file} lacks {name}, which the index names; copy the whole folder again."
+                f"{name} is missing from {folder / file}, where the index places it; {ADVICE}."
             )
 
     def fill(name: str, out: Tensor) -> None:
@@ -116,54 +117,36 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
-        raise CogVideoError(f"{path} is missing; copy the whole weights folder again.") from None
+        raise CogVideoError(f"{path} is missing; {ADVICE}.") from None
     except (SafetensorError, OSError) as error:
         raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
 
 
 @contextmanager
 def new_folder(target: Path, needed: int) -> Iterator[Path]:
-    """A folder beside `target` to fill, which becomes it at the end: what is under the final name is always whole.
+    """A folder beside `target` to write to, which becomes it at the end: what has the final name is complete.
 
-    A run that was killed leaves TARGET.part behind; the next one starts it anew. Raises CogVideoError when there is something
-    at `target` already and when the disk has not the bytes `needed`.
+    A run that is killed leaves TARGET.part behind, which the next one deletes. Raises CogVideoError where
+    `target` is not empty, and where fewer than `needed` bytes are free.
     """
-    part = target.with_name(target.name + ".part")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
-    if part.exists():
-        shutil.rmtree(part)
-    try:
-        part.mkdir(parents=True)
+    with replacing(target, parents=True, one_writer=True) as part:
+        part.mkdir()
         free = shutil.disk_usage(part).free
         if free < needed:
-            part.rmdir()
             raise CogVideoError(
-                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or choose another disk."
+                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or "
+                "choose "
+                "another disk."
             )
         yield part
         if target.exists():  # and empty; not all systems replace a folder
             target.rmdir()
-        os.replace(part, target)
-    except (OSError, SafetensorError) as error:
-        raise CogVideoError(f"Cannot write {target} ({error}): choose another place.") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises CogVideoError when it is missing or damaged."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CogVideoError(f"{path} is missing; copy the whole weights folder again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged ({error}); copy it again.") from None
-    if not isinstance(values, dict):
-        raise CogVideoError(f"{path} should hold a JSON object; copy it again.")
-    return values
 
 
 def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write config.json (`model.config`) and the weights (in `dtype`, or as the model is); see write_weights."""
+    """Write config.json (`model.config`) and the weights (in `dtype`, or as they are); see write_weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", to_dict(model.config))
@@ -171,10 +154,27 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
 
 
 def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
-    """Configuration and weights of a folder written by save_model; raises CogVideoError for missing or damaged files."""
-    folder = Path(folder)
-    config = from_dict(config_class, read_json(folder / "config.json"), str(folder / "config.json"))
-    return config, read_weights(folder)
+    """Configuration and weights of a folder written by save_model."""
+    file = Path(folder) / "config.json"
+    return from_dict(config_class, read_json(file, advice=ADVICE), str(file)), read_weights(Path(folder))
+
+
+def load_native(
+    model: Callable[[C], M],
+    config_class: type[C],
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    block_done: Callable[[nn.Module], Any] | None = None,
+) -> M:
+    """The model in a folder written by save_model, in eval mode; dtype None keeps the types of the files.
+
+    block_done: see fill_model.
+    """
+    config, weights = read_folder(folder, config_class)
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
+    return fill_model(lambda: model(config), weights, where=str(folder), **options)
 
 
 def load_model(
@@ -184,20 +184,9 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     block_done: Callable[[nn.Module], Any] | None = None,
 ) -> CogVideoTransformer:
-    """Read a folder written by save_model, in eval mode; dtype None keeps the types of the files.
-
-    block_done: see fill_model. Raises CogVideoError for missing, damaged or wrong-shaped files and for a model that is too
-    large for the device.
-    """
-    config, weights = read_folder(folder, ModelConfig)
-    return fill_model(
-        lambda: CogVideoTransformer(config),
-        weights,
-        where=str(folder),
-        device=device,
-        dtype=dtype,
-        block_done=block_done,
-    )
+    """The CogVideoTransformer in a native folder; see load_native."""
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
+    return load_native(CogVideoTransformer, ModelConfig, folder, **options)
 
 
 def inherit_image_model(
@@ -205,23 +194,18 @@ def inherit_image_model(
 ) -> CogVideoTransformer:
     """A video model that starts from an image model (CogView2 -> CogVideo, paper section 3.2).
 
-    The image model gives every weight it has. New: temporal qkv copied from the layer's own, temporal dense normal(0, 0.02)
-    with zero bias, gate 0 (both channels count half), extra positions repeated from frame 0's. `source` is a model, a native
-    folder or a released one; `config` defaults to five sequential frames. Raises CogVideoError if it does not fit the image
-    model.
+    The image model gives every weight it has. New: temporal qkv copied from the layer's own, temporal dense
+    normal(0, 0.02) with zero bias, gate 0 (both channels count half), extra positions repeated from frame
+    0's. `source` is a model, a native folder or a released one; `config` defaults to five sequential frames.
     """
     given = isinstance(source, CogVideoTransformer)
-    if given:
+    ids = config or COGVIDEO_9B
+    if isinstance(source, CogVideoTransformer):
         image = source
+    elif (Path(source) / "config.json").exists():
+        image = load_model(source, dtype=None)
     else:
-        folder = Path(source)
-        if (folder / "config.json").exists():
-            image = load_model(folder, dtype=None)
-        else:
-            ids = config or COGVIDEO_9B
-            image = load_sat_checkpoint(
-                folder, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image
-            )
+        image = load_sat_checkpoint(source, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image)
     if image.config.temporal:
         raise CogVideoError(
             "A video model cannot be inherited from: give an image model (one frame, no temporal channel)."
@@ -246,9 +230,8 @@ def inherit_image_model(
     first = config.first_frame_position
     frame = weights["base_position_embedding.weight"][first : first + config.frame_tokens]
     repeats = -(-config.extra_positions // config.frame_tokens)
-    weights["extra_position_embedding.weight"] = repeat(frame, "n d -> (t n) d", t=repeats)[
-        : config.extra_positions
-    ].clone()
+    extra = repeat(frame, "n d -> (t n) d", t=repeats)[: config.extra_positions]
+    weights["extra_position_embedding.weight"] = extra.clone()
     return fill_model(lambda: CogVideoTransformer(config), weights, where="the image model")
 
 

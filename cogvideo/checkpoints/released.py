@@ -2,8 +2,8 @@
 
     cogvideo-stage1/  cogvideo-stage2/  cogview2-dsr/  ice_text.model  ice_image.pt  cluster_label2.npy
 
-(or cogvideo-stage1.zip and so on, which are unpacked there).
-The image model `coglm` is not needed: stage 1 holds it unchanged, as the spatial channel that draws the first frame.
+(or cogvideo-stage1.zip and so on, which are unpacked there). The image model `coglm` is not needed: stage 1
+holds it unchanged, as the spatial channel, which generates the first frame.
 """
 
 import warnings
@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from cogvideo.checkpoints.inspect import icetk_sizes
-from cogvideo.checkpoints.native import read_json
+from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.pipeline_folder import Loader, read_labels
 from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
+from cogvideo.io import read_json
 from cogvideo.model.strategies import cluster_codebook
 from cogvideo.superres.direct import DirectSuperResolution
-from cogvideo.tokenizers.frames import FrameTokenizer, read_weights
+from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import FIRST_FRAME_SUFFIX, UNGUIDED_PROMPT, TextTokenizer
 
 STAGE1, STAGE2, SUPERRES = "cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr"
@@ -31,8 +31,9 @@ TEXT, FRAMES, CLUSTERS = "ice_text.model", "ice_image.pt", "cluster_label2.npy"
 FILES = (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)  # those that are needed
 NUM_CLUSTERS = 500
 
-# How the release draws: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D section 5). Prompts
-# go to the models as they are; the release's web page translated English ones to Chinese first, which is left to the user.
+# How the release samples: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D
+# section 5). Prompts go to the models as they are; the release's web page first translated English ones to
+# Chinese: that is left to the user.
 SAMPLING = SamplingConfig(
     spans=(0.5, 1.0, 2.0, 4.0),  # seconds; the release itself makes 4 s: 33 frames at 8 fps
     first_frame_suffix=f" {FIRST_FRAME_SUFFIX}",
@@ -68,8 +69,7 @@ def is_released(folder: Path) -> bool:
 def read_released(folder: Path, load: Loader) -> dict[str, Any]:
     """Text and frame tokenizers, stages 1 and 2, super-resolution, cluster labels and SAMPLING.
 
-    How many image tokens there are and which id is begin-of-image follow from the two tokenizers. Without the cluster file,
-    labels come from k-means over the codebook, with a warning. Raises CogVideoError that names what is missing or damaged.
+    How many image tokens there are and which id is begin-of-image follow from the two tokenizers.
     """
     frames, text = read_tokenizers(folder)
     ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
@@ -92,9 +92,9 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
 
 
 def read_tokenizers(folder: Path) -> tuple[FrameTokenizer, TextTokenizer]:
-    """The two tokenizers of a folder that has all that is needed; models that are there as zips are unpacked beside them."""
+    """The two tokenizers, once all of FILES are found; zips of models are unpacked beside them."""
     for name in (STAGE1, STAGE2, SUPERRES):
-        if (folder / f"{name}.zip").exists() and not (folder / name).exists():
+        if (folder / f"{name}.zip").exists():
             unpacked(folder / f"{name}.zip")
     check_there(folder, FILES)
     frames = read_frame_tokenizer(folder / FRAMES)
@@ -105,32 +105,19 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     """Raise CogVideoError that names those of the release's files and folders that are missing."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
-            f"{folder} lacks {', '.join(missing)} of the release: get it with `cogvideo weights get` or unpack the download there."
+            f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights "
+            "get` or unpack "
+            "the download there."
         )
 
 
 def superres_heads(folder: Path) -> int:
-    """The attention heads of a released super-resolution model, which no weight's shape tells."""
-    heads = read_json(folder / "model_config.json").get("num_attention_heads")
+    """The attention heads of a released super-resolution model, which no weight's shape shows."""
+    file = unpacked(folder) / "model_config.json"
+    heads = read_json(file, advice="download it again").get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1:
-        raise CogVideoError(
-            f"{folder / 'model_config.json'} does not tell num_attention_heads; download it again."
-        )
+        raise CogVideoError(f"{file} has no num_attention_heads; download it again.")
     return heads
-
-
-def read_frame_tokenizer(path: Path) -> FrameTokenizer:
-    """icetk's image tokenizer with its widths read off the weights' shapes."""
-    weights = read_weights(path)
-    try:
-        sizes = icetk_sizes(weights.get("module", weights))
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise CogVideoError(
-            f"{path} is no icetk image tokenizer (it lacks or spoils {error}): download it again."
-        ) from None
-    return FrameTokenizer.from_icetk(
-        path, **{name: sizes[name] for name in ("channels", "encoder_mult", "decoder_mults")}
-    )
 
 
 def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
@@ -138,7 +125,9 @@ def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
     if (folder / CLUSTERS).exists():
         return read_labels(folder / CLUSTERS)
     warnings.warn(
-        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: draws will differ from the release's.",
+        f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: samples will differ "
+        "from the "
+        "release's.",
         stacklevel=2,
     )
     return cluster_codebook(frames.codebook.detach(), min(NUM_CLUSTERS, frames.num_codes)).numpy()

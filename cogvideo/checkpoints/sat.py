@@ -1,10 +1,10 @@
 """Checkpoints in the layout of the 2022 release (SwissArmyTransformer): names, geometry, loading."""
 
-import json
+import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
+from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import check_fits
 from cogvideo.runtime.tensors import (
@@ -26,12 +27,12 @@ from cogvideo.runtime.tensors import (
     release_pages,
     tensor_bytes,
     without_memory,
-)
+)  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
 
-# DeepSpeed puts the states of the random generators beside the weights, numpy's as an array: harmless, and else refused.
-# Its module was renamed with numpy 2.
+# DeepSpeed stores the states of the random generators beside the weights, numpy's as an array, which
+# torch.load would refuse. Its module was renamed with numpy 2.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _NUMPY = [
     np.ndarray, np.dtype, type(np.dtype(np.uint32)),
@@ -63,12 +64,13 @@ OTHER_NAMES = {
 GATE = re.compile(r"mixins\.attention_plus\.attn_distribution\.(\d+)$")
 RELEASED_NAMES = {ours: released for released, ours in (LAYER_NAMES | OTHER_NAMES).items()}
 
-# How SwissArmyTransformer's model parallelism shares a weight out among its ranks (mpu/layers.py: VocabParallelEmbedding,
-# ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q, then of k, then of v. All other weights,
-# biases of dense and dense_4h_to_h among them, are whole on every rank.
+# How SwissArmyTransformer's model parallelism shards a weight among its ranks (mpu/layers.py:
+# VocabParallelEmbedding, ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q,
+# then of k, then of v. All other weights, biases of dense and dense_4h_to_h among them, are whole on every
+# rank.
 RANK_FILE = re.compile(r"mp_rank_(\d{2,})_model_states\.pt")
 PARAMETER = re.compile(r"\.(\w+)(\.\d+)?\.(weight|bias)$")
-ROWS = (0, "(rank rows) ... -> rank rows ...")  # the axis that is shared out, and how
+ROWS = (0, "(rank rows) ... -> rank rows ...")  # the axis that is sharded, and how
 HEADS = (0, "(three rank rows) ... -> rank three rows ...")
 COLUMNS = (1, "rows (rank columns) -> rank rows columns")
 SHARED_OUT = {
@@ -97,7 +99,8 @@ def our_name(released: str) -> str | None:
 
 
 def released_name(ours: str) -> str:
-    """The inverse of our_name."""
+    """The inverse of our_name; of the names of super-resolution models, too."""
+    ours = ours.replace(".given.", ".spatial.").replace(".drawn.", ".temporal.")
     layer = re.search(r"\d+", ours)
     module, _, kind = re.sub(r"\d+", "{}", ours).rpartition(".")
     if kind == "gate" and layer:
@@ -105,29 +108,37 @@ def released_name(ours: str) -> str:
     return f"{RELEASED_NAMES[module].format(layer and layer[0])}.{kind}"
 
 
-def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
-    """The weights (released names, ranks merged, read when asked for) and model_config.json of a released folder or its zip.
+def released_kind(names: Iterable[str]) -> str:
+    """The kind of a released table: image, video (stage 1 or 2), direct or iterative (super-resolution)."""
+    names = list(names)
+    if any(name.startswith("mixins.attention_plus.attn_distribution.") for name in names):
+        return "video"
+    if any(name.startswith("mixins.attention_plus.") for name in names):
+        return "direct"
+    return "iterative" if any(name.startswith("mixins.") for name in names) else "image"
 
-    Raises CogVideoError when a file is missing, damaged, does not fit the others or holds anything but tensors, and for
-    models that are not sandwich-normed.
-    """
+
+def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
+    """Weights (released names, ranks merged, unread) and model_config.json of a released folder or zip."""
     folder = unpacked(Path(folder))
+    for name in ("latest", "model_config.json"):
+        if not (folder / name).exists():
+            raise CogVideoError(
+                f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, "
+                "model_config.json "
+                "and the weights."
+            )
+    settings = read_json(folder / "model_config.json", advice="download it again")
     try:
-        settings = json.loads((folder / "model_config.json").read_text())
         iteration = (folder / "latest").read_text().strip()
-    except FileNotFoundError as error:
-        raise CogVideoError(
-            f"{folder} is not a released checkpoint: {Path(str(error.filename)).name} is missing; "
-            "it should hold latest, model_config.json and the weights."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CogVideoError(f"Cannot read {folder}: {error}; download or copy it again.") from None
-    if not isinstance(settings, dict):
-        raise CogVideoError(f"{folder / 'model_config.json'} should hold a JSON object; download it again.")
+    except (UnicodeDecodeError, OSError) as error:
+        raise CogVideoError(f"Cannot read {folder / 'latest'}: {error}; download it again.") from None
     # The newer spelling, then the older one; the weights decide where neither is given.
     if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
         raise CogVideoError(
-            f"{folder / 'model_config.json'} tells of a model without sandwich LayerNorm, which CogVideo's all have: choose another folder."
+            f"{folder / 'model_config.json'} describes a model without sandwich LayerNorm, which all of "
+            "CogVideo's have: "
+            "choose another folder."
         )
     if not re.fullmatch(r"\w[\w.-]*", iteration):
         raise CogVideoError(f"{folder / 'latest'} should name a folder beside it, not {iteration!r}.")
@@ -151,7 +162,7 @@ def _rank_files(folder: Path) -> list[Path]:
 
 
 def _open_rank(path: Path) -> dict[str, Tensor]:
-    """The table under `module` of a torch file: mapped, or in memory if the file is of the kind before 2020."""
+    """The table under `module` of a torch file: mapped, or in memory if it is in the format before 2020."""
     try:
         with torch.serialization.safe_globals(_NUMPY):
             table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -171,7 +182,8 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
     for file in files[1:]:
         if differing := file.meta.keys() ^ first.meta.keys():
             raise CogVideoError(
-                f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them alone; "
+                f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them "
+                "alone; "
                 "download the checkpoint again."
             )
     meta = {}
@@ -190,19 +202,21 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
         if not fits:
             shapes = ", ".join(str(list(file.meta[name].shape)) for file in files)
             raise CogVideoError(
-                f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download the checkpoint again."
+                f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download "
+                "the "
+                "checkpoint again."
             )
         if name.endswith("query_key_value.weight") and len(shape) == 2 and shape[0] != 3 * shape[1]:
             ranks = 3 * shape[1] * len(files) / max(1, shape[0])
             raise CogVideoError(
-                f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not {len(files)} "
+                f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not "
+                f"{len(files)} "
                 f"(together, {name} is {shape}); download the checkpoint again."
             )
 
     def fill(name: str, out: Tensor) -> None:
-        parts = (
-            rank_views(name, out, len(files)) if _rule(name) else [out]
-        )  # what is whole comes from the first rank
+        # What is whole comes from the first rank.
+        parts = rank_views(name, out, len(files)) if _rule(name) else [out]
         for file, part in zip(files, parts, strict=False):
             part.copy_(file.view(name).reshape(part.shape))
         release_pages(files)
@@ -211,16 +225,13 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
 
 
 def _rule(name: str) -> tuple[int, str] | None:
-    """How a released weight is shared out among ranks; None: each has all of it."""
+    """How a released weight is sharded among ranks; None: each has all of it."""
     found = PARAMETER.search(name)
     return SHARED_OUT.get((found[1], found[3])) if found else None
 
 
 def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
-    """The places in a released weight that each rank holds: views, whose numbers are in the order of the rank's file.
-
-    A weight that every rank has whole is so here.
-    """
+    """The part of a released weight that each rank holds, as a view in the layout of the rank's file."""
     rule = _rule(name)
     if rule is None:
         return [whole] * ranks
@@ -230,7 +241,7 @@ def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
 def infer_config(
     weights: Mapping[str, Tensor], settings: dict[str, Any], *, image_tokens: int, begin_of_image: int
 ) -> ModelConfig:
-    """Geometry from shapes, and from model_config.json what no shape tells (heads, layout, window, stage)."""
+    """Geometry from shapes, and from model_config.json what no shape shows (heads, layout, window, stage)."""
     weights = meta_of(weights)
     vocab_size, hidden_size = weights["transformer.word_embeddings.weight"].shape
     layers = [int(m[1]) for name in weights if (m := re.match(r"transformer\.layers\.(\d+)\.", name))]
@@ -249,9 +260,11 @@ def infer_config(
         )
     if settings.get("num_layers", num_layers) != num_layers:
         raise CogVideoError(
-            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: download them again."
+            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: "
+            "download "
+            "them again."
         )
-    # Stage 1 was released with full attention, stage 2 with windows, should the settings not tell.
+    # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
     stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
     return ModelConfig(
         num_layers=num_layers,
@@ -284,34 +297,36 @@ def load_sat_checkpoint(
 ) -> CogVideoTransformer:
     """Load a released folder (stage 1, stage 2 or the image model) as a CogVideoTransformer in eval mode.
 
-    Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model. Raises CogVideoError for missing,
-    damaged or wrong-shaped files and for a model that is too large for the device.
+    Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model.
     """
     config, weights = open_sat_checkpoint(folder, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    return fill_model(
-        lambda: CogVideoTransformer(config),
-        weights,
-        where=str(folder),
-        device=device,
-        dtype=dtype,
-        block_done=block_done,
-    )
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
+    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **options)
 
 
 def open_sat_checkpoint(
     folder: str | Path, *, image_tokens: int, begin_of_image: int
 ) -> tuple[ModelConfig, Weights]:
-    """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model; for errors see load."""
+    """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model."""
     weights, settings = read_sat_folder(folder)
-    try:
+    with invalid_release(folder):
         config = infer_config(weights, settings, image_tokens=image_tokens, begin_of_image=begin_of_image)
+    return config, weights.renamed(our_name)
+
+
+@contextlib.contextmanager
+def invalid_release(path: str | Path) -> Iterator[None]:
+    """Turn what inferring a configuration raises into a CogVideoError about the checkpoint at `path`."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
-            f"{folder} is not a CogVideo checkpoint: its weights or model_config.json lack or spoil {error}; download it again."
+            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is "
+            "missing or "
+            "invalid; download it again."
         ) from None
     except CogVideoError as error:  # weights and settings that contradict each other
-        raise CogVideoError(f"{folder} is damaged or put together of several: {error}") from None
-    return config, weights.renamed(our_name)
+        raise CogVideoError(f"{path} is damaged or mixed from several checkpoints: {error}") from None
 
 
 def fill_model(
@@ -323,11 +338,11 @@ def fill_model(
     dtype: torch.dtype | None = None,
     block_done: Callable[[nn.Module], Any] | None = None,
 ) -> M:
-    """The module that `build` makes, with `weights` (our names), in eval mode; checks names, shapes and free memory.
+    """The module that `build` makes, with `weights` (our names), in eval mode, if they and memory suffice.
 
-    Weights in files are read one after another, straight to device and dtype. block_done(block) is called when all weights of
-    a block are there and may shrink it before the next is read; what fits is then for the caller to know. Raises
-    CogVideoError when names or shapes are not those of the module or memory does not suffice.
+    Weights in files are read one after another, straight to device and dtype. block_done(block) is called
+    when all weights of a block are there and may shrink it before the next is read; free memory is then not
+    checked.
     """
     model = empty_model(build, weights, where)
     meta = meta_of(weights)
@@ -354,18 +369,19 @@ def fill_model(
 
 
 def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: str) -> M:
-    """The module that `build` makes, on the meta device; CogVideoError if `weights` are not just what it needs."""
+    """The module that `build` makes, on the meta device, if `weights` are exactly what it needs."""
     with without_memory():
         model = build()
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
         raise CogVideoError(
-            f"{where} lacks {len(missing)} weights, {min(missing)} among them; get a complete copy."
+            f"{len(missing)} weights are missing from {where}, {min(missing)} among them; get a complete "
+            "copy."
         )
     if surplus := meta.keys() - expected.keys():
         raise CogVideoError(
-            f"{where} holds weights that its configuration has no place for, {min(surplus)} among them."
+            f"{where} holds weights that are not part of its configuration, {min(surplus)} among them."
         )
     for name, shape in expected.items():
         if meta[name].shape != shape:

@@ -1,4 +1,4 @@
-"""Checkpoints with random weights in the layout of the release: for measuring memory and speed without the real ones."""
+"""Random weights in the layout of the release: for measuring memory and speed without the real ones."""
 
 import math
 import mmap
@@ -47,11 +47,11 @@ def make_checkpoint(
     dtype: str = "fp16",
     seed: int = 0,
 ) -> list[Path]:
-    """Write random weights as a released folder `out`, or for kind "all" the pipeline's folders inside it; returns them.
+    """Write random weights as a released folder `out`, or for kind "all" the pipeline's folders in it.
 
-    heads: None gives each 64 numbers, as in the release. The vocabulary is the release's, rounded up to a multiple of
-    `ranks`. The same seed gives the same weights whatever `ranks` is. Memory: about twice the largest weight. Raises
-    CogVideoError for sizes that cannot be split, a target that is there already and a full disk.
+    heads: None makes them 64 wide, as in the release. The vocabulary is the release's, rounded up to a
+    multiple of `ranks`. The same seed gives the same weights whatever `ranks` is. Memory: about twice the
+    largest weight.
     """
     out = Path(out)
     if kind != "all" and kind not in FOLDERS:
@@ -61,26 +61,19 @@ def make_checkpoint(
     heads = max(1, hidden // 64) if heads is None else heads
     if min(layers, hidden, heads, ranks) < 1 or hidden % heads or heads % ranks:
         raise CogVideoError(
-            f"Layers, hidden, heads and ranks must be positive, heads {heads} divide hidden {hidden}, and ranks {ranks} heads."
+            f"Layers, hidden, heads and ranks must be positive, heads {heads} divide hidden {hidden}, and "
+            f"ranks {ranks} heads."
         )
     if kind == "all":
-        sizes: Any = {
-            "layers": layers,
-            "hidden": hidden,
-            "heads": heads,
-            "ranks": ranks,
-            "dtype": dtype,
-            "seed": seed,
-        }
-        return [path for one in PIPELINE for path in make_checkpoint(out / FOLDERS[one], kind=one, **sizes)]
+        sizes: Any = {"layers": layers, "hidden": hidden, "heads": heads}
+        own: Any = {"ranks": ranks, "dtype": dtype, "seed": seed}
+        return [
+            path for one in PIPELINE for path in make_checkpoint(out / FOLDERS[one], kind=one, **sizes, **own)
+        ]
     vocab_size = math.ceil(COGVIDEO_9B.vocab_size / ranks) * ranks
     model, settings = _model(kind, layers, hidden, heads, vocab_size)
-    channels = {".given.": ".spatial.", ".drawn.": ".temporal."}  # super-resolution's names for them
-    meta = {}
-    for name, parameter in model.named_parameters():
-        for theirs, ours in channels.items():
-            name = name.replace(theirs, ours)
-        meta[released_name(name)] = parameter.detach().to(DTYPES[dtype])
+    parameters = model.named_parameters()
+    meta = {released_name(name): parameter.detach().to(DTYPES[dtype]) for name, parameter in parameters}
     total = sum(map(tensor_bytes, meta.values()))
     # [three,rows,columns] are three * rows in a file.
     parts = {
@@ -115,13 +108,13 @@ def _model(
     ids = {"image_tokens": COGVIDEO_9B.image_tokens, "begin_of_image": COGVIDEO_9B.begin_of_image}
     settings = {
         "num_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "vocab_size": vocab_size,
-        "hidden_dropout": 0.0, "attention_dropout": 0.0, "layernorm_order": "sandwich", "max_sequence_length": 1024,
+        "hidden_dropout": 0.0, "attention_dropout": 0.0, "layernorm_order": "sandwich",
+        "max_sequence_length": 1024,
     }  # fmt: skip
     with without_memory():
         if kind == "dsr":
-            return DirectSuperResolution(SuperResolutionConfig(**own, **ids)), settings | {
-                "layout": [96, 496, 4096]
-            }
+            layout = {"layout": [96, 496, 4096]}
+            return DirectSuperResolution(SuperResolutionConfig(**own, **ids)), settings | layout
         if kind == "itersr":
             return IterativeSuperResolution(IterativeConfig(**own, **ids)), settings | {"layout": [16, 3616]}
         if kind == "coglm":
@@ -130,19 +123,19 @@ def _model(
         stage = int(kind.removeprefix("stage"))
         model = CogVideoTransformer(replace(COGVIDEO_9B, **own))  # order and window are not in the weights
         return model, settings | {
-            "model_class": "CogVideoModel", "layout": [64, 464, 2064], "additional_seqlen": 2000, "cogvideo_stage": stage,
+            "model_class": "CogVideoModel", "layout": [64, 464, 2064], "additional_seqlen": 2000,
+            "cogvideo_stage": stage,
             "window_size": 10 if stage == 2 else -1,
         }  # fmt: skip
 
 
 def _draw(name: str, like: Tensor, seed: int) -> Tensor:
-    """The weight called `name`, in pieces: in single precision the word embedding alone has 1.8 GB."""
+    """The weight called `name`, part by part: in single precision the word embedding alone has 1.8 GB."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     whole = torch.empty(like.shape, dtype=like.dtype)
-    for piece in whole.view(-1).split(DRAWN_AT_ONCE):
-        piece.copy_(
-            torch.randn(len(piece), generator=generator).mul_(DEVIATION).add_(name.endswith("norm.weight"))
-        )
+    for part in whole.view(-1).split(DRAWN_AT_ONCE):
+        drawn = torch.randn(len(part), generator=generator)
+        part.copy_(drawn.mul_(DEVIATION).add_(name.endswith("norm.weight")))
     return whole
 
 
@@ -155,12 +148,12 @@ def _duration(meta: dict[str, Tensor]) -> str:
 
 
 def _write_empty(path: Path, meta: dict[str, Tensor]) -> None:
-    """A torch file with room for tensors like `meta`, which nothing has been written to."""
-    # Memory that is never touched is never taken. Checksums of the records stay empty, which torch.load does not mind.
+    """A torch file with room for tensors like `meta`, not yet written to."""
+    table = {name: torch.empty(part.shape, dtype=part.dtype) for name, part in meta.items()}
+    # Memory that is never touched is never taken. The records' checksums stay empty, which torch.load
+    # ignores.
     with torch.serialization.skip_data():
-        torch.save(
-            {"module": {name: torch.empty(part.shape, dtype=part.dtype) for name, part in meta.items()}}, path
-        )
+        torch.save({"module": table}, path)
 
 
 def _open_shared(path: Path) -> dict[str, Tensor]:

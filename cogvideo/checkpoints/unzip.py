@@ -21,7 +21,7 @@ CHUNK = 2**20
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
-    """Open a zip after `checked_names`; raises CogVideoError for a damaged, half-downloaded or hostile one."""
+    """Open a zip unless it is damaged or hostile."""
     try:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError:
@@ -39,17 +39,15 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def unpack(path: Path, folder: Path) -> dict[str, str]:
     """Unpack the released folder inside a zip as `folder` -> SHA-256 of every file by its path in there.
 
-    The released folder is the one that holds model_config.json; zips of the release have it at the top or a few levels
-    down. All is written to `folder`.part, which takes its name at the end. Raises CogVideoError as open_zip does, for a
-    zip without a model, and for too little room on the disk.
+    The released folder is the one that holds model_config.json; zips of the release have it at the top or a
+    few levels down. All is written to `folder`.part, which takes its name at the end. Raises CogVideoError as
+    open_zip does, for a zip without a model, and for too little room on the disk.
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with open_zip(path) as archive:
         root = model_root(archive, path)
-        members = [
-            info for info in archive.infolist() if info.filename.startswith(root) and not info.is_dir()
-        ]
+        members = [i for i in archive.infolist() if i.filename.startswith(root) and not i.is_dir()]
         total = sum(info.file_size for info in members)
         check_room(folder.parent, total)
         hashes = {}
@@ -97,7 +95,8 @@ def check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise CogVideoError(
-            f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free: make room, or set COGVIDEO_CACHE "
+            f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free: make room, or set "
+            "COGVIDEO_CACHE "
             "to a folder on a larger disk."
         )
 
@@ -115,31 +114,32 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, bar:
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse names that leave the folder, anything but files and folders, names that meet, and bombs."""
+    """Refuse names that leave the folder, anything but files and folders, duplicates, and bombs."""
     infos, seen = archive.infolist(), set()
     for info in infos:
         reason = _unsafe(info)
-        plain = info.filename.rstrip(
-            "/"
-        ).casefold()  # one file on disks that do not tell upper from lower case
+        plain = info.filename.rstrip("/").casefold()  # the same file on disks that ignore case
         if not reason and plain in seen:
             reason = "comes twice"
         if reason:
             raise CogVideoError(
-                f"{path} is not unpacked because {info.filename!r} in it {reason}: it may be hostile; download the release's own."
+                f"{path} is not unpacked because {info.filename!r} in it {reason}: it may be hostile; "
+                "download the release's own."
             )
         seen.add(plain)
     total = sum(info.file_size for info in infos)
     if len(infos) > MAX_FILES or total > MAX_BYTES or total > max(SMALL, MAX_RATIO * path.stat().st_size):
         raise CogVideoError(
-            f"{path} is not unpacked because its {path.stat().st_size / 1e9:.3f} GB would become {total / 1e9:.3f} GB in "
-            f"{len(infos)} files (at most {MAX_RATIO} times as much, {MAX_BYTES / 1e9:.0f} GB and {MAX_FILES} files): it may be "
+            f"{path} is not unpacked because its {path.stat().st_size / 1e9:.3f} GB would become "
+            f"{total / 1e9:.3f} GB in "
+            f"{len(infos)} files (at most {MAX_RATIO} times as much, {MAX_BYTES / 1e9:.0f} GB and "
+            f"{MAX_FILES} files): it may be "
             "a bomb; download the release's own."
         )
 
 
 def _unsafe(info: zipfile.ZipInfo) -> str:
-    """Why a member must not be unpacked, or nothing. ZipInfo has turned backslashes into slashes where that is needed."""
+    """Why a member must not be unpacked, or nothing."""
     name, mode = info.orig_filename, info.external_attr >> 16
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "is an absolute path"

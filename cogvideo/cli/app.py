@@ -287,7 +287,7 @@ def inspect_weights(
 ) -> None:
     """Tell what weights are and what they need, without reading them."""
     from cogvideo.checkpoints.inspect import inspect
-    from cogvideo.checkpoints.inspection import report
+    from cogvideo.checkpoints.inspect import report
 
     typer.echo(report(inspect(path)))
 

@@ -55,7 +55,8 @@ def _ucf101_stems(file: Path) -> set[str]:
 def kinetics_parts(file: Path) -> dict[str, tuple[float, float] | None]:
     """Stems of the files of a split -> the part of the file, in seconds, or None for the whole of it.
 
-    Rows have youtube_id, time_start, time_end. Files are named id.mp4 (all of the video) or id_000010_000020.mp4 (the part).
+    Rows have youtube_id, time_start, time_end. Files are named id.mp4 (all of the video) or
+    id_000010_000020.mp4 (the part).
     """
     parts: dict[str, tuple[float, float] | None] = {}
     try:
@@ -86,7 +87,8 @@ def class_of(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
     stem = re.sub(r"_\d{6}_\d{6}$", "", video.stem)
     if stem not in labels:
         raise CogVideoError(
-            f"The class of {video} is unknown: put it into the folder of its class or give a split with labels."
+            f"The class of {video} is unknown: put it into the folder of its class or give a split with "
+            "labels."
         )
     return labels[stem]
 
@@ -94,8 +96,9 @@ def class_of(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
 def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dict[str, str]:
     """A prompt for each class: its name in words, or what a file says of it.
 
-    The file is JSON {class: prompt} or CSV with two columns, class and prompt (a first line "class,prompt" is passed over);
-    the released weights want Chinese. Raises CogVideoError for a file that cannot be read and a class it lacks.
+    The file is JSON {class: prompt} or CSV with two columns, class and prompt (a first line "class,prompt" is
+    passed over); the released weights want Chinese. Raises CogVideoError for a file that cannot be read and a
+    class it lacks.
     """
     if file is None:
         return {name: words(name) for name in classes}

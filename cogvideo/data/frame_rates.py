@@ -1,9 +1,10 @@
 """Which moments of a clip become a training sequence: the paper's multi-frame-rate rule and what it is compared with.
 
-Paper section 3.1: of some trained frame rates the lowest is taken at which the clip still gives five frames, so that the whole
-action is inside, and the frame rate is told by a text in front of the caption (tokenizers.text.frame_rate_text): how many
-seconds the five frames span. Times are seconds from the clip's beginning. A clip lasts until its last frame is no longer
-shown; the frame of that very moment is the last one. So five frames at 1 a second (moments 0, 1, 2, 3, 4) fit a clip of 4 s.
+Paper section 3.1: of some trained frame rates the lowest is taken at which the clip still gives five frames,
+so that the whole action is inside, and the frame rate is told by a text in front of the caption
+(tokenizers.text.frame_rate_text): how many seconds the five frames span. Times are seconds from the clip's
+beginning. A clip lasts until its last frame is no longer shown; the frame of that very moment is the last
+one. So five frames at 1 a second (moments 0, 1, 2, 3, 4) fit a clip of 4 s.
 """
 
 from collections.abc import Sequence
@@ -67,13 +68,14 @@ def plan(
 ) -> list[Window]:  # fmt: skip
     """The training sequences that a clip of `seconds` gives; none if it is too short or has too few frames a second.
 
-    sequential (stage 1): `per_clip` sequences at the rate of the rule, spread evenly over what the clip has beyond them; one
-    lies in the middle. interpolation (stage 2): the same at each trained rate above that one, where sequences in line are as
-    many as fit or `per_clip` of them: five neighbouring frames, as the rounds of interpolation meet them. The fixed rate that
-    the paper argues against: the clip cut into pieces of five frames at `rate`, each with the whole caption; neighbours share
-    a frame. one-stage-1, one-stage-2: five frames in line at the highest rate, each sequence beginning with the last one or
-    two frames of the one before. image and superres: `per_clip` single moments, the caption without a frame-rate text.
-    Raises CogVideoError for an unknown kind.
+    sequential (stage 1): `per_clip` sequences at the rate of the rule, spread evenly over what the clip has
+    beyond them; one lies in the middle. interpolation (stage 2): the same at each trained rate above that
+    one, where sequences in line are as many as fit or `per_clip` of them: five neighbouring frames, as the
+    rounds of interpolation meet them. The fixed rate that the paper argues against: the clip cut into pieces
+    of five frames at `rate`, each with the whole caption; neighbours share a frame. one-stage-1, one-stage-2:
+    five frames in line at the highest rate, each sequence beginning with the last one or two frames of the
+    one before. image and superres: `per_clip` single moments, the caption without a frame-rate text. Raises
+    CogVideoError for an unknown kind.
     """
     if kind in ("image", "superres"):
         return [Window(start, None, 1) for start in _spread(seconds, per_clip)]

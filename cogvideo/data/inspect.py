@@ -85,7 +85,8 @@ def report(found: Inspection) -> str:
     wrong += [f"unreadable: {sentence}" for sentence in found.errors.values()]
     wrong += [f"{found.dataset.clips[i].source} {note}" for i, note in broken.items()]
     wrong += [
-        f"{found.dataset.clips[i].source} gives no five frames: {one.end:.2f} s at {one.fps:.3g} frames a second"
+        f"{found.dataset.clips[i].source} gives no five frames: {one.end:.2f} s at {one.fps:.3g} frames a "
+        "second"
         for i in short
         if (one := found.timelines[i]) is not None
     ]
@@ -99,8 +100,8 @@ def report(found: Inspection) -> str:
 def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: int = 8) -> list[str]:
     """A picture with a row for each of some clips, spread over the data set: the five frames that stage 1 would be shown.
 
-    Frames are cut to squares, as for training. Returns a line for each row: its number, frame rate, moments, file, caption.
-    Raises CogVideoError where there is nothing to show and for a place that cannot be written.
+    Frames are cut to squares, as for training. Returns a line for each row: its number, frame rate, moments,
+    file, caption. Raises CogVideoError where there is nothing to show and for a place that cannot be written.
     """
     from PIL import Image, ImageDraw
 

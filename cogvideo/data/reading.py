@@ -1,7 +1,8 @@
 """Frames of video files at exact moments: variable frame rates, rotated recordings and files that break off.
 
-A file is looked through twice: first its packets, without decoding, tell when each frame is shown (Timeline); then the
-frames that are wanted are decoded. Files that end early or are damaged give what is there, with a note that says so.
+A file is looked through twice: first its packets, without decoding, tell when each frame is shown (Timeline);
+then the frames that are wanted are decoded. Files that end early or are damaged give what is there, with a
+note that says so.
 """
 
 import errno
@@ -60,8 +61,8 @@ class Timeline:
 def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None) -> Timeline:
     """When the frames between `start` and `end` (seconds of the file; None: its end) are shown.
 
-    Raises CogVideoError for a file that is missing, is no video, or holds no frames there; CannotReadNow where that is not
-    known, for the system cannot read it.
+    Raises CogVideoError for a file that is missing, is no video, or holds no frames there; CannotReadNow
+    where that is not known, for the system cannot read it.
     """
     with _opened(path) as (container, stream):
         size, times, broken = None, {}, False
@@ -105,9 +106,10 @@ def read_frames(
 ) -> tuple[dict[int, list[np.ndarray]], int]:
     """Decode frames of a file by their numbers in its timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
-    Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last number is that
-    of the last frame that could be decoded, where the file breaks off earlier than its packets told, and at least the highest
-    that was wanted otherwise. Raises CogVideoError for a file that is missing or is no video, CannotReadNow as above.
+    Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last
+    number is that of the last frame that could be decoded, where the file breaks off earlier than its packets
+    told, and at least the highest that was wanted otherwise. Raises CogVideoError for a file that is missing
+    or is no video, CannotReadNow as above.
     """
     found: dict[int, list[np.ndarray]] = {}
     waiting, last, before = sorted(wanted), -1, None
@@ -167,7 +169,8 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
     except (OSError, FFmpegError) as error:
         if _cannot_read(path, error):
             raise CannotReadNow(
-                f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files (ulimit -n), then run again."
+                f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files "
+                "(ulimit -n), then run again."
             ) from None
         raise CogVideoError(
             f"{path} cannot be read as a video ({error.strerror}): give a whole video file."

@@ -94,14 +94,15 @@ class Dataset:
 def open_dataset(spec: str) -> Dataset:
     """The captioned clips that `spec` names, always in the same order.
 
-    FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path (relative to the file),
-    caption, and may have start and end in seconds.
-    ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption is the class in
-    words, or what prompts=FILE says of it (classes.class_prompts).
-    vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first each=1 captions.
-    webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
-    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn, default).
-    Raises CogVideoError for what is not there, for unknown options and files that do not hold what they should.
+    FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path
+    (relative to the file), caption, and may have start and end in seconds.
+    ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption
+    is the class in words, or what prompts=FILE says of it (classes.class_prompts).
+    vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first
+    each=1 captions. webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
+    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn,
+    default). Raises CogVideoError for what is not there, for unknown options and files that do not hold what
+    they should.
     """
     scheme, colon, _ = spec.partition(":")
     if colon and scheme in WORLDS:
@@ -120,7 +121,8 @@ def open_dataset(spec: str) -> Dataset:
 def world(scheme: str) -> ModuleType:
     """The module behind a scheme of WORLDS, imported on demand: data/ itself knows no world.
 
-    It has open_clips(spec) -> Dataset; digits_clip(split, seed, index) -> one clip of the world; render(clip, times); FPS.
+    It has open_clips(spec) -> Dataset; digits_clip(split, seed, index) -> one clip of the world; render(clip,
+    times); FPS.
     """
     return importlib.import_module(WORLDS[scheme])
 
@@ -178,7 +180,8 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
                 raise ValueError
         except (StopIteration, KeyError, TypeError, ValueError):
             raise CogVideoError(
-                f"Line {line} of {file} must have path and caption, and start before end where it has them: correct it."
+                f"Line {line} of {file} must have path and caption, and start before end where it has them: "
+                "correct it."
             ) from None
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
     return rows
@@ -243,7 +246,8 @@ def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
     clips: list[Clip] = []
     for video, name in zip(videos, classes, strict=True):
         start, end = parts.get(video.stem) or (0.0, None)
-        # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a part of a video.
+        # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a
+        # part of a video.
         group = re.sub(r"_c\d+$" if kind == "ucf101" else r"_\d{6}_\d{6}$", "", video.stem)
         clips.append(FileClip(video.relative_to(folder).as_posix(), video, texts[name], group, start, end))
     return Dataset(spec, clips, [])

@@ -84,12 +84,13 @@ def tokenize(
 ) -> dict[str, Any]:
     """Write the training sequences of a data set to the folder `out` (see data/tokenized.py) -> its manifest.
 
-    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The result does not
-    depend on the number of processes. A shard is written when all of its clips are done; shards that are there and belong to
-    the same clips are kept, so a stopped run goes on, a finished one is left as it is, and a data set that has grown is gone
-    on with. Processes of torchrun (RANK, WORLD_SIZE), on one machine or many, share the shards; the last one writes the
-    manifest, the others return one with complete False. Clips that are no whole videos are told in it. Raises CogVideoError
-    for a folder with other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
+    load: gives the tokenizers; with workers > 1 it is called in each process, too, and must be picklable. The
+    result does not depend on the number of processes. A shard is written when all of its clips are done;
+    shards that are there and belong to the same clips are kept, so a stopped run goes on, a finished one is
+    left as it is, and a data set that has grown is gone on with. Processes of torchrun (RANK, WORLD_SIZE), on
+    one machine or many, share the shards; the last one writes the manifest, the others return one with
+    complete False. Clips that are no whole videos are told in it. Raises CogVideoError for a folder with
+    other tokens, one that cannot be written, rates that the text model cannot write, data sets without any
     sequence, and videos that the system cannot read now.
     """
     out, parts = Path(out), load()
@@ -157,8 +158,8 @@ def sequences(
 ) -> tuple[list[Sample], str | None]:
     """The training sequences of one clip, and what is wrong with it, if anything.
 
-    A file that breaks off is planned anew for the length that can be decoded. Sequences of the very same frames are given
-    once. Raises CogVideoError for a file that cannot be read.
+    A file that breaks off is planned anew for the length that can be decoded. Sequences of the very same
+    frames are given once. Raises CogVideoError for a file that cannot be read.
     """
     timeline = clip.timeline()
     size = (COMPRESS * made.frame_height, COMPRESS * made.frame_width)
@@ -217,7 +218,8 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(
-            f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g} s): choose others."
+            f"The text model of these weights cannot write the rate {wrong[0]:g} "
+            f"({(FRAMES - 1) / wrong[0]:g} s): choose others."
         )
     return replace(settings, rates=rates)
 

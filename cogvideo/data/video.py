@@ -28,7 +28,8 @@ SHOWN_SIZE = 320  # pixels: smaller clips are shown about this large in a notebo
 class Video:
     """A clip with what it was made from; plays itself in Jupyter.
 
-    frames: uint8 [T,H,W,3]. fps: frames a second. settings: what to remember of its making, "prompt" first of all.
+    frames: uint8 [T,H,W,3]. fps: frames a second. settings: what to remember of its making, "prompt" first of
+    all.
     """
 
     frames: np.ndarray
@@ -85,9 +86,9 @@ class Video:
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
     """Write frames uint8 [T,H,W,3] as the suffix says: .mp4 (H.264, nearly lossless) or .gif (one palette, endless loop).
 
-    mp4 files have even sizes: an odd edge is repeated once. GIF counts time in 1/100 s, so delays of 12.5 come out as 13
-    and 12 in turn. The file appears under its name when it is whole. Raises CogVideoError for another suffix, a place that
-    cannot be written, and frames of another form.
+    mp4 files have even sizes: an odd edge is repeated once. GIF counts time in 1/100 s, so delays of 12.5
+    come out as 13 and 12 in turn. The file appears under its name when it is whole. Raises CogVideoError for
+    another suffix, a place that cannot be written, and frames of another form.
     """
     from av.error import FFmpegError
 
@@ -101,7 +102,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
         or not fps > 0
     ):
         raise CogVideoError(
-            f"Cannot write {path} from {frames.dtype} {list(frames.shape)} at {fps:g} fps: give uint8 [T,H,W,3] and fps > 0."
+            f"Cannot write {path} from {frames.dtype} {list(frames.shape)} at {fps:g} fps: give uint8 "
+            "[T,H,W,3] and fps > 0."
         )
     rate = Fraction(fps).limit_denominator(1001)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -120,8 +122,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
 def check_writable(path: str | Path) -> Path:
     """The path, if a video file can be written there; to be asked before hours of work.
 
-    Raises CogVideoError for a suffix other than .mp4 and .gif, a folder that is missing or read-only, and a path that is a
-    folder itself.
+    Raises CogVideoError for a suffix other than .mp4 and .gif, a folder that is missing or read-only, and a
+    path that is a folder itself.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:

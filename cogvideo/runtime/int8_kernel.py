@@ -1,6 +1,7 @@
 """The Triton kernel behind Int8Linear: few rows times an int8 matrix, bound by reading that matrix once.
 
-Imported only where there is a GPU. Under TRITON_INTERPRET=1 it runs on CPU tensors, which is how its arithmetic is tested.
+Imported only where there is a GPU. Under TRITON_INTERPRET=1 it runs on CPU tensors, which is how its
+arithmetic is tested.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportCallIssue=false
@@ -9,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A program makes BLOCK_N outputs of all rows. 16 outputs give 192 programs for the released width of 3072, more than a
-# GPU has multiprocessors; 512 inputs a step in four stages keep 32 KB a program on the way from memory.
+# A program makes BLOCK_N outputs of all rows. 16 outputs give 192 programs for the released width of 3072,
+# more than a GPU has multiprocessors; 512 inputs a step in four stages keep 32 KB a program on the way from
+# memory.
 BLOCK_M, BLOCK_N, BLOCK_K, STAGES, WARPS = 16, 16, 512, 4, 4
 
 
@@ -43,7 +45,7 @@ def _kernel(
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x [*,K] with at most BLOCK_M rows, weight int8 [N,K], scale [N], bias [N] or None -> [*,N] in the type of x."""
+    """x [*,K] with at most BLOCK_M rows, int8 weight [N,K], scale [N], bias [N] or None -> [*,N] like x."""
     outputs, inputs = weight.shape
     x = x.contiguous()
     rows = x.numel() // inputs

@@ -1,4 +1,4 @@
-"""What a benchmark needs of any machine: its name, its bandwidth, waiting for it, memory taken, random weights."""
+"""What a benchmark needs of a machine: its name, bandwidth, waiting for it, memory taken, random weights."""
 
 import platform
 import time
@@ -21,13 +21,9 @@ COPIED = 2**30  # bytes, to measure bandwidth on a GPU; a quarter of it on a CPU
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Device, processor, system, versions and commit, for reports."""
-    name = (
-        f"CPU, {torch.get_num_threads()} threads"
-        if device.type == "cpu"
-        else torch.cuda.get_device_name(device)
-    )
+    cpu = device.type == "cpu"
     return {
-        "device": name,
+        "device": f"CPU, {torch.get_num_threads()} threads" if cpu else torch.cuda.get_device_name(device),
         "processor": _processor(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -96,7 +92,7 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 
 def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., Any]:
-    """A loader, as sampling.loading.Loader calls them, that draws each weight where it is to be, as it is asked for."""
+    """A reader for checkpoints.pipeline_folder.Loader that draws each weight where it belongs, on demand."""
     with without_memory():
         meta = {name: tensor.detach().half() for name, tensor in make().named_parameters()}
 

@@ -1,8 +1,8 @@
-"""Models that are larger than the memory of the device: weights stay in host memory and come when they are needed.
+"""Models larger than the device's memory: weights stay in host memory and are copied when they are needed.
 
-Two ways. *stages*: of a pipeline's parts (stage 1, stage 2, super-resolution, frame tokenizer) only the one that works is
-on the device. *layers*: of that part, only two blocks are; while one computes, the next is copied on a CUDA stream of its
-own. Weights are never changed, so nothing is copied back.
+Two ways. *stages*: of a pipeline's parts (stage 1, stage 2, super-resolution, frame tokenizer) only the one
+at work is on the device. *layers*: of that part, only two blocks are; while one computes, the next is copied
+on a CUDA stream of its own. Weights are never changed, so nothing is copied back.
 
 On the CPU the same code makes plain copies, one after another: outputs are equal to those without offloading.
 """
@@ -25,7 +25,8 @@ PAGE = 4096  # bytes that the system locks at once
 class HostWeights:
     """Tensors of a module side by side in one run of host memory, so that one copy brings them to the device.
 
-    The tensors given are bound to that memory at once (what they held before is freed), later to a device's or back.
+    The tensors given are bound to that memory at once (what they held before is freed), later to a device's
+    or back.
     """
 
     def __init__(self, tensors: Sequence[Tensor]):
@@ -41,7 +42,7 @@ class HostWeights:
         self.unload()
 
     def load(self, room: Tensor) -> None:
-        """Copy to the device memory `room`, uint8 of at least the size of `bytes`, without waiting; then `bind` there."""
+        """Copy to the device memory `room` (uint8, long enough) without waiting; `bind` follows."""
         room[: len(self.bytes)].copy_(self.bytes, non_blocking=True)
 
     def bind(self, memory: Tensor) -> None:
@@ -58,11 +59,11 @@ class HostWeights:
 
 
 class StreamedBlocks(nn.ModuleList):
-    """Stands in for a model's `blocks`; whoever iterates over it gets each block with its weights on the device.
+    """Replaces a model's `blocks`: iterating over it yields each block with its weights on the device.
 
-    Two rooms take turns: while block i computes in one, block i + 1 is copied into the other; after the last comes the first
-    again, for the next token. A block's weights are there from when the iterator hands it out until it is asked for the
-    next. Nothing but iteration finds weights on the device.
+    Two buffers (`rooms`) take turns: while block i computes in one, block i + 1 is copied into the other; the
+    first block follows the last, for the next token. A block's weights are on the device until the iterator
+    is asked for the next block, and only while one iterates.
     """
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device):
@@ -87,15 +88,12 @@ class StreamedBlocks(nn.ModuleList):
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = list(super().__iter__())
         for index, block in enumerate(blocks):
-            if (
-                self.ahead is None or self.ahead[0] != index
-            ):  # the first pass, or an earlier one was broken off
-                self._copy(index)
-            assert self.ahead is not None
+            if self.ahead is None or self.ahead[0] != index:  # the first pass, or an earlier one ended early
+                self.ahead = self._copy(index)
             _, room, copied = self.ahead
             if copied is not None:
                 torch.cuda.current_stream(self.device).wait_event(copied)
-            self._copy((index + 1) % len(blocks))
+            self.ahead = self._copy((index + 1) % len(blocks))
             with torch.inference_mode(False):
                 self.host[index].bind(room)
             try:
@@ -104,27 +102,27 @@ class StreamedBlocks(nn.ModuleList):
                 with torch.inference_mode(False):
                     self.host[index].unload()
 
-    def _copy(self, index: int) -> None:
-        """Start to copy a block into the room whose turn it is."""
+    def _copy(self, index: int) -> tuple[int, Tensor, Any]:
+        """Start to copy a block into the next room -> the block, the room, the event at the end."""
         room = self.rooms[self.turn % 2]
         self.turn += 1
         with torch.inference_mode(False):
             if self.stream is None:
                 self.host[index].load(room)
-                self.ahead = index, room, None
-                return
-            # The block before, which lies in that room, has been given its work: the copy waits for its end, and no longer.
+                return index, room, None
+            # The work of the block that lies in that room has been launched: the copy waits for its end, and
+            # no longer.
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 self.host[index].load(room)
-                self.ahead = index, room, self.stream.record_event()
+                return index, room, self.stream.record_event()
 
 
 class Offload:
-    """Decides which part of a pipeline is on the device: `use(part)` brings it, and the part before it leaves.
+    """Decides which part of a pipeline is on the device: `use(part)` brings it and removes the one before.
 
-    parts: modules in host memory; of those that have `blocks`, with `layers` the blocks are streamed. Memory of the host: all
-    weights once, page-locked where the device is a GPU. Raises CogVideoError when the largest part does not fit the device.
+    parts: modules in host memory; with `layers`, the `blocks` of those that have them are streamed. Memory of
+    the host: all weights once, page-locked where the device is a GPU.
     """
 
     @torch.inference_mode(False)
@@ -144,9 +142,8 @@ class Offload:
             else:
                 # Block by block, so that no more than one of them is in host memory twice.
                 self.weights[part] += [HostWeights(_tensors(block)) for block in blocks]
-        check_fits(
-            max(map(self._device_bytes, parts), default=0), device, "The largest part of these weights"
-        )
+        largest = max(map(self._device_bytes, parts), default=0)
+        check_fits(largest, device, "The largest part of these weights")
 
     def _device_bytes(self, part: nn.Module) -> int:
         """What `use(part)` takes on the device."""
@@ -185,7 +182,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _host_memory(size: int) -> Tensor:
-    """uint8 [size] in host memory, page-locked where there is a GPU: only such memory is copied beside computation.
+    """uint8 [size] in host memory, page-locked where there is a GPU so that copies overlap computation.
 
     torch's own page-locked memory is handed out in powers of two, which would cost up to twice the size.
     """
@@ -200,12 +197,11 @@ def _host_memory(size: int) -> Tensor:
             release = weakref.finalize(memory, _unlock, memory.data_ptr())
             release.atexit = False  # the system does that for an ending program
         else:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the refusal would be raised by whatever is launched next
+            with contextlib.suppress(RuntimeError):  # which else the next launch would raise
                 torch.zeros(1, device="cuda")
             warnings.warn(
-                "Host memory cannot be page-locked, so copies to the GPU will be slower: allow it with `ulimit -l unlimited`.",
+                "Host memory cannot be page-locked, so copies to the GPU will be slower: "
+                "allow it with `ulimit -l unlimited`.",
                 stacklevel=2,
             )
     return memory

@@ -1,12 +1,13 @@
 """Weight-only int8: half the memory of 16 bit, and half the bytes that a decoding step has to move.
 
-Only the large matrices of the blocks are quantised: qkv and dense of both channels, both layers of the MLP. Embeddings,
-norms and gates are small or read by row, and stay as they are.
+Only the large matrices of the blocks are quantised: qkv and dense of both channels, both layers of the MLP.
+Embeddings, norms and gates are small or read by row, and stay as they are.
 
 Why not a library: torchao's weight-only int8 is quick on CUDA under torch.compile alone, and torch's own
-`_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding step has a few
-rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and multiplies in 16 bit
-(int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few rows.
+`_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding
+step has a few rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and
+multiplies in 16 bit (int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few
+rows.
 """
 
 import warnings
@@ -27,9 +28,10 @@ FEW_ROWS_CPU = 4  # measured, one core of an EPYC with AVX-512: quicker than wid
 
 
 def quantize_rows(weight: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """[N,K] -> int8 [N,K] and scale [N] in `dtype` (None: the weight's) with |weight - int8 * scale| <= scale / 2."""
+    """[N,K] -> int8 [N,K], scale [N] of `dtype` (None: like weight); |weight - int8 * scale| <= scale / 2."""
     wide = weight.detach().float()
-    # The scale is rounded to its type first, and the weights are divided by the rounded one: no error but their own.
+    # The scale is rounded to its type first, and the weights are divided by the rounded one: no error but
+    # their own.
     dtype = dtype or weight.dtype
     smallest = torch.finfo(dtype).tiny  # rows of zeros need a scale, too
     scale = (wide.abs().amax(1) / 127).clamp(min=smallest).to(dtype)
@@ -37,7 +39,7 @@ def quantize_rows(weight: Tensor, dtype: torch.dtype | None = None) -> tuple[Ten
 
 
 class Int8Linear(nn.Module):
-    """A linear layer [*,K] -> [*,N] whose weight is int8 with one scale for every output; for inference only."""
+    """A linear layer [*,K] -> [*,N] with an int8 weight and a scale for each output; for inference only."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None):
         super().__init__()
@@ -52,12 +54,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*,K] in the type of the scales -> [*,N] of the same type."""
         rows = x.numel() // x.shape[-1]
-        if (
-            x.is_cuda
-            and rows <= FEW_ROWS_CUDA
-            and x.itemsize == 2
-            and (kernel := _cuda_kernel(x.device)) is not None
-        ):
+        few = x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2
+        if few and (kernel := _cuda_kernel(x.device)) is not None:
             return kernel(x, self.weight_int8, self.scale, self.bias)
         if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
             flat = torch.ops.aten._weight_int8pack_mm(
@@ -65,8 +63,8 @@ class Int8Linear(nn.Module):
             )
             out = flat.view(*x.shape[:-1], -1)
         else:
-            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel, but in float16,
-            # where sums of integers would overflow.
+            # Integers up to 127 are exact in every type; the scale is applied to the sums, as in the kernel,
+            # except in float16, where sums of integers would overflow.
             weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
             out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
         return out if self.bias is None else out + self.bias
@@ -79,8 +77,8 @@ class Int8Linear(nn.Module):
 def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
     """Replace every nn.Linear inside `model` by an Int8Linear, in place; returns it.
 
-    One layer after another, on the device where it lies, so that never more than one block's matrices exist twice. dtype:
-    of scales, biases and activations (None: the weights').
+    One layer after another, on the device where it lies, so that never more than one block's matrices exist
+    twice. dtype: of scales, biases and activations (None: the weights').
     """
     for parent in model.modules():
         for name, child in parent.named_children():
@@ -92,10 +90,10 @@ def quantize_int8(model: M, dtype: torch.dtype | None = None) -> M:
 def load_int8(
     read: Callable[..., M], *, device: str | torch.device, home: str | torch.device, dtype: torch.dtype
 ) -> M:
-    """The model of a loader such as load_sat_checkpoint with its folder, quantised while it is read; at last on `home`.
+    """The model of a loader such as load_sat_checkpoint, quantised while it is read; in the end on `home`.
 
-    Every block is quantised on `device` as soon as its weights are there, so that neither device nor home ever holds more
-    than one block in full width. dtype: of everything that stays wide. Raises what the loader does.
+    Every block is quantised on `device` as soon as its weights are there, so that neither device nor home
+    ever holds more than one block in full width. dtype: of everything that stays wide.
     """
 
     def shrink(block: nn.Module) -> None:
@@ -106,7 +104,7 @@ def load_int8(
 
 @cache
 def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
-    """The kernel for few rows, or None where Triton is not installed (it comes with torch's CUDA wheels for Linux).
+    """The kernel for few rows, or None without Triton (which comes with torch's CUDA wheels for Linux).
 
     It needs the shared memory of GPUs from 2020 on (compute capability 8.0).
     """
@@ -115,21 +113,17 @@ def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tens
     try:
         from cogvideo.runtime.int8_kernel import int8_linear
 
+        weight = torch.ones(32, 64, dtype=torch.int8, device=device)
         for dtype in (
             torch.float16,
             torch.bfloat16,
         ):  # compiled at the first launch, which needs a C compiler, too
-            x, scale = (
-                torch.ones(2, 64, dtype=dtype, device=device),
-                torch.ones(32, dtype=dtype, device=device),
-            )
-            int8_linear(x, torch.ones(32, 64, dtype=torch.int8, device=device), scale, None)
+            x = torch.ones(2, 64, dtype=dtype, device=device)
+            int8_linear(x, weight, x.new_ones(32), None)
     except ImportError:
         return None
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"The int8 kernel does not work here ({reason}): int8 layers will be slower.", stacklevel=2
-        )
+        warnings.warn(f"The int8 kernel fails here ({reason}): int8 layers will be slower.", stacklevel=2)
         return None
     return int8_linear

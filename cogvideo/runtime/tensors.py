@@ -1,6 +1,7 @@
 """Weights that lie in files: what they are is known at once, each tensor is read when it is asked for.
 
-Nothing is held twice and no file is held whole, whatever its size: this is how all weights are loaded and converted.
+Nothing is held twice and no file is held whole, whatever its size: this is how all weights are loaded and
+converted.
 """
 
 import contextlib
@@ -13,8 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
 
-# Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are renewed.
+from cogvideo.io import replacing
+
+# Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are
+# renewed.
 MAPPED_BYTES = 512 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN_BYTES = 10**9  # work on more than this shows its progress
@@ -23,8 +28,8 @@ SHOWN_BYTES = 10**9  # work on more than this shows its progress
 class Weights(Mapping[str, Tensor]):
     """Names -> tensors in files; `read` and `weights[name]` read one into memory of its own, each time anew.
 
-    meta: the same names with tensors on the meta device, to look at shapes and types without reading. fill(name, out) copies
-    a weight from its file into the tensor `out`, whatever its type and device.
+    meta: the same names with tensors on the meta device, for shapes and types without reading. fill(name,
+    out) copies a weight from its file into the tensor `out`, whatever its type and device.
     """
 
     def __init__(self, meta: Mapping[str, Tensor], fill: Callable[[str, Tensor], None]):
@@ -54,9 +59,8 @@ class Weights(Mapping[str, Tensor]):
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
         """The same weights under other names, without those whose new name is None."""
         old = {new: name for name in self.meta if (new := rename(name)) is not None}
-        return Weights(
-            {new: self.meta[name] for new, name in old.items()}, lambda new, out: self._fill(old[new], out)
-        )
+        meta = {new: self.meta[name] for new, name in old.items()}
+        return Weights(meta, lambda new, out: self._fill(old[new], out))
 
 
 def meta_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -71,34 +75,28 @@ def tensor_bytes(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
 
 @contextlib.contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules that are made inside are on the meta device: shapes and types, to be filled later or only looked at."""
+    """Modules made inside are on the meta device: shapes and types, to be filled later or only looked at."""
     with torch.device("meta"), _NoDraws():
         yield
 
 
 class _NoDraws(TorchFunctionMode):
-    """Leaves out random initialisation, for which torch would import its compiler on the meta device: two seconds."""
+    """Skips random initialisation, for which torch imports its compiler on the meta device: two seconds."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-            "kaiming_uniform_",
-        ):  # torch.nn.init's or a tensor's own
-            return args[0] if args else kwargs["tensor"]
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]  # torch.nn.init's or a tensor's own
         return func(*args, **kwargs)
 
 
 def save_tensors(
     tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, whole or not at all, with the permissions of any new file."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata=metadata)
-    part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-    os.replace(part, path)
+    """Write a safetensors file, whole or not at all, with the permissions of any new file; raises OSError."""
+    with replacing(path, advice=None) as part:
+        save_file(tensors, part, metadata=metadata)
+        part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
 
 
 def _umask() -> int:
@@ -110,15 +108,12 @@ def _umask() -> int:
 
 def byte_bar(label: str, total: int) -> Any:
     """A tqdm bar over `total` bytes, as a context; silent for what is quickly done."""
-    from tqdm import tqdm
-
-    return tqdm(
-        total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=total <= SHOWN_BYTES
-    )
+    silent = total <= SHOWN_BYTES
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=silent)
 
 
 class TensorFile:
-    """The tensors of one file. `open_file(path)` maps it, or reads it whole when the format allows no mapping."""
+    """The tensors of one file. `open_file(path)` maps it, or reads it if the format allows no mapping."""
 
     def __init__(self, path: Path, open_file: Callable[[Path], Mapping[str, Tensor]], *, mapped: bool = True):
         self.path, self._open, self._mapped = path, open_file, mapped
@@ -126,7 +121,7 @@ class TensorFile:
         self.meta = {name: tensor.to("meta") for name, tensor in self._tensors.items()}
 
     def view(self, name: str) -> Tensor:
-        """The tensor as it lies in the file, to copy from or to; then `release_pages` is to be called."""
+        """The tensor as it lies in the file, to copy from or to; call `release_pages` afterwards."""
         self.viewed += tensor_bytes(self._tensors[name])
         return self._tensors[name]
 
@@ -138,7 +133,7 @@ class TensorFile:
 
 
 def release_pages(files: Collection[TensorFile]) -> None:
-    """Give the memory of pages read back to the system, once those of all `files` together are many."""
+    """Return the memory of pages read to the system, once those of all `files` together are many."""
     if sum(file.viewed for file in files) > MAPPED_BYTES:
         for file in files:
             file.renew()

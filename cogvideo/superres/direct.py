@@ -1,13 +1,13 @@
-"""Direct super-resolution: all tokens of the enlarged frame in one pass (paper section 3; reference SR_VQ_I3D, section 3).
+"""Direct super-resolution: all tokens of the enlarged frame in one pass (reference SR_VQ_I3D, section 3).
 
-The sequence is text, low-resolution tokens, then begin-of-image at every place of the enlarged map. Text sees text, the
-low-resolution image sees both, and the enlarged map sees two windows: around the same spot of the low-resolution map and
-around itself. The logits at a place are those of its own token. Frames are independent of each other.
+The sequence is text, low-resolution tokens, then begin-of-image at every position of the enlarged map. Text
+sees text, the low-resolution image sees both, and the enlarged map sees two windows: around the same spot of
+the low-resolution map and around itself. The logits at a position are those of its own token. Frames are
+independent of each other.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SuperResolutionConfig:
-    """Geometry of a DirectSuperResolution; the values given here are the release's (20x20 -> 60x60 tokens)."""
+    """Geometry of a DirectSuperResolution; the defaults are the release's (20x20 -> 60x60 tokens)."""
 
     num_layers: int
     hidden_size: int
     num_heads: int
     vocab_size: int  # rows of the word embedding
     image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
-    begin_of_image: int  # the input at every place of the enlarged map
+    begin_of_image: int  # the input at every position of the enlarged map
     low_height: int = 20  # tokens of the given frame
     low_width: int = 20
     scale: int = 3  # how much taller and wider the enlarged map is
     text_slots: int = 96  # one of them is always padding, so that text has at most text_slots - 1 tokens
-    low_position: int = 513  # position id of the first low-resolution place; text has 0, 1, 2, ...
+    low_position: int = 513  # position id of the first low-resolution token; text has 0, 1, 2, ...
     base_positions: int = 1024  # rows of the position table of text and low-resolution image
     low_window: int = 5  # side of the window on the low-resolution map
     high_window_rows: int = 9  # of the window on the enlarged map
@@ -52,13 +52,10 @@ class SuperResolutionConfig:
             raise CogVideoError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
             )
-        if (
-            self.low_position + self.low_tokens > self.base_positions
-            or self.text_slots - 1 > self.base_positions
-        ):
+        if max(self.low_position + self.low_tokens, self.text_slots - 1) > self.base_positions:
             raise CogVideoError(
                 f"base_positions {self.base_positions} is too small for {self.text_slots} text slots and "
-                f"{self.low_tokens} low-resolution places from {self.low_position}."
+                f"{self.low_tokens} low-resolution tokens from {self.low_position}."
             )
 
     @property
@@ -73,7 +70,8 @@ class SuperResolutionConfig:
 class DirectSuperResolution(SuperResolution):
     """Low-resolution tokens [B,n] and text [B,L] -> enlarged tokens [B,scale^2*n], row-major.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
+    stands.
     """
 
     config: SuperResolutionConfig
@@ -84,23 +82,18 @@ class DirectSuperResolution(SuperResolution):
     def from_config(
         cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None
     ) -> "Self":
-        """A model for training from nothing. Places of both maps start from one grid; tokens from `codebook` [K,C]."""
+        """A new model to train: positions of both maps from one grid, tokens from `codebook` [K,C]."""
         c, model = config, super().from_config(config, seed)
         low = grid_positions(c.low_height, c.low_width, c.hidden_size, step=c.scale)
         high = grid_positions(c.scale * c.low_height, c.scale * c.low_width, c.hidden_size)
-        places = slice(c.low_position, c.low_position + c.low_tokens)
-        model.base_position_embedding.weight.data[places] = EMBEDDING_SCALE * low
+        rows = slice(c.low_position, c.low_position + c.low_tokens)
+        model.base_position_embedding.weight.data[rows] = EMBEDDING_SCALE * low
         model.extra_position_embedding.weight.data.copy_(EMBEDDING_SCALE * high)
         if codebook is not None:
             model.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(
                 codebook, c.hidden_size, seed
             )
         return model
-
-    @staticmethod
-    def released_geometry(places: int) -> dict[str, int]:
-        side = isqrt(places) // SuperResolutionConfig.scale
-        return {"low_height": side, "low_width": side}
 
     def hidden_states(
         self,
@@ -113,7 +106,9 @@ class DirectSuperResolution(SuperResolution):
         c = self.config
         if text_ids.ndim != 2 or text_ids.shape[1] >= c.text_slots:
             raise CogVideoError(
-                f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not {list(text_ids.shape)}; shorten the prompt."
+                f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not "
+                f"{list(text_ids.shape)}; "
+                "shorten the prompt."
             )
         batch, length = text_ids.shape
         check_shape("low_res", low_res, batch, c.low_tokens)
@@ -148,17 +143,17 @@ class DirectSuperResolution(SuperResolution):
         high_res: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B,9n,V] fp32 of the token at each place of the enlarged map.
+        """Logits [B,9n,V] fp32 of the token at each position of the enlarged map.
 
-        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged places (None: begin-of-image
-        everywhere, as in use). Raises CogVideoError for shapes that do not fit the configuration.
+        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged positions
+        (None: begin-of-image everywhere, as in use).
         """
         return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
 
     def loss(
         self, text_ids: Tensor, low_res: Tensor, high_res: Tensor, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all drawn at once from begin-of-image."""
+        """Mean cross entropy (nats) of the enlarged tokens high_res [B,9n], all predicted at once."""
         check_shape("high_res", high_res, len(text_ids), self.config.high_tokens)
         logits = self.logits(text_ids, low_res, text_mask=text_mask)
         return F.cross_entropy(rearrange(logits, "b n v -> (b n) v"), high_res.reshape(-1))
@@ -173,10 +168,10 @@ class DirectSuperResolution(SuperResolution):
         generator: Generators = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Draw the enlarged tokens [B,9n], independently of each other, by strategy(logits [places,V], step 0).
+        """Draw the enlarged tokens [B,9n], independently of each other, by strategy(logits [9n,V], step 0).
 
-        The release's strategy: ClusterStrategy(labels, temperature=1.0, top_k=6, temperature2=0.6). `generator` may be a list,
-        one a sample.
+        The release's strategy: ClusterStrategy(labels, temperature=1.0, top_k=6, temperature2=0.6).
+        `generator` may be a list, one for each sample.
         """
         hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
         generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)

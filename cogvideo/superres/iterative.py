@@ -1,12 +1,12 @@
-"""Iterative super-resolution: re-draws parts of an enlarged frame's tokens in six steps (reference SR_VQ_I3D, section 4).
+"""Iterative super-resolution: redraws parts of a frame in six steps (reference SR_VQ_I3D, section 4).
 
-Part of the release, though CogVideo's pipeline stops after direct super-resolution; CogView2 runs it next. Text sees text;
-the map sees the text and a window around itself. The logits at a place are those of its own token.
+Part of the release, though CogVideo's pipeline stops after direct super-resolution; CogView2 runs it next.
+Text sees text; the map sees the text and a window around itself. The logits at a position are those of its
+own token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from cogvideo.model.strategies import Generators, Strategy, TopKStrategy, draw
 from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
 
-# In how many of the steps 1..6 a place is drawn again (below 1: never); the table is tiled over the map.
+# In how many of the steps 1..6 a position is drawn again (below 1: never); the table is tiled over the map.
 REDRAWS = torch.tensor(
     [
         [-1, 0, 1, 2, 3, 4],
@@ -43,7 +43,7 @@ class IterativeConfig:
     num_heads: int
     vocab_size: int  # rows of the word embedding
     image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
-    begin_of_image: int  # the input at places to be drawn
+    begin_of_image: int  # the input at positions to be drawn
     height: int = 60  # tokens
     width: int = 60
     text_slots: int = 16  # longer texts are cut
@@ -69,16 +69,13 @@ class IterativeConfig:
 class IterativeSuperResolution(SuperResolution):
     """Text [B,L] and a map of tokens [B,N] -> the map with parts drawn again.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it stands.
+    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
+    stands.
     """
 
     config: IterativeConfig
     config_class = IterativeConfig
     separate = False
-
-    @staticmethod
-    def released_geometry(places: int) -> dict[str, int]:
-        return {"height": isqrt(places), "width": isqrt(places)}
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> logits [*,V], multiplied in the model's type as in the release, then fp32."""
@@ -110,10 +107,10 @@ class IterativeSuperResolution(SuperResolution):
         return drawn
 
     def logits(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Logits [B,N,V] fp32 of the token at each place of the map.
+        """Logits [B,N,V] fp32 of the token at each position of the map.
 
-        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at places to be drawn. Raises
-        CogVideoError for shapes that do not fit the configuration.
+        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at positions to be
+        drawn.
         """
         return self.head(self.hidden_states(text_ids, tokens, text_mask))
 
@@ -128,14 +125,14 @@ class IterativeSuperResolution(SuperResolution):
         generator: Generators = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """One pass: each begin-of-image of tokens [B,N] becomes a draw from its own logits, the others stay."""
+        """One pass: each begin-of-image in tokens [B,N] becomes a draw from its own logits."""
         hidden = self.hidden_states(text_ids, tokens, text_mask)
         masked = tokens == self.config.begin_of_image
         generators = generator if isinstance(generator, Sequence) else [generator] * len(tokens)
         tokens = tokens.clone()
         # One sample at a time: logits of the release's size take 288 MB each.
-        for row, x, places, g in zip(tokens, hidden, masked, generators, strict=True):
-            row[places] = draw(strategy, self.head(x[places]), step, g)
+        for row, x, chosen, g in zip(tokens, hidden, masked, generators, strict=True):
+            row[chosen] = draw(strategy, self.head(x[chosen]), step, g)
         return tokens
 
     def forward(
@@ -150,8 +147,9 @@ class IterativeSuperResolution(SuperResolution):
     ) -> Tensor:
         """The six steps of the release's fixed pattern -> [B,N]; the input map is not changed.
 
-        strategy(logits [places,V], step 0..5) draws; None: plain top-k with the release's k for each step. `generator` may be
-        a list, one a sample. redraw, [N] or [B,N] bool: only these places may change (completion of a part).
+        strategy(logits [n,V], step 0..5) draws; None: plain top-k with the release's k for each step.
+        `generator` may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
+        change (completion of a part).
         """
         c = self.config
         down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))

@@ -1,12 +1,12 @@
-"""What direct and iterative super-resolution share: the sandwich-LN block with local attention, the head, the files.
+"""What direct and iterative super-resolution share: the sandwich-LN block with local attention, and the head.
 
-Both hold *given* places (text, and the low-resolution image) that attend densely among themselves, and *drawn* places, a
-map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
+Both hold *given* tokens (text, and the low-resolution image) that attend densely among themselves, and
+*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
 
-Shapes: B samples, L text slots, G given places, N drawn places, H heads, D hidden, d = D / H, V image tokens.
+Shapes: B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import read_folder, save_model
-from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
 from cogvideo.errors import CogVideoError
 from cogvideo.model.attention import attend
 from cogvideo.model.initialization import initialize_weights
 from cogvideo.model.transformer import Channel, Mlp
-from cogvideo.runtime.tensors import meta_of
 from cogvideo.superres.local_attention import Tiles, local_attention
 
 if TYPE_CHECKING:
@@ -28,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class LocalBlock(nn.Module):
-    """`x = x + LN3(attention(LN1(x)))`, `x = x + LN4(mlp(LN2(x)))` for the given and for the drawn places.
+    """`x = x + LN3(attention(LN1(x)))`, `x = x + LN4(mlp(LN2(x)))` for the given and for the drawn tokens.
 
-    Norms and MLP are shared; the drawn places have projections of their own, `drawn`, if `separate`.
+    Norms and MLP are shared; the drawn tokens have projections of their own, `drawn`, if `separate`.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, separate: bool):
@@ -46,7 +43,7 @@ class LocalBlock(nn.Module):
     def forward(
         self, given: Tensor, drawn: Tensor, bias: Tensor, tiles: Tiles, seen: int
     ) -> tuple[Tensor, Tensor]:
-        """given [B,G,D], drawn [B,N,D]; bias [B,1,G,G] of the given places; their last `seen` are keys of the tiles."""
+        """given [B,G,D], drawn [B,N,D], bias [B,1,G,G]; tiles see the last `seen` given tokens."""
         channel = self.given if self.drawn is None else self.drawn
         q, k, v = self.given.project(self.attention_norm(given))
         drawn_q, drawn_k, drawn_v = channel.project(self.attention_norm(drawn))
@@ -63,13 +60,10 @@ class LocalBlock(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """Embeddings, blocks, head and files; a subclass builds the sequence."""
+    """Embeddings, blocks and head; a subclass builds the sequence."""
 
     config_class: ClassVar[type]
-    separate: ClassVar[bool]  # the drawn places have projections of their own
-    released_geometry: ClassVar[
-        Callable[[int], dict[str, int]]
-    ]  # settings that follow from a release's drawn places
+    separate: ClassVar[bool]  # the drawn tokens have projections of their own
 
     def __init__(self, config: Any):
         super().__init__()
@@ -97,43 +91,16 @@ class SuperResolution(nn.Module):
         num_heads: int,
         image_tokens: int = 20000,
         begin_of_image: int = 150000,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        block_done: Callable[[nn.Module], Any] | None = None,
+        **load: Any,
     ) -> "Self":
-        """Load the release's folder or its state dict, in eval mode; dtype None keeps the type of the weights.
+        """Load the release's folder or its state dict, in eval mode.
 
-        block_done: see fill_model. Raises CogVideoError for missing, damaged or wrong-shaped weights and for a model that is
-        too large for the device.
+        load: device ("cpu"), dtype (None: as in the files), block_done; see checkpoints.superres.
         """
-        weights, where = read_released(source)
-        config = cls.released_config(
-            weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
-        )
-        return fill_model(
-            lambda: cls(config), weights, where=where, device=device, dtype=dtype, block_done=block_done
-        )
+        from cogvideo.checkpoints.superres import load_sat_superres
 
-    @classmethod
-    def released_config(
-        cls, weights: Mapping[str, Tensor], *, num_heads: int, image_tokens: int, begin_of_image: int
-    ) -> Any:
-        """The configuration that weights of the release (see read_released) belong to, from their shapes."""
-        meta = meta_of(weights)
-        vocab_size, hidden_size = meta["word_embedding.weight"].shape
-        layers = {int(name.split(".")[1]) for name in meta if name.startswith("blocks.")}
-        if layers != set(range(len(layers))):  # before so many are made
-            raise ValueError(f"layers between, up to number {max(layers)}")
-        return cls.config_class(
-            num_layers=len(layers),
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            vocab_size=vocab_size,
-            image_tokens=image_tokens,
-            begin_of_image=begin_of_image,
-            base_positions=len(meta["base_position_embedding.weight"]),
-            **cls.released_geometry(len(meta["extra_position_embedding.weight"])),
-        )
+        ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+        return load_sat_superres(cls, source, num_heads=num_heads, **ids, **load)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
@@ -143,6 +110,8 @@ class SuperResolution(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
+        from cogvideo.checkpoints.native import save_model
+
         save_model(self, folder, dtype=dtype)
 
     @classmethod
@@ -153,41 +122,10 @@ class SuperResolution(nn.Module):
         dtype: torch.dtype | None = torch.float32,
         block_done: Callable[[nn.Module], Any] | None = None,
     ) -> "Self":
-        """Read a folder written by save_pretrained, in eval mode; CogVideoError for missing or damaged files.
+        """Read what save_pretrained wrote, in eval mode; block_done: see checkpoints.sat.fill_model."""
+        from cogvideo.checkpoints.native import load_native
 
-        block_done: see fill_model.
-        """
-        config, weights = read_folder(folder, cls.config_class)
-        return fill_model(
-            lambda: cls(config), weights, where=str(folder), device=device, dtype=dtype, block_done=block_done
-        )
-
-
-def read_released(source: str | Path | dict[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """Weights under our names from a released folder or its state dict, and what to call it in errors."""
-    renamed: Mapping[str, Tensor]
-    if isinstance(source, dict):
-        table: Any = source.get("module", source)
-        renamed = {ours: tensor for name, tensor in table.items() if (ours := our_superres_name(name))}
-        where = "the state dict"
-    else:
-        renamed, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
-    for name in (
-        "word_embedding.weight",
-        "base_position_embedding.weight",
-        "extra_position_embedding.weight",
-    ):
-        if name not in renamed:
-            raise CogVideoError(
-                f"{where} is no super-resolution checkpoint: it has no {name}; choose another folder."
-            )
-    return renamed, where
-
-
-def our_superres_name(released: str) -> str | None:
-    """The name in a SuperResolution of a released weight, or None; the two channels have other names than in CogVideo."""
-    name = our_name(released)
-    return name and name.replace(".spatial.", ".given.").replace(".temporal.", ".drawn.")
+        return load_native(cls, cls.config_class, folder, device=device, dtype=dtype, block_done=block_done)
 
 
 def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
@@ -199,6 +137,6 @@ def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
     return torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
 
 
-def check_shape(name: str, tensor: Tensor, batch: int, places: int) -> None:
-    if tensor.shape != (batch, places):
-        raise CogVideoError(f"{name} should be [{batch},{places}] token ids, not {list(tensor.shape)}.")
+def check_shape(name: str, tensor: Tensor, batch: int, tokens: int) -> None:
+    if tensor.shape != (batch, tokens):
+        raise CogVideoError(f"{name} should be [{batch},{tokens}] token ids, not {list(tensor.shape)}.")

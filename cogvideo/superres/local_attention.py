@@ -1,8 +1,9 @@
-"""Attention of every place of a map to windows of places around it, in tiles (reference SR_VQ_I3D, section 2).
+"""Attention of every token of a map to windows around it, in tiles (reference SR_VQ_I3D, section 2).
 
-The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the rectangle of keys
-that its windows can reach, moved inwards at the border so that it holds only real places, and attends to it densely with
-everything outside a query's own window hidden. On small maps a single tile covers the map: dense masked attention.
+The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the
+rectangle of keys that its windows can reach, moved inwards at the border so that it stays on the map, and
+attends to it densely with everything outside a query's own window hidden. On small maps a single tile covers
+the map: dense masked attention.
 """
 
 from dataclasses import dataclass, replace
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from cogvideo.model.attention import attend, hidden_bias
 
-TILE = 8  # the longest side of a tile in places; smaller ones gather more, larger ones hide more
+TILE = 8  # the longest side of a tile in tokens; smaller ones gather more, larger ones hide more
 
 
 @dataclass(frozen=True)
 class Window:
-    """Keys around a centre on a map `scale` times smaller than the queries': query (y, x) is centred at (y, x) // scale."""
+    """Keys around (y, x) // scale for query (y, x): their map is `scale` times smaller than the queries'."""
 
     scale: int
     rows: int
@@ -30,8 +31,9 @@ class Window:
 class Tiles:
     """Where each tile finds its queries and keys.
 
-    The query map has `down` x `across` tiles of `height` x `width` places; keys [T,K] are indices into the keys given to
-    local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the scores.
+    The query map has `down` x `across` tiles of `height` x `width` tokens; keys [T,K] are indices into the
+    keys given to local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the
+    scores.
     """
 
     down: int
@@ -53,7 +55,8 @@ def make_tiles(
 ) -> Tiles:
     """Tiles for a height x width map of queries.
 
-    The keys are `always` places that everyone sees, then for each window a map of (height // scale) x (width // scale) places.
+    The keys are `always` tokens that every query sees, then for each window a map of (height // scale) x
+    (width // scale) tokens.
     """
     high, wide = _tile_side(height, tile), _tile_side(width, tile)
     down, across = height // high, width // wide
@@ -64,9 +67,9 @@ def make_tiles(
         key_rows, seen_rows = _axis(height, high, window.scale, window.rows)
         key_columns, seen_columns = _axis(width, wide, window.scale, window.columns)
         columns = width // window.scale
-        places = offset + key_rows[:, None, :, None] * columns + key_columns[None, :, None, :]
+        indices = offset + key_rows[:, None, :, None] * columns + key_columns[None, :, None, :]
         seen = seen_rows[:, None, :, None, :, None] & seen_columns[None, :, None, :, None, :]
-        keys.append(rearrange(places, "down across r c -> (down across) (r c)"))
+        keys.append(rearrange(indices, "down across r c -> (down across) (r c)"))
         visible.append(rearrange(seen, "down across y x r c -> (down across) (y x) (r c)"))
         offset += (height // window.scale) * columns
     bias = hidden_bias(torch.cat(visible, -1)[:, None])
@@ -79,7 +82,7 @@ def _tile_side(length: int, longest: int) -> int:
 
 
 def _axis(length: int, side: int, scale: int, window: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the keys [A,S] of each of the A tiles, and which of them each of its queries sees [A,side,S]."""
+    """Along one axis: keys [A,S] of the A tiles, and which of them each query of a tile sees [A,side,S]."""
     centres = rearrange(torch.arange(length) // scale, "(a y) -> a y", y=side)
     before, after = window // 2, window - 1 - window // 2
     span = min(length // scale, int((centres[:, -1] - centres[:, 0]).max()) + window)
@@ -90,7 +93,7 @@ def _axis(length: int, side: int, scale: int, window: int) -> tuple[Tensor, Tens
 
 
 def local_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
-    """Queries [B,H,N,d] of a row-major map over their windows of keys and values [B,H,P,d] -> [B,H,N,d]; one softmax."""
+    """Queries [B,H,N,d] of a row-major map over windows of keys and values [B,H,P,d] -> [B,H,N,d]."""
     split = dict(down=tiles.down, across=tiles.across, y=tiles.height, x=tiles.width)
     q = rearrange(q, "b h (down y across x) d -> (b down across) h (y x) d", **split)
     k, v = (_gather(t, tiles.keys) for t in (k, v))
@@ -98,7 +101,7 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Tensor:
     return rearrange(attend(q, k, v, bias), "(b down across) h (y x) d -> b h (down y across x) d", **split)
 
 
-def _gather(places: Tensor, keys: Tensor) -> Tensor:
+def _gather(tokens: Tensor, keys: Tensor) -> Tensor:
     """[B,H,P,d] -> [B*T,H,K,d]."""
-    picked = places.index_select(2, keys.flatten())
+    picked = tokens.index_select(2, keys.flatten())
     return rearrange(picked, "b h (t k) d -> (b t) h k d", t=len(keys))

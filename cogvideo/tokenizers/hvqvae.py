@@ -1,7 +1,7 @@
-"""The hierarchical VQ-VAE behind icetk's image tokens (CogView2, CogVideo), three compress rates over one codebook.
+"""The hierarchical VQ-VAE of icetk (CogView2, CogVideo): three compress rates over one codebook.
 
-Facts: reference page "Super-resolution, image tokenizer, sampling, I3D and FVD", section 6. Module names are those of
-the released file, so that its weights load without a table of names.
+Facts: reference page "Super-resolution, image tokenizer, sampling, I3D and FVD", section 6. Module names are
+those of the released file, so that its weights load without a table of names.
 """
 
 import torch
@@ -21,7 +21,8 @@ ATTENTION_LEVEL = (
 class HVQVAE(nn.Module):
     """Encoder, residual down-samplers, one quantiser and one decoder per rate.
 
-    Frames [B,3,H,W] in 0..1 <-> vectors [B,H/rate,W/rate,dim] at rates 4, 8 and 16. CogVideo uses rate 8 only.
+    Frames [B,3,H,W] in 0..1 <-> vectors [B,H/rate,W/rate,dim] at rates 4, 8 and 16. CogVideo uses rate 8
+    only.
     """
 
     def __init__(

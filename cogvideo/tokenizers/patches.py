@@ -1,8 +1,9 @@
 """The demo's own frame tokenizer network: every token is one 8 x 8 patch, and nothing else.
 
-The encoder has no weights: a token is the nearest entry of a codebook of patches. The same patch gives the same code
-wherever it stands, black ground is one code, and motion in steps of 8 px shifts codes exactly. A transformer learns such
-codes much faster than those of a convolutional encoder, which spreads what it sees over neighbouring tokens.
+The encoder has no weights: a token is the nearest entry of a codebook of patches. The same patch gives the
+same code wherever it stands, black ground is one code, and motion in steps of 8 px shifts codes exactly. A
+transformer learns such codes much faster than those of a convolutional encoder, which spreads what it sees
+over neighbouring tokens.
 """
 
 import torch
@@ -26,8 +27,8 @@ def to_frames(patches: Tensor) -> Tensor:
 class PatchVQVAE(nn.Module):
     """Patches of frames [B,3,H,W] in 0..1; codebook [codes,192] of patches; decoder back to [B,3,H,W].
 
-    The decoder puts the codebook's patches side by side and adds what a small convolutional network, which sees the
-    neighbours, has to say about their seams. Code 0 is black ground.
+    The decoder puts the codebook's patches side by side and adds what a small convolutional network, which
+    sees the neighbours, has to say about their seams. Code 0 is black ground.
     """
 
     rates = (SIDE,)

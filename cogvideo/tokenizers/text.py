@@ -103,7 +103,7 @@ class TextTokenizer:
         return self.model.decode([i for i in text if 0 <= i < self.text_pieces])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """One readable label per id, for plots: the piece without its mark of a space, `image 17` for image tokens."""
+        """One readable label per id, for plots: the piece without its mark of a space, or `image 17`."""
         return [self._label(int(i)) for i in ids]
 
     def _label(self, i: int) -> str:
@@ -118,7 +118,7 @@ class TextTokenizer:
         return self.model.id_to_piece(i - self.image_tokens).strip("▁") or "▁"
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that the model has no piece for, each once, in order; a user should hear about them."""
+        """Words of the prompt that the model has no piece for, each once, in order."""
         words, unk = [], self.model.unk_id()
         for word in _WORD.findall(prompt):
             unknown = [
@@ -133,7 +133,7 @@ class TextTokenizer:
         return list(dict.fromkeys(words))
 
     def left_pad(self, prompts: Sequence[Sequence[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pads lists of ids with `<pad>` on the left -> ids int64 [B, L], mask bool [B, L] (True = real text).
+        """Pad lists of ids with `<pad>` on the left -> ids int64 [B,L], mask bool [B,L] (True: real text).
 
         length: L; None takes the longest of the batch. Raises CogVideoError for a prompt longer than length.
         """
@@ -168,13 +168,13 @@ def _field_numbers(message: bytes) -> set[int]:
 
 
 def train_text_tokenizer(captions: Iterable[str], vocab_size: int, words: Iterable[str] = ()) -> bytes:
-    """Trains a small byte-pair SentencePiece model -> bytes of its file, always the same for the same captions.
+    """Train a small byte-pair SentencePiece model -> bytes of its file, the same for the same captions.
 
-    vocab_size: at most so many pieces. words: each becomes one piece whatever its frequency; where a space stands
-    before it, it begins with "▁" (SentencePiece's mark). Every digit is one piece, the same in all languages: the space
-    before it is dropped. Upper case and full-width digits are read as lower case and plain digits.
-    Every trained frame-rate text is one piece, so its digit is never taken for one of the caption.
-    Raises CogVideoError where vocab_size is too small for all of that.
+    vocab_size: at most so many pieces. words: each becomes one piece whatever its frequency; where a space
+    stands before it, it begins with "▁" (SentencePiece's mark). Every digit is one piece, the same in all
+    languages: the space before it is dropped. Upper case and full-width digits are read as lower case and
+    plain digits. Every trained frame-rate text is one piece, so its digit is never taken for one of the
+    caption. Raises CogVideoError where vocab_size is too small for all of that.
     """
     import sentencepiece
 

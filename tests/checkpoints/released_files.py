@@ -1,4 +1,4 @@
-"""A complete folder of released files, tiny: random transformers, the fixture's frame tokenizer, a text model that fits."""
+"""A tiny folder of released files: random transformers, the fixture's frame tokenizer, a text model."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,8 @@ def write_released_files(folder: Path, side: int = 4) -> Path:
     """side: rows and columns of a frame's tokens; enlarged frames have 24 times as many pixels."""
     n, ids = side * side, {"image_tokens": IMAGE_TOKENS, "vocab_size": 320, "begin_of_image": BEGIN_OF_IMAGE}
     image = ModelConfig(
-        num_layers=2, hidden_size=32, num_heads=2, frame_height=side, frame_width=side, num_frames=1, text_length=64,
+        num_layers=2, hidden_size=32, num_heads=2, frame_height=side, frame_width=side, num_frames=1,
+        text_length=64,
         first_frame_position=512, base_positions=1024, temporal=False, **ids,
     )  # fmt: skip
     settings = {"num_attention_heads": 2, "layout": [64, 64 + n, 64 + 5 * n]}

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from cogvideo.checkpoints import native
 from cogvideo.checkpoints.convert import convert, measure_load, open_checkpoint
+from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.native import load_model
-from cogvideo.checkpoints.released import read_frame_tokenizer
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
@@ -110,7 +110,8 @@ def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("wrong ids", "image_tokens"), ("lacking", "lacks 1 weights"), ("no folder", "no weights at"), ("no heads", "num_attention_heads"),
+        ("wrong ids", "image_tokens"), ("lacking", "1 weights are missing"), ("no folder", "no weights at"),
+        ("no heads", "num_attention_heads"),
         ("bad type", "dtype"), ("not weights", "not a released checkpoint"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that breaks off, knows no ranges, changes its file or sends a page."""
+"""Downloads from a real local server that breaks off, knows no ranges, changes its file or sends a page."""
 
 import hashlib
 import io

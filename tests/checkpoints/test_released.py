@@ -1,4 +1,4 @@
-"""The whole pipeline on a folder of released files: its steps and settings, precision, offloading, and what is refused."""
+"""The whole pipeline on a folder of released files: steps, settings, precision, offloading, mistakes."""
 
 import json
 import shutil
@@ -10,10 +10,10 @@ from checkpoints.released_files import BEGIN_OF_IMAGE, IMAGE_TOKENS, write_relea
 
 from cogvideo import CogVideoError, Pipeline, generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.checkpoints.convert import convert
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.sampling import ClusterStrategy
 from cogvideo.sampling import pipeline as pipeline_module
-from cogvideo.checkpoints.registry import DEMO
 
 PROMPT = "a red dog runs in the snow"
 
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_clip_and_another_seed_another(pipe):
 
 @pytest.mark.parametrize("guidance", [None, 1.0])
 def test_every_step_is_the_release_s(folder, pipe, monkeypatch, guidance):
-    """What the three functions of decode.py are told, against reference page "Sampling", and the tokens they give."""
+    """The arguments of decode.py's three functions, against reference page "Sampling", and their tokens."""
     calls = []
 
     def watched(function):
@@ -174,7 +174,7 @@ def test_what_is_missing_is_named(folder, tmp_path, name):
     shutil.copytree(folder, tmp_path / "release")
     path = tmp_path / "release" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(CogVideoError, match=f"lacks {name}") as error:
+    with pytest.raises(CogVideoError, match=f"{name} of the release is missing") as error:
         Pipeline.from_pretrained(tmp_path / "release", device="cpu")
     assert "\n" not in str(error.value)
 

@@ -40,7 +40,7 @@ def fixture(name="sequential_full"):
 
 
 def write(folder, *ranks, **settings):
-    """A released folder of tables of weights, one a rank, with a fixture's settings and others beside them."""
+    """A released folder of tables of weights, one for each rank, with a fixture's settings and others."""
     (folder / "1").mkdir(parents=True)
     (folder / "latest").write_text("1\n")
     known = json.loads((DATA / "cogvideo" / "sequential_full" / "model_config.json").read_text())
@@ -51,7 +51,7 @@ def write(folder, *ranks, **settings):
 
 
 def share_out(weights, ranks):
-    """SwissArmyTransformer's rule, row by row: the heads of a rank, the rows of its part of the MLP, its words."""
+    """SwissArmyTransformer's rule, row by row: a rank's heads, its rows of the MLP, its words."""
     tables = [{} for _ in range(ranks)]
     for name, weight in weights.items():
         *_, module, kind = [part for part in name.split(".") if not part.isdigit()]
@@ -180,8 +180,10 @@ def deepspeed_state(numpy_core):
     buffer = io.BytesIO()
     torch.save(
         {
-            "module": fixture(), "optimizer": None, "csr_tensor_module_names": set(), "skipped_steps": 3, "iteration": 27500,
-            "client_lr_scheduler": {"start_lr": 2e-4, "decay_style": "cosine"}, "random_rng_state": random.Random(0).getstate(),
+            "module": fixture(), "optimizer": None, "csr_tensor_module_names": set(), "skipped_steps": 3,
+            "iteration": 27500,
+            "client_lr_scheduler": {"start_lr": 2e-4, "decay_style": "cosine"},
+            "random_rng_state": random.Random(0).getstate(),
             "np_rng_state": state, "torch_rng_state": torch.get_rng_state(),
         },
         buffer, _use_new_zipfile_serialization=False,
@@ -259,13 +261,14 @@ def spoil(folder, how):
         weights = fixture()
         del weights[name]
         write(folder, *share_out(weights, 2))
-        return "lacks 1 weights, blocks.1.mlp.up.weight"
+        return "1 weights are missing from .*, blocks.1.mlp.up.weight"
     torch.save({"module": table}, path)
     return "do not belong together" if how == "another's" else "cannot be put together"
 
 
 HOWS = (
-    "truncated", "garbage", "no table", "gone", "gap", "another's", "wrong shape", "wrong shape of all", "missing key", "no thirds",
+    "truncated", "garbage", "no table", "gone", "gap", "another's", "wrong shape", "wrong shape of all",
+    "missing key", "no thirds",
     "no axes",
 )  # fmt: skip
 
@@ -283,9 +286,9 @@ def test_spoilt_ranks_are_refused_in_one_sentence(how, tmp_path):
     [
         ("latest", "../elsewhere", "folder beside it"),
         ("latest", "2", "mp_rank_00_model_states.pt is missing"),
-        ("model_config.json", "[1]", "JSON object"),
-        ("model_config.json", "{", "Cannot read"),
-        ("model_config.json", '{"layout": [64]}', "lack or spoil"),
+        ("model_config.json", "[1]", "should hold an object"),
+        ("model_config.json", "{", "is damaged"),
+        ("model_config.json", '{"layout": [64]}', "is missing or invalid"),
         ("model_config.json", "{}", "num_attention_heads"),
         ("model_config.json", '{"num_attention_heads": 5}', "split is damaged .*multiple of num_heads 5"),
     ],

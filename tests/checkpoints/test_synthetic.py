@@ -39,7 +39,8 @@ def test_stage_1_has_the_geometry_and_the_names_of_the_release(whole):
     weights, _ = read_sat_folder(whole)
     for name in (
         "transformer.layers.1.attention.query_key_value.bias", "mixins.attention_plus.dense.1.weight",
-        "mixins.attention_plus.attn_distribution.0", "mixins.extra_position_embedding.position_embeddings.weight",
+        "mixins.attention_plus.attn_distribution.0",
+        "mixins.extra_position_embedding.position_embeddings.weight",
     ):  # fmt: skip
         assert name in weights
     assert {weight.dtype for weight in weights.meta.values()} == {torch.float16}
@@ -92,7 +93,8 @@ def test_iterative_super_resolution(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "stage3"}, "choose coglm"), ({"dtype": "int8"}, "choose fp32"), ({"heads": 3}, "divide hidden"),
+        ({"kind": "stage3"}, "choose coglm"), ({"dtype": "int8"}, "choose fp32"),
+        ({"heads": 3}, "divide hidden"),
         ({"ranks": 3}, "ranks 3 heads"), ({"layers": 0}, "positive"), ({"hidden": 10**8}, "GB free"),
     ],
 )  # fmt: skip

@@ -24,7 +24,8 @@ def numbers(path: Path, moments: list[float], start: float = 0.0, end: float | N
 
 
 @pytest.mark.parametrize(
-    ("name", "codec"), [("a.mp4", "libx264"), ("a.mov", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.ts", "libx264")]
+    ("name", "codec"),
+    [("a.mp4", "libx264"), ("a.mov", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.ts", "libx264")]
 )  # fmt: skip
 def test_frames_are_found_by_the_time_they_are_shown(tmp_path, name, codec):
     """Frame number / mean rate would give other frames at all of these moments but the first."""
@@ -103,6 +104,7 @@ def test_only_the_size_that_is_asked_for_is_kept(tmp_path):
 def test_what_is_no_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     cut(make_video(tmp_path / "b.mp4", EVEN), 0.02)
-    for name, words in (("a.mp4", "cannot be read as a video"), ("none.mp4", "cannot be read"), ("b.mp4", "no frames|no video|cannot")):  # fmt: skip
+    # fmt: skip
+    for name, words in (("a.mp4", "cannot be read as a video"), ("none.mp4", "cannot be read"), ("b.mp4", "no frames|no video|cannot")):
         with pytest.raises(CogVideoError, match=words):
             read_timeline(tmp_path / name)

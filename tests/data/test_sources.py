@@ -106,7 +106,8 @@ def test_ucf101(tmp_path, video):
 def test_kinetics_takes_parts_of_whole_videos(tmp_path, video):
     put(tmp_path, "aaaaaaaaaaa_000010_000020.mp4", "bbbbbbbbbbb.mp4", "other/ccccccccccc.mp4", content=video)
     (tmp_path / "train.csv").write_text(
-        "label,youtube_id,time_start,time_end,split\nflying kite,aaaaaaaaaaa,10,20,train\nzumba,bbbbbbbbbbb,1,2,train\n"
+        "label,youtube_id,time_start,time_end,split\nflying "
+        "kite,aaaaaaaaaaa,10,20,train\nzumba,bbbbbbbbbbb,1,2,train\n"
     )
     trimmed, whole = open_dataset(f"kinetics:{tmp_path}?split=train.csv").clips
     assert (trimmed.caption, trimmed.start, trimmed.end) == ("flying kite", 0, None)

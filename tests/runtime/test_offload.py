@@ -1,4 +1,4 @@
-"""Weights in host memory: the same numbers as without offloading, what is on the device when, and what it costs there.
+"""Weights in host memory: the same numbers as without offloading, and what is on the device when.
 
 The device here is the CPU, with the same code as a GPU's save for streams and page-locked memory.
 """
@@ -78,7 +78,7 @@ def test_only_the_part_in_use_is_on_the_device():
 
 
 def test_streamed_blocks_share_two_rooms(io):
-    """While a block works its weights lie in one room and the next block's are in the other; afterwards all are at home."""
+    """A working block's weights lie in one room, the next block's in the other; in the end all are at home."""
     model = stage()
     offload = Offload([model], CPU, layers=True)
     offload.use(model)

@@ -1,4 +1,4 @@
-"""Weight-only int8 against the wide layer: error bounds, the fixtures' logits, memory; the GPU kernel in an interpreter."""
+"""Weight-only int8 against the wide layer: error bounds, fixtures, memory; the interpreted GPU kernel."""
 
 import os
 import subprocess
@@ -88,7 +88,7 @@ def test_only_the_blocks_matrices_are_quantised_and_memory_halves():
 
 @torch.no_grad()
 def test_logits_of_the_release_stay_close():
-    """The fixture's random weights: off by 1.5 % of the logits' spread; 98.7 % of the likeliest tokens stay so."""
+    """The fixture's random weights: off by 1.5 % of the logits' spread; 98.7 % of the top tokens stay so."""
     io = load_file(DATA / "cogvideo" / "sequential_full.io.safetensors")
     model = quantize_int8(STAGE1())
     logits = model(io["text_ids"].long(), io["frames"].long(), io["text_mask"])[
@@ -138,7 +138,7 @@ for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch's CUDA wheels")
 def test_the_gpu_kernel_in_triton_s_interpreter():
-    """In a process of its own: the interpreter is chosen when the kernel is imported. It has no dot product in bfloat16."""
+    """In a process of its own: the interpreter is chosen at import. It has no dot product in bfloat16."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", KERNEL], env=environment, check=True)
 

@@ -17,7 +17,8 @@ from cogvideo.model.strategies import TopKStrategy
 from cogvideo.superres import DirectSuperResolution, SuperResolutionConfig
 
 TINY = SuperResolutionConfig(
-    num_layers=2, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19, low_height=2, low_width=3,
+    num_layers=2, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19,
+    low_height=2, low_width=3,
     text_slots=6, low_position=7, base_positions=13,
 )  # fmt: skip
 
@@ -83,8 +84,8 @@ def test_loss_is_the_mean_cross_entropy_and_reaches_every_used_weight():
     expected = -logits.log_softmax(-1).gather(-1, high[..., None]).mean()
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    # The last layer's low-resolution places reach nobody beyond their keys and values. A bias of the keys moves all scores of
-    # a query alike, so that the gradient of qkv.bias is partly zero.
+    # The last layer's low-resolution places reach nobody beyond their keys and values. A bias of the keys
+    # moves all scores of a query alike, so that the gradient of qkv.bias is partly zero.
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert unused == ["blocks.1.given.dense.weight", "blocks.1.given.dense.bias"]
     for name, parameter in model.named_parameters():
@@ -156,7 +157,7 @@ def test_released_weights_that_do_not_fit(tmp_path):
     weights = load_file(DATA / "dsr" / "checkpoint.safetensors")
     load = partial(DirectSuperResolution.from_sat, image_tokens=256, begin_of_image=290)
     lacking = {name: w for name, w in weights.items() if not name.startswith("mixins.attention_plus.dense.1")}
-    with pytest.raises(CogVideoError, match="lacks 2 weights"):
+    with pytest.raises(CogVideoError, match="2 weights are missing"):
         load(lacking, num_heads=2)
     image_model = {name: w for name, w in weights.items() if not name.startswith("mixins.")}
     with pytest.raises(CogVideoError, match="no super-resolution checkpoint"):

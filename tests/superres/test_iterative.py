@@ -10,7 +10,8 @@ from cogvideo.errors import CogVideoError
 from cogvideo.superres import IterativeConfig, IterativeSuperResolution
 
 TINY = IterativeConfig(
-    num_layers=2, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19, height=7, width=8,
+    num_layers=2, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19, height=7,
+    width=8,
     text_slots=3, base_positions=3,
 )  # fmt: skip
 

@@ -36,7 +36,8 @@ def test_ids_are_image_tokens_then_pieces_then_appended_specials(model, text):
 
 
 def test_begin_of_image_with_the_sizes_of_the_release():
-    # The released model has 130000 pieces; a true one of that size needs only a list of words, no training text.
+    # The released model has 130000 pieces; a true one of that size needs only a list of words, no training
+    # text.
     words = [f"▁w{i:x}" for i in range(129_000)]
     released_size = TextTokenizer(train_text_tokenizer(["w"], 130_000, words), 20_000)
     missing = 130_000 - released_size.text_pieces
