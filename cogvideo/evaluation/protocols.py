@@ -35,7 +35,7 @@ def evaluate(
     n, seed, progress = settings.count(recipe.samples), settings.seed, settings.progress
     settings.check_out()
     specs = generations(generated, seed, seeds)
-    # Mistakes in weights and sides are told before hours of work.
+    # Before hours of work: mistakes in weights and sides raise here.
     network = I3D.from_pretrained(settings.i3d, device=settings.device, batch_norm_eps=recipe.batch_norm_eps)
     begin = time.perf_counter()
     first, others = real_sides(real, n, seed, device=settings.device, progress=progress)
@@ -83,8 +83,8 @@ def evaluate_ucf101(
     """Class-conditional UCF-101: FVD with preset `paper` and, given C3D, Inception Score; n: 2048 if None.
 
     split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd",
-    "inception_score", "protocol"} as written to `out`. What folder, weights and files have wrong is told
-    before sampling where possible.
+    "inception_score", "protocol"} as written to `out`. Mistakes in folder, weights and files raise
+    before anything is sampled where possible.
     """
     settings.check_out()
     find_weights(weights)

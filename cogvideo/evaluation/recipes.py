@@ -49,8 +49,8 @@ PRESETS = {
             "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
             notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that "
             "the model was trained at; the crop of others is that of its later release, whose "
-            "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be "
-            "compared with these.",
+            "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be compared with "
+            "these.",
         ),
         Recipe(
             "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, 256, antialias=True,

@@ -183,8 +183,8 @@ def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength:
 
     shuffled: a fraction s of the frames, drawn at random, in a random order. frozen: the last fraction s
     shows the frame before it. reversed: the first fraction s backwards. blurred: by a Gaussian with a
-    standard deviation of s/32 of the height. noisy: Gaussian noise of 32 s grey levels. recoded: through MPEG-4 at
-    quantiser 31 s (31 is the coarsest).
+    standard deviation of s/32 of the height. noisy: Gaussian noise of 32 s grey levels.
+    recoded: through MPEG-4 at quantiser 31 s (31 is the coarsest).
     """
     check_damage(kind, strength)
     rng, t = np.random.default_rng(seed), len(clip)
