@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import CONVOLUTIONS, FRAMES, LINEARS, SIZE, SPORTS_1M, read_c3d
 from cogvideo.errors import CogVideoError
+from cogvideo.evaluation.i3d import full_precision
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.tensors import without_memory
 
@@ -60,12 +61,9 @@ class C3D(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """uint8 [B,16,H,W,3], red first -> logits [B,101]."""
         if clips.ndim != 5 or clips.dtype != torch.uint8 or clips.shape[1] != FRAMES or clips.shape[4] != 3:
-            raise CogVideoError(
-                f"C3D takes uint8 [B, {FRAMES}, H, W, 3]; got {clips.dtype} {list(clips.shape)}."
-            )
+            raise CogVideoError(f"C3D takes uint8 [B, 16, H, W, 3], not {clips.dtype} {list(clips.shape)}.")
         x = self.prepared(clips)
-        # On a GPU convolutions would otherwise round their inputs to 10 bits (TF32).
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision(x):
             for name, convolution in self.convolutions.items():
                 x = F.relu(convolution(x))
                 if name in POOLED:

@@ -71,13 +71,9 @@ def check_features(a: Any, b: Any, least: int = 2) -> tuple[np.ndarray, np.ndarr
     """Both as float64 arrays; CogVideoError unless they are finite [n,D] and [m,D] with n, m >= least."""
     a, b = _array(a), _array(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        raise CogVideoError(
-            f"Features must be [n, D] and [m, D] with one D; got {list(a.shape)} and {list(b.shape)}."
-        )
+        raise CogVideoError(f"Features must be [n, D] and [m, D] with one D; got {a.shape} and {b.shape}.")
     if min(len(a), len(b)) < least:
-        raise CogVideoError(
-            f"This distance needs at least {least} samples a side; got {len(a)} and {len(b)}."
-        )
+        raise CogVideoError(f"A side needs at least {least} samples; got {len(a)} and {len(b)}.")
     return a, b
 
 
@@ -86,9 +82,7 @@ def _array(values: Any) -> np.ndarray:
         values = values.detach().cpu()
     values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
-        raise CogVideoError(
-            "Features hold NaN or infinity: look for broken frames or a half-precision overflow."
-        )
+        raise CogVideoError("Features hold NaN or infinity: look for broken frames or a float16 overflow.")
     return values
 
 
@@ -103,9 +97,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     slack = 1e-6 * max(abs(values).max(), 1e-300)
     if values.min() < -slack or abs(covariance - covariance.T).max() > slack:
-        raise CogVideoError(
-            "A covariance must be symmetric with no negative eigenvalue: this matrix is none."
-        )
+        raise CogVideoError("A covariance must be symmetric, with no negative eigenvalue.")
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 

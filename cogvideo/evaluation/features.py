@@ -62,9 +62,8 @@ def features_of(
         values = extract(changed, recipe, network, key=key, title=title, total=total, progress=progress)
         if len(values) >= 2:
             return Features(values, skipped, first.shape[1:3])
-    raise CogVideoError(
-        f"{side.label} has only {int(first is not None)} readable video: FVD needs at least 2."
-    )
+    count = int(first is not None)
+    raise CogVideoError(f"{side.label} has only {count} readable video: FVD needs at least 2.")
 
 
 def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:

@@ -155,9 +155,7 @@ def read_ratings(file: str | Path) -> list[Rating]:
     try:
         lines = Path(file).read_text("utf-8", errors="replace").split("\n")  # a line may end within a letter
     except OSError as error:
-        raise CogVideoError(
-            f"The ratings {file} cannot be read ({error}): give the file of a study."
-        ) from None
+        raise CogVideoError(f"{file} cannot be read ({error}): give the file of a study.") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -192,9 +190,7 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
         won[b, a] += 1 - FOR_LEFT[r.answer]
     asked = (won + won.T) > 0
     if not _reaches_all(asked):
-        raise CogVideoError(
-            "Not all variants were compared with each other, not even by way of others: rate more."
-        )
+        raise CogVideoError("Some variants were not compared, not even by way of others: rate more pairs.")
     infinite = not (_reaches_all(won > 0) and _reaches_all(won.T > 0))
     wins = won + SMOOTHING * asked if infinite else won
     mean = _most_likely(wins)

@@ -106,7 +106,7 @@ class I3D(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """[B,3,T,224,224] in -1..1 -> [B,400] float32."""
         check_video(video)
-        with _full_precision(video):
+        with full_precision(video):
             x = self.stages(self._prepared(video))
         # The average pool (2,7,7), the classifier and the mean over time are linear: averages come first.
         x = reduce(x.float(), "b c t h w -> b t c", "mean")
@@ -117,7 +117,7 @@ class I3D(nn.Module):
         """The outputs [B,C,t,h,w] of all stages by name, Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
         check_video(video)
         outputs = {}
-        with _full_precision(video):
+        with full_precision(video):
             x = self._prepared(video)
             for name, stage in self.stages.named_children():
                 x = outputs[name] = stage(x)
@@ -138,7 +138,7 @@ class ScriptedI3D(I3D):
     def forward(self, video: Tensor) -> Tensor:
         check_video(video)
         like = next(self.script.parameters())
-        with _full_precision(video):
+        with full_precision(video):
             video = video.to(like.device, like.dtype)
             # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
@@ -217,7 +217,7 @@ def check_video(video: Tensor) -> None:
         raise CogVideoError("I3D takes floats in -1..1, without NaN: scale the pixels first.")
 
 
-def _full_precision(video: Tensor):
+def full_precision(video: Tensor):
     """CUDA convolutions in float32 otherwise round their inputs to 10 bits (TF32)."""
     cudnn = torch.backends.cudnn
     if not video.is_cuda or not cudnn.is_available():

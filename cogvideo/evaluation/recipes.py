@@ -47,8 +47,8 @@ PRESETS = {
         ),
         Recipe(
             "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
-            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that "
-            "the model was trained at; the crop of others is that of its later release, whose "
+            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size "
+            "that the model was trained at; the crop of others is that of its later release, whose "
             "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be compared with "
             "these.",
         ),
@@ -82,9 +82,7 @@ def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
     if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
         raise CogVideoError(f"{where} holds frames with NaN or infinity: find out where they come from.")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise CogVideoError(
-            f"{where} is {frames.dtype} {list(frames.shape)}: clips must be uint8 [T, H, W, 3]."
-        )
+        raise CogVideoError(f"{where} is {frames.dtype} {frames.shape}: clips must be uint8 [T, H, W, 3].")
     return frames
 
 

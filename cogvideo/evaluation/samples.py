@@ -5,12 +5,10 @@ score.
 """
 
 import hashlib
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +63,7 @@ def find_weights(weights: str) -> Path:
     """The folder of these weights; CogVideoError if there are none."""
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
-        raise CogVideoError(
-            f"There are no weights at {source}: give demo or a folder with pipeline.json in it."
-        )
+        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json.")
     return source
 
 
@@ -99,7 +95,7 @@ def sampler(
     def make(some: list[int]) -> list[np.ndarray]:
         texts, seeds = [prompts[i] for i in some], request.seeds(some)
         videos = request.pipeline(texts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
-        return [video.frames for video in ([videos] if not isinstance(videos, list) else videos)]
+        return [video.frames for video in (videos if isinstance(videos, list) else [videos])]
 
     return make
 
@@ -116,9 +112,9 @@ def ucf101_samples(folder: Path, request: Request) -> Side:
     check_seconds(request.weights, seconds)
     counts = class_counts(folder, request.split)
     texts = class_prompts([name for name, _ in counts], request.prompts)
-    sums = list(accumulate(count for _, count in counts))
-    drawn = [int(np.random.default_rng([request.seed, i]).integers(sums[-1])) for i in range(request.n)]
-    prompts = [texts[counts[bisect_right(sums, number)][0]] for number in drawn]
+    classes = [name for name, count in counts for _ in range(count)]  # of all videos
+    drawn = (np.random.default_rng([request.seed, i]).integers(len(classes)) for i in range(request.n))
+    prompts = [texts[classes[number]] for number in drawn]
     return sampled_side(
         f"ucf101-samples of {request.weights}",
         request.folder(f"ucf101-{seconds:g}s-seed{request.seed}"),
@@ -132,9 +128,7 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
     """Classes of UCF-101 in the order of their names, and how many videos of the split each has."""
     parents = [Path(name).parent for name in dataset("ucf101", folder, split, 10**9, 0).names]
     if folder in parents:
-        raise CogVideoError(
-            f"{folder} has videos outside of class folders: put each into the folder of its class."
-        )
+        raise CogVideoError(f"{folder} has videos outside of class folders: put each into its class.")
     return sorted(Counter(parent.name for parent in parents).items())
 
 
@@ -167,9 +161,7 @@ def predict_frames(
     most = min(c.num_frames - 1, given.shape[1])
     overlap = most if overlap is None else overlap
     if not 1 <= overlap <= most:
-        raise CogVideoError(
-            f"Windows of {c.num_frames} frames can overlap by 1 to {most} frames, not by {overlap}."
-        )
+        raise CogVideoError(f"Windows of {c.num_frames} frames can overlap by 1 to {most}, not by {overlap}.")
     seconds = min(pipe.sampling.spans) if seconds is None else seconds
     seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
     known = np.stack([_to_size(clip, pipe) for clip in given])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cogvideo.checkpoints.c3d_weights import FRAMES, read_table
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, first_sentence
 from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.features import CHUNK, clips_of, readable, rows_of
 from cogvideo.evaluation.recipes import Recipe
@@ -59,9 +59,7 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, fl
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise CogVideoError(
-            f"The Inception Score takes finite logits [n, classes], not {list(logits.shape)} or NaN."
-        )
+        raise CogVideoError(f"The score takes finite logits [n, classes], not {logits.shape} or NaN.")
     check_splits(len(logits), splits)
     scores = []
     for part in torch.from_numpy(logits).log_softmax(1).tensor_split(splits):
@@ -139,15 +137,12 @@ class ClipEncoder:
         """A model of open_clip (such as ViT-B-32 or ViT-B-32-quickgelu) with weights out of a file."""
         device = choose_device(device)
         try:
-            import open_clip  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            advice = 'CLIPSIM needs open_clip ({}): run `pip install "cogvideo[clip]"`.'
-            raise _refused(advice, error) from None
-        except RuntimeError as error:  # "operator torchvision::nms does not exist"
-            advice = (
-                f"open_clip does not load ({{}}): install the torchvision made for torch {torch.__version__}."
-            )
-            raise _refused(advice, error) from None
+            import open_clip  # pyright: ignore[reportMissingImports]  # an extra
+        except (ImportError, RuntimeError) as error:  # also "operator torchvision::nms does not exist"
+            raise CogVideoError(
+                f'CLIPSIM needs open_clip ({first_sentence(error)}): run `pip install "cogvideo[clip]"` with '
+                f"the torchvision made for torch {torch.__version__}."
+            ) from None
         if name not in open_clip.list_models():
             raise CogVideoError(f"open_clip has no model {name!r}: see open_clip.list_models().")
         table = read_table(Path(path), "of CLIP")
@@ -158,9 +153,8 @@ class ClipEncoder:
             )
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # models that take parts from the Hugging Face hub fail in many ways
-            raise _refused(
-                f"{name} cannot be made without a network ({{}}): take another model.", error
-            ) from None
+            reason = first_sentence(error)
+            raise CogVideoError(f"{name} cannot be made offline ({reason}): take another model.") from None
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -181,10 +175,6 @@ class ClipEncoder:
             return model.encode_text(tokenizer(some).to(device))
 
         return cls(images, texts, digest.hexdigest())
-
-
-def _refused(advice: str, error: Exception) -> CogVideoError:
-    return CogVideoError(advice.format(str(error).partition("\n")[0].rstrip(".")))
 
 
 def frame_mean(encoder: ClipEncoder, frames: np.ndarray) -> np.ndarray:
@@ -219,9 +209,7 @@ def evaluate_clipsim(
     ]
     prompts = [_prompts(side) for side in sides]
     if prompts[-1] != prompts[0]:
-        raise CogVideoError(
-            f"{real} and {generated} do not have the same prompts in the same order: RM needs that."
-        )
+        raise CogVideoError(f"{real} and {generated} need the same prompts in the same order.")
     skipped: list[str] = []
     values = [
         _values(side, encoder, title, skipped, settings.progress)
@@ -263,8 +251,7 @@ def clipsim_card(result: ClipSim) -> str:
 def _prompts(side: Side) -> list[str]:
     if missing := [name for name in side.names if name not in side.prompts]:
         raise CogVideoError(
-            f"{side.label} has no prompt for {missing[0]}: give weights to sample from, or a folder with "
-            "captions.jsonl."
+            f"{side.label} has no prompt for {missing[0]}: give weights, or a folder with captions.jsonl."
         )
     return [side.prompts[name] for name in side.names]
 

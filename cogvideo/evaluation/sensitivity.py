@@ -210,9 +210,7 @@ def check_damage(kind: str, strength: float) -> None:
     if kind not in DAMAGES:
         raise CogVideoError(f"There is no damage {kind!r}: choose one of {', '.join(DAMAGES)}.")
     if not 0 < strength <= 1:
-        raise CogVideoError(
-            f"A damage cannot have the strength {strength:g}: choose more than 0 and at most 1."
-        )
+        raise CogVideoError(f"A damage cannot have the strength {strength:g}: choose at most 1, above 0.")
 
 
 def _blurred(clip: np.ndarray, sigma: float) -> np.ndarray:

@@ -84,15 +84,13 @@ def sampled_side(
     make(numbers of clips) -> their frames, or None where there can be none: read(name) then raises
     FileNotFoundError.
     """
-    names = list(prompts)
+    names, count = list(prompts), len(prompts)
 
     @cache
     def make_missing() -> None:
         missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
-        count = len(names)
-        with tqdm(
-            total=count, initial=count - len(missing), desc=title, unit="clip", disable=not progress
-        ) as bar:
+        quiet = not progress or not missing
+        with tqdm(total=count, initial=count - len(missing), desc=title, unit="clip", disable=quiet) as bar:
             for some in (missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)):
                 for i, frames in zip(some, make(some), strict=True):
                     if frames is not None:
