@@ -200,8 +200,9 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     ):  # unanimous answers differ so little from their expectation that the sandwich is far too small
         deviation = np.maximum(deviation, np.sqrt(np.diag(_inverse(mean, wins))))
     low, high = mean - WITHIN * deviation, mean + WITHIN * deviation
-    rows = zip(mean, low, high, won.sum(1), (won + won.T).sum(1), strict=True)
-    found = {name: Strength(*map(float, row[:4]), int(row[4])) for name, row in zip(names, rows, strict=True)}
+    table = np.stack([mean, low, high, won.sum(1)], 1).tolist()
+    answers = (won + won.T).sum(1).astype(int).tolist()
+    found = {name: Strength(*table[i], answers[i]) for i, name in enumerate(names)}
     return dict(sorted(found.items(), key=lambda item: -item[1].mean))
 
 

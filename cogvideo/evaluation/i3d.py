@@ -153,19 +153,19 @@ class Convolution(nn.Conv3d):
     def __init__(self, channels: int, width: int, kernel: int, stride: int = 1):
         super().__init__(channels, width, kernel, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        sizes = zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
+    def forward(self, input: Tensor) -> Tensor:
+        sizes = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
         pads = [same_padding(n, k, s) for n, k, s in sizes]
-        if any(before != after for before, after in pads):  # the odd one goes behind; this copies x
-            x, pads = F.pad(x, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
-        return F.conv3d(x, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
+        if any(before != after for before, after in pads):  # the odd one goes behind; this copies the input
+            input, pads = F.pad(input, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
+        return F.conv3d(input, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
 
 
 class Pointwise(nn.Linear):
     """A 1x1x1 convolution, then ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(rearrange(x, "b c t h w -> b t h w c"))
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(rearrange(input, "b c t h w -> b t h w c"))
         return rearrange(x, "b t h w c -> b c t h w").relu_()
 
 
