@@ -22,9 +22,9 @@ from urllib.request import url2pathname
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor
 
+from cogvideo.checkpoints.c3d_weights import read_table
 from cogvideo.checkpoints.registry import KNOWN
 from cogvideo.checkpoints.transfer import download
 from cogvideo.errors import CogVideoError, first_sentence
@@ -100,21 +100,15 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def read_i3d(path: Path) -> tuple[dict[str, Tensor] | torch.jit.ScriptModule, str]:
+def read_i3d(path: Path) -> tuple[Mapping[str, Tensor] | torch.jit.ScriptModule, str]:
     """The weights in a file and their digest: safetensors, a PyTorch state dict, or a TorchScript program."""
-    if not path.is_file():
-        raise CogVideoError(f"{path} is missing: give a file with the weights of I3D.")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        elif _is_torchscript(path):
+    if _is_torchscript(path):
+        try:
             return torch.jit.load(path, map_location="cpu"), file_hash(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CogVideoError(
-            f"{path} cannot be read as weights of I3D ({first_sentence(error)}): download it again."
-        ) from None
+        except Exception as error:  # torch raises many kinds for a damaged file
+            reason = first_sentence(error)
+            raise CogVideoError(f"{path} cannot be read as I3D ({reason}): download it again.") from None
+    state = read_table(path, "of I3D")
     check_weights(state, str(path))
     return state, digest(state)
 

@@ -10,13 +10,13 @@ from cogvideo.errors import CogVideoError
 
 
 def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of Gaussians fitted to features a [n,D] and b [m,D], arrays or tensors.
+    """Squared Fréchet (2-Wasserstein) distance of Gaussians fitted to features a [n,D], b [m,D].
 
-    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), not square-rooted. unbiased: covariances divide by n - 1 (TATS,
-    VideoGPT, TF-GAN); False: by n (StyleGAN-V). Exact for any n and rank: with centred A [n,D] and B [m,D] the trace of the
-    root is the nuclear norm of A B^T, the sum of its singular values. Where D is the smaller, triangular factors of A and B
-    (QR) stand for them, so that no matrix is larger than min(n,D) x min(m,D) and no covariance is ever squared. Reference page
-    SR_VQ_I3D, section 8; Dowson and Landau 1982. Raises CogVideoError for other shapes, n = 1, NaN and infinity.
+    |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), not square-rooted (Dowson and Landau 1982).
+    unbiased: covariances divide by n - 1 (TATS, VideoGPT, TF-GAN); False: by n (StyleGAN-V). Exact for any n
+    and rank: with centred A [n,D] and B [m,D] the trace of the root is the nuclear norm of A B^T, the sum of
+    its singular values. Where D is the smaller, triangular factors of A and B (QR) stand for them, so that no
+    matrix is larger than min(n,D) x min(m,D) and no covariance is ever squared.
     """
     a, b = check_features(a, b)
     mean_a, mean_b = a.mean(0), b.mean(0)
@@ -28,10 +28,10 @@ def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
 def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covariance_b: Any) -> float:
     """The same from means [D] and covariances [D,D], for statistics that were stored without their samples.
 
-    Symmetric square roots R_a, R_b by eigendecomposition; the trace is the nuclear norm of R_a R_b. Eigenvalues below zero
-    are rounding errors of a singular covariance and count as zero; a covariance is only known to about 1e-16 of its largest
-    eigenvalue, so that in singular cases the result is good to 1e-8 of the traces, where frechet_distance is good to 1e-14.
-    Raises CogVideoError for other shapes, covariances that are not symmetric and positive, NaN and infinity.
+    Symmetric square roots R_a, R_b by eigendecomposition; the trace is the nuclear norm of R_a R_b.
+    Eigenvalues below zero are rounding errors of a singular covariance and count as zero; a covariance is
+    only known to about 1e-16 of its largest eigenvalue, so that in singular cases the result is good to 1e-8
+    of the traces, frechet_distance to 1e-14.
     """
     mean_a, covariance_a, mean_b, covariance_b = map(_array, (mean_a, covariance_a, mean_b, covariance_b))
     size = mean_a.shape
@@ -39,26 +39,21 @@ def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covaria
         shapes = ", ".join(str(list(x.shape)) for x in (mean_a, covariance_a, mean_b, covariance_b))
         raise CogVideoError(f"Statistics must be means [D] and covariances [D, D] of one D; got {shapes}.")
     root_a, root_b = _root(covariance_a), _root(covariance_b)
-    return _distance(
-        mean_a - mean_b,
-        np.trace(covariance_a) + np.trace(covariance_b),
-        _singular_values(root_a @ root_b).sum(),
-    )
+    traces = np.trace(covariance_a) + np.trace(covariance_b)
+    return _distance(mean_a - mean_b, traces, _singular_values(root_a @ root_b).sum())
 
 
 class KernelDistance(NamedTuple):
-    value: (
-        float  # unbiased: around zero, and below it half of the time, when both sides are of one distribution
-    )
+    value: float  # unbiased: around zero, half of the time below it, when both sides have one distribution
     standard_error: float
 
 
 def kernel_distance(a: Any, b: Any) -> KernelDistance:
-    """Unbiased squared MMD of features a [n,D], b [m,D] under the kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018; KVD).
+    """Unbiased squared MMD of a [n,D], b [m,D] under the kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018).
 
-    Over all pairs, which is what KID's mean over random subsets of 1000 estimates. The standard error is the jackknife's: each
-    sample is left out in turn; a little too large where both sides are of one distribution. Memory: 8 (n^2 + m^2 + nm) bytes
-    and as much again. Raises CogVideoError for other shapes, n < 3, NaN and infinity.
+    Over all pairs, which is what KID's mean over random subsets of 1000 estimates. The standard error is the
+    jackknife's: each sample is left out in turn; a little too large where both sides have one distribution.
+    n, m >= 3. Memory: 8 (n^2 + m^2 + nm) bytes and as much again.
     """
     a, b = check_features(a, b, least=3)
     within_a, within_b, across = _kernel(a, a), _kernel(b, b), _kernel(a, b)
@@ -73,46 +68,36 @@ def kernel_distance(a: Any, b: Any) -> KernelDistance:
 
 
 def check_features(a: Any, b: Any, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 arrays; raises CogVideoError unless they are finite [n,D] and [m,D] with n, m >= least."""
+    """Both as float64 arrays; CogVideoError unless they are finite [n,D] and [m,D] with n, m >= least."""
     a, b = _array(a), _array(b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        raise CogVideoError(
-            f"Features must be [n, D] and [m, D] with one D; got {list(a.shape)} and {list(b.shape)}."
-        )
+        raise CogVideoError(f"Features must be [n, D] and [m, D] with one D; got {a.shape} and {b.shape}.")
     if min(len(a), len(b)) < least:
-        raise CogVideoError(
-            f"This distance needs at least {least} samples a side; got {len(a)} and {len(b)}."
-        )
+        raise CogVideoError(f"A side needs at least {least} samples; got {len(a)} and {len(b)}.")
     return a, b
 
 
 def _array(values: Any) -> np.ndarray:
-    values = (
-        values.detach().cpu().double().numpy()
-        if isinstance(values, Tensor)
-        else np.asarray(values, np.float64)
-    )
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+    values = np.asarray(values, np.float64)
     if not np.isfinite(values).all():
-        raise CogVideoError(
-            "Features hold NaN or infinity: look for broken frames or a half-precision overflow."
-        )
+        raise CogVideoError("Features hold NaN or infinity: look for broken frames or a float16 overflow.")
     return values
 
 
 def _factor(centred: np.ndarray, divisor: int) -> np.ndarray:
-    """F with F^T F = the covariance and no more rows than needed: the samples themselves, or their triangular factor."""
+    """F with F^T F = the covariance and as few rows as possible: the samples, or their triangular factor."""
     scaled = centred / divisor**0.5
     return scaled if len(scaled) <= scaled.shape[1] else np.asarray(np.linalg.qr(scaled, mode="r"))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric square root; raises CogVideoError if there is none."""
+    """The symmetric square root."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     slack = 1e-6 * max(abs(values).max(), 1e-300)
     if values.min() < -slack or abs(covariance - covariance.T).max() > slack:
-        raise CogVideoError(
-            "A covariance must be symmetric with no negative eigenvalue: this matrix is none."
-        )
+        raise CogVideoError("A covariance must be symmetric, with no negative eigenvalue.")
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
@@ -130,6 +115,6 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _means_without_one(within: np.ndarray) -> np.ndarray:
-    """Means over pairs of a symmetric matrix [n,n] with zero diagonal when sample i is left out, for all i [n]."""
+    """[n] means over pairs of a symmetric matrix [n,n] with zero diagonal, with sample i left out."""
     n = len(within)
     return (within.sum() - 2 * within.sum(1)) / ((n - 1) * (n - 2))

@@ -1,6 +1,7 @@
 """Clips to I3D features, kept on disk by what the clips hold, so that they are computed once.
 
-Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever their number.
+Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever
+their number.
 """
 
 import hashlib
@@ -48,7 +49,8 @@ def features_of(
 ) -> Features:
     """Features of one clip of each video of a side; at least two videos must be readable.
 
-    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are prepared.
+    size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are
+    prepared.
     """
     clips, skipped = clips_of(side, recipe, seed, size=size)
     first = next(clips, None)
@@ -60,9 +62,8 @@ def features_of(
         values = extract(changed, recipe, network, key=key, title=title, total=total, progress=progress)
         if len(values) >= 2:
             return Features(values, skipped, first.shape[1:3])
-    raise CogVideoError(
-        f"{side.label} has only {int(first is not None)} readable video: FVD needs at least 2."
-    )
+    count = int(first is not None)
+    raise CogVideoError(f"{side.label} has only {count} readable video: FVD needs at least 2.")
 
 
 def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
@@ -88,10 +89,10 @@ def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]
 def clips_of(
     side: Side, recipe: Recipe, seed: int = 0, *, size: tuple[int, int] | None = None
 ) -> tuple[Iterator[np.ndarray], list[str]]:
-    """The recipe's clip uint8 [frames,H,W,3] of every readable video, read when asked for; and the list `skipped`.
+    """The recipe's clip uint8 [frames,H,W,3] of every readable video, read on demand; and the list `skipped`.
 
-    Which frames are taken depends on seed and the number of the video alone. size: height and width that all clips must
-    have if the recipe does not bring them to one; by default the first clip's.
+    Which frames are taken depends on seed and the number of the video alone. size: height and width that all
+    clips must have if the recipe does not bring them to one; by default the first clip's.
     """
     skipped: list[str] = []
     return _clips(side, recipe, seed, size, skipped), skipped
@@ -107,8 +108,8 @@ def _clips(
         if recipe.side is None and clip.shape[1:3] != size:
             (h, w), (height, width) = clip.shape[1:3], size
             raise CogVideoError(
-                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset {recipe.name} wants both "
-                f"sides in one size: bring all videos to one first."
+                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset "
+                f"{recipe.name} takes both sides in one size: resize all videos to one first."
             )
         yield clip.copy()  # a view would keep the whole video in memory
 
@@ -146,10 +147,11 @@ def rows_of(
     total: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
-    """compute(some clips) -> a row [D] for each, over all clips [n,D]; rows computed before come from `folder`.
+    """Rows [n,D] that compute(some clips) gives, one for each clip; those computed before come from `folder`.
 
-    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added chunk by
-    chunk. total: how many clips there will be, for the progress bar. Without clips the result is [0,0].
+    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added
+    chunk by chunk. total: how many clips there will be, for the progress bar. Without clips the result is
+    [0,0].
     """
     folder = (folder or cache_dir() / "features") / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)

@@ -1,7 +1,7 @@
 """Pictures of what a score says: clips, its growth as samples get fewer, and why not to bootstrap it.
 
-The colours can be told apart by colour-blind readers. Functions return a matplotlib figure, whose label describes it, and show
-nothing.
+The colours can be told apart by colour-blind readers. Functions return a matplotlib figure, whose label
+describes it, and show nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,18 +17,17 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 def plot_clips(clips: Mapping[str, np.ndarray], shown: int = 8) -> Any:
     """Strips of `shown` frames of clips uint8 [T,H,W,3], a row for each, beside its name."""
     plt = pyplot()
-    figure, axes = plt.subplots(
-        len(clips), 1, figsize=(10, 1.2 * len(clips)), squeeze=False, facecolor="white"
-    )
-    # By hand: matplotlib's own layout cuts names off, as it does not see that pictures keep their proportions.
+    size = (10, 1.2 * len(clips))
+    figure, axes = plt.subplots(len(clips), 1, figsize=size, squeeze=False, facecolor="white")
+    # Not by matplotlib's layout: it overlooks that pictures keep their proportions, and cuts names off.
     left = 0.02 + 0.0095 * max(map(len, clips))
     figure.subplots_adjust(left=left, right=0.995, bottom=0.01, top=0.99, hspace=0.08)
     for axis, (name, clip) in zip(axes[:, 0], clips.items(), strict=True):
         h, w = clip.shape[1:3]
         gap = max(1, w // 32)
         strip = np.full((h, shown * (w + gap) - gap, 3), 255, np.uint8)
-        for place, moment in enumerate(np.linspace(0, len(clip) - 1, shown).round().astype(int)):
-            strip[:, place * (w + gap) : place * (w + gap) + w] = clip[moment]
+        for column, frame in enumerate(np.linspace(0, len(clip) - 1, shown).round().astype(int)):
+            strip[:, column * (w + gap) : column * (w + gap) + w] = clip[frame]
         axis.imshow(strip, interpolation="nearest")
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set(xticks=[], yticks=[], anchor="E")
@@ -43,7 +42,7 @@ def liveliest(clips: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float | None = None) -> Any:
-    """Scores over 1/n with the line through them to endless samples; (n, value) points for each name, truth if known."""
+    """Points (n, score) of each name over 1/n, with the line through them to endless samples."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.5, 3.4), facecolor="white")
     if truth is not None:
@@ -65,7 +64,7 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float 
 
 
 def plot_bootstrap(study: BootstrapStudy) -> Any:
-    """What a spread should show (new samples each time) above what the bootstrap shows (one set, drawn with replacement)."""
+    """Histograms: new samples each time, which a spread should show; and what the bootstrap shows instead."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(7.5, 3.6), facecolor="white")
     everything = np.concatenate([study.fresh, study.extrapolated, study.bootstrapped, [study.truth]])
@@ -76,21 +75,11 @@ def plot_bootstrap(study: BootstrapStudy) -> Any:
         "bootstrap of the first samples": (study.bootstrapped, ORANGE),
     }
     for name, (values, color) in shown.items():
-        axis.hist(
-            values,
-            bins,
-            color=color,
-            alpha=0.75,
-            label=f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f}",
-        )
+        label = f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f}"
+        axis.hist(values, bins, color=color, alpha=0.75, label=label)
     axis.axvline(study.truth, ymax=0.68, ls=":", color="black", label=f"truth {study.truth:.2f}")
-    axis.axvline(
-        study.fresh[0],
-        ymax=0.68,
-        color=BLUE,
-        lw=1.2,
-        label=f"value of the first samples {study.fresh[0]:.2f}",
-    )
+    label = f"value of the first samples {study.fresh[0]:.2f}"
+    axis.axvline(study.fresh[0], ymax=0.68, color=BLUE, lw=1.2, label=label)
     axis.set(xlabel=f"distance, {study.n} samples a side of {study.dim} features", ylabel="draws")
     axis.set_ylim(0, 1.6 * axis.get_ylim()[1])  # room for the legend
     axis.legend(frameon=False, fontsize=8, ncol=2, loc="upper left")

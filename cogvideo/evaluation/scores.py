@@ -1,4 +1,4 @@
-"""Scores of generated videos alone: the Inception Score (C3D on UCF-101) and CLIPSIM (frames against prompts)."""
+"""Scores of generated videos alone: Inception Score (C3D on UCF-101) and CLIPSIM (frames against prompts)."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.c3d import C3D, FRAMES, read_table
+from cogvideo.checkpoints.c3d_weights import FRAMES, read_table
+from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.evaluation.c3d import C3D
 from cogvideo.evaluation.features import CHUNK, clips_of, readable, rows_of
 from cogvideo.evaluation.recipes import Recipe
 from cogvideo.evaluation.settings import Settings, lines
@@ -50,16 +51,15 @@ class ClipSim:
 
 
 def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
-    """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and standard deviation over splits.
+    """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and deviation over splits.
 
-    Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation divides by their
-    number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so that no epsilon is needed.
+    Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation
+    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so
+    that no epsilon is needed.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
-        raise CogVideoError(
-            f"The Inception Score takes finite logits [n, classes], not {list(logits.shape)} or NaN."
-        )
+        raise CogVideoError(f"The score takes finite logits [n, classes], not {logits.shape} or NaN.")
     check_splits(len(logits), splits)
     scores = []
     for part in torch.from_numpy(logits).log_softmax(1).tensor_split(splits):
@@ -77,7 +77,7 @@ def check_splits(n: int, splits: int) -> None:
 def evaluate_inception_score(
     generated: str, network: C3D, settings: Settings = Settings(), *, splits: int = SPLITS
 ) -> InceptionScore:
-    """Inception Score of a side (see sources.open_side), of the first 16 frames of each of 2048 videos by default."""
+    """Inception Score of the first 16 frames of each video of a side; by default of 2048 videos."""
     settings.check_out()
     n = N if settings.n is None else settings.n
     check_splits(n, splits)
@@ -126,7 +126,7 @@ def inception_card(result: InceptionScore) -> str:
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Images and texts in one space. images(uint8 [T,H,W,3]) -> [T,D]; texts(list of n) -> [n,D]; of any length."""
+    """Images and texts in one space: images(uint8 [T,H,W,3]) -> [T,D], texts(list of n) -> [n,D]."""
 
     images: Callable[[np.ndarray], Tensor]
     texts: Callable[[list[str]], Tensor]
@@ -134,18 +134,15 @@ class ClipEncoder:
 
     @classmethod
     def from_open_clip(cls, path: str | Path, name: str, *, device: str = "auto") -> "ClipEncoder":
-        """A model of open_clip (such as ViT-B-32 or ViT-B-32-quickgelu) with weights of a file; nothing is fetched."""
+        """A model of open_clip (such as ViT-B-32 or ViT-B-32-quickgelu) with weights out of a file."""
         device = choose_device(device)
         try:
-            import open_clip  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            advice = 'CLIPSIM needs open_clip ({}): run `pip install "cogvideo[clip]"`.'
-            raise _refused(advice, error) from None
-        except RuntimeError as error:  # "operator torchvision::nms does not exist"
-            advice = (
-                f"open_clip does not load ({{}}): install the torchvision made for torch {torch.__version__}."
-            )
-            raise _refused(advice, error) from None
+            import open_clip  # pyright: ignore[reportMissingImports]  # an extra
+        except (ImportError, RuntimeError) as error:  # also "operator torchvision::nms does not exist"
+            raise CogVideoError(
+                f'CLIPSIM needs open_clip ({first_sentence(error)}): run `pip install "cogvideo[clip]"` with '
+                f"the torchvision made for torch {torch.__version__}."
+            ) from None
         if name not in open_clip.list_models():
             raise CogVideoError(f"open_clip has no model {name!r}: see open_clip.list_models().")
         table = read_table(Path(path), "of CLIP")
@@ -156,9 +153,8 @@ class ClipEncoder:
             )
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # models that take parts from the Hugging Face hub fail in many ways
-            raise _refused(
-                f"{name} cannot be made without a network ({{}}): take another model.", error
-            ) from None
+            reason = first_sentence(error)
+            raise CogVideoError(f"{name} cannot be made offline ({reason}): take another model.") from None
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -181,18 +177,14 @@ class ClipEncoder:
         return cls(images, texts, digest.hexdigest())
 
 
-def _refused(advice: str, error: Exception) -> CogVideoError:
-    return CogVideoError(advice.format(str(error).partition("\n")[0].rstrip(".")))
-
-
 def frame_mean(encoder: ClipEncoder, frames: np.ndarray) -> np.ndarray:
-    """uint8 [T,H,W,3] -> [D], the mean of the frames' unit vectors. Its product with a text's is their mean cosine."""
+    """uint8 [T,H,W,3] -> [D], the mean of the frames' unit vectors; times a text's: their mean cosine."""
     with torch.inference_mode():
         return F.normalize(encoder.images(frames).float(), dim=-1).mean(0).cpu().numpy()
 
 
 def similarities(videos: np.ndarray, encoder: ClipEncoder, prompts: list[str]) -> np.ndarray:
-    """GODIVA's SIM (its equation 14) [n]: the mean over frames of the cosine with the prompt. videos: frame_mean [n,D]."""
+    """GODIVA's SIM (equation 14) [n]: cosine with the prompt, mean over frames; videos: frame_mean [n,D]."""
     with torch.inference_mode():
         parts = [encoder.texts(prompts[at : at + CHUNK]).float() for at in range(0, len(prompts), CHUNK)]
         texts = F.normalize(torch.cat(parts), dim=-1).cpu().numpy()
@@ -202,10 +194,11 @@ def similarities(videos: np.ndarray, encoder: ClipEncoder, prompts: list[str]) -
 def evaluate_clipsim(
     generated: str, encoder: ClipEncoder, settings: Settings = Settings(), *, real: str | None = None
 ) -> ClipSim:
-    """CLIPSIM over all frames of the videos (2048 by default) of a side that knows its prompts; prints the card.
+    """CLIPSIM over all frames of the videos (by default 2048) of a side with known prompts; prints the card.
 
-    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits` writes).
-    real: a side with real videos of the same prompts in the same order, for GODIVA's relative matching (RM, equation 15).
+    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
+    writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
+    matching (RM, equation 15).
     """
     settings.check_out()
     n, seed = N if settings.n is None else settings.n, settings.seed
@@ -216,9 +209,7 @@ def evaluate_clipsim(
     ]
     prompts = [_prompts(side) for side in sides]
     if prompts[-1] != prompts[0]:
-        raise CogVideoError(
-            f"{real} and {generated} do not have the same prompts in the same order: RM needs that."
-        )
+        raise CogVideoError(f"{real} and {generated} need the same prompts in the same order.")
     skipped: list[str] = []
     values = [
         _values(side, encoder, title, skipped, settings.progress)
@@ -260,7 +251,7 @@ def clipsim_card(result: ClipSim) -> str:
 def _prompts(side: Side) -> list[str]:
     if missing := [name for name in side.names if name not in side.prompts]:
         raise CogVideoError(
-            f"{side.label} has no prompt for {missing[0]}: give weights to sample from, or a folder with captions.jsonl."
+            f"{side.label} has no prompt for {missing[0]}: give weights, or a folder with captions.jsonl."
         )
     return [side.prompts[name] for name in side.names]
 
@@ -268,7 +259,7 @@ def _prompts(side: Side) -> list[str]:
 def _values(
     side: Side, encoder: ClipEncoder, title: str, skipped: list[str], progress: bool
 ) -> dict[int, float]:
-    """The similarity of each readable video of a side with its prompt, by number; `skipped` describes the others."""
+    """Similarity with the prompt of each readable video of a side, by number; `skipped` describes others."""
     kept: list[int] = []
     unreadable: list[str] = []
 

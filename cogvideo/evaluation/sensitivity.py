@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sides import Side
 from cogvideo.evaluation.sources import generations, open_side, real_sides
 
+Job = tuple[str, float | None, Side]  # clips: real, generated, or a damage; its strength; the side
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 
 
@@ -58,12 +59,12 @@ def sensitivity(
     damages: Sequence[str] = DAMAGES,
     strengths: Sequence[float] = (1.0,),
 ) -> Sensitivity:
-    """Score real clips (64 by default) against as many others, as they are (the floor) and damaged; prints the table.
+    """Score real clips (64 by default) against as many others, plain (the floor) and damaged; print a table.
 
-    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with fewer than
-    2 n videos, each half is used. strengths: see damage. A picture goes beside the result in `out`.
-    Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one core; clips that any
-    score has met before are free.
+    real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with
+    fewer than 2 n videos, each half is used. strengths: see damage. A picture goes beside the result in
+    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one
+    core; clips that any score has met before are free.
     """
     n, seed = settings.count(64), settings.seed
     recipes = [find_recipe(name) for name in presets]
@@ -73,7 +74,7 @@ def sensitivity(
     begin = time.perf_counter()
     first, others = _halves(real, n, settings)
     n = min(n, len(others.names))
-    jobs: list[tuple[str, float | None, Side]] = [("real", None, others)]
+    jobs: list[Job] = [("real", None, others)]
     if generated is not None:
         ((spec, own),) = generations(generated, seed)
         side = open_side(spec, n, seed=own, device=settings.device, progress=settings.progress)
@@ -81,9 +82,8 @@ def sensitivity(
     jobs += [(kind, strength, others) for kind, strength in product(damages, strengths)]
     rows, protocol = [], {"real": real, "generated": generated, "n": n, "seed": seed}
     for recipe in recipes:
-        network = I3D.from_pretrained(
-            settings.i3d, device=settings.device, batch_norm_eps=recipe.batch_norm_eps
-        )
+        eps = recipe.batch_norm_eps
+        network = I3D.from_pretrained(settings.i3d, device=settings.device, batch_norm_eps=eps)
         protocol |= versions(network)
         rows += _rows_of(recipe, network, first, jobs, settings)
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
@@ -105,32 +105,21 @@ def _halves(real: str, n: int, settings: Settings) -> tuple[Side, Side]:
     return first, others
 
 
-def _rows_of(
-    recipe: Recipe,
-    network: I3D,
-    real: Side,
-    jobs: Sequence[tuple[str, float | None, Side]],
-    settings: Settings,
-) -> list[Row]:
-    """A row for each job: a kind of clips (real, generated, or a damage), its strength, and the side to damage."""
-    seed, progress = settings.seed, settings.progress
-    truth = features_of(real, recipe, network, title=f"{recipe.name}, real", seed=seed, progress=progress)
+def _rows_of(recipe: Recipe, network: I3D, real: Side, jobs: Sequence[Job], settings: Settings) -> list[Row]:
+    seed, options = settings.seed, {"seed": settings.seed, "progress": settings.progress}
+    truth = features_of(real, recipe, network, title=f"{recipe.name}, real", **options)
     rows = []
     for kind, strength, side in jobs:
-
-        def change(
-            clip: np.ndarray, number: int, kind: str = kind, strength: float | None = strength
-        ) -> np.ndarray:
-            return clip if strength is None else damage(clip, kind, [seed, number], strength)
-
         title = f"{recipe.name}, {'other real' if kind == 'real' else kind}"
-        found = features_of(
-            side, recipe, network, seed=seed, size=truth.size, change=change, title=title, progress=progress
-        )
-        rows.append(
-            Row(recipe.name, kind, strength, fvd(truth.values, found.values, recipe=recipe, seed=seed))
-        )
+        change = None if strength is None else _damaging(kind, strength, seed)
+        found = features_of(side, recipe, network, size=truth.size, change=change, title=title, **options)
+        score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
+        rows.append(Row(recipe.name, kind, strength, score))
     return rows
+
+
+def _damaging(kind: str, strength: float, seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    return lambda clip, number: damage(clip, kind, [seed, number], strength)
 
 
 def table(result: Sensitivity) -> str:
@@ -151,7 +140,7 @@ def table(result: Sensitivity) -> str:
 
 
 def plot_sensitivity(result: Sensitivity) -> Any:
-    """A panel for each preset: the score of every damage, a dot for each strength, beside the floor and the generated side."""
+    """A panel for each preset: a dot for each damage and strength, lines at the floor and generated clips."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     plt = pyplot()
@@ -172,15 +161,9 @@ def plot_sensitivity(result: Sensitivity) -> Any:
             axis.plot([floor, max(values)], [y, y], color=BLUE, lw=1.2, alpha=0.4)
             sizes = [20 + 50 * (row.strength or 0) for row in rows]
             axis.scatter(values, [y] * len(rows), s=sizes, color=BLUE, zorder=3)
-            axis.annotate(
-                f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}",
-                (max(values), y),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                bbox={"fc": "white", "ec": "none", "pad": 1},
-            )
+            text = f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}"
+            style = {"va": "center", "fontsize": 8, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
+            axis.annotate(text, (max(values), y), xytext=(8, 0), textcoords="offset points", **style)
         axis.set(yticks=range(len(kinds)), yticklabels=kinds, title=preset, xscale="log", xlabel=label)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
@@ -198,17 +181,17 @@ def plot_sensitivity(result: Sensitivity) -> Any:
 def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength: float = 1.0) -> np.ndarray:
     """A clip uint8 [T,H,W,3] made wrong in one way, of the same shape; strength s above 0 and at most 1.
 
-    shuffled: a share s of the frames, drawn at random, in a random order. frozen: the last share s shows the frame before
-    it. reversed: the first share s backwards. blurred: by a Gaussian with a standard deviation of s/32 of the height. noisy:
-    Gaussian noise of 32 s grey levels. recoded: through MPEG-4 at quantiser 31 s (31 is the coarsest). Raises CogVideoError
-    for another kind or strength.
+    shuffled: a fraction s of the frames, drawn at random, in a random order. frozen: the last fraction s
+    shows the frame before it. reversed: the first fraction s backwards. blurred: by a Gaussian with a
+    standard deviation of s/32 of the height. noisy: Gaussian noise of 32 s grey levels.
+    recoded: through MPEG-4 at quantiser 31 s (31 is the coarsest).
     """
     check_damage(kind, strength)
     rng, t = np.random.default_rng(seed), len(clip)
     several = min(max(2, round(strength * t)), t)
     if kind == "shuffled":
-        places, order = rng.permutation(t)[:several], np.arange(t)
-        order[np.sort(places)] = places
+        chosen, order = rng.permutation(t)[:several], np.arange(t)
+        order[np.sort(chosen)] = chosen
         return clip[order]
     if kind == "frozen":
         last = round((1 - strength) * (t - 1))
@@ -223,13 +206,11 @@ def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength:
 
 
 def check_damage(kind: str, strength: float) -> None:
-    """Raises CogVideoError for a damage that damage() does not know."""
+    """CogVideoError for a damage that damage() does not know."""
     if kind not in DAMAGES:
         raise CogVideoError(f"There is no damage {kind!r}: choose one of {', '.join(DAMAGES)}.")
     if not 0 < strength <= 1:
-        raise CogVideoError(
-            f"A damage cannot have the strength {strength:g}: choose more than 0 and at most 1."
-        )
+        raise CogVideoError(f"A damage cannot have the strength {strength:g}: choose at most 1, above 0.")
 
 
 def _blurred(clip: np.ndarray, sigma: float) -> np.ndarray:
@@ -243,20 +224,16 @@ def _blurred(clip: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _recoded(clip: np.ndarray, quantiser: int) -> np.ndarray:
-    import av
-
     t, h, w, _ = clip.shape
     even = np.pad(clip, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(
-            "mpeg4", rate=8, options={"qmin": str(quantiser), "qmax": str(quantiser)}
-        )
+        options = {"qmin": str(quantiser), "qmax": str(quantiser)}
+        stream = container.add_stream("mpeg4", rate=8, options=options)
         stream.width, stream.height, stream.pix_fmt = even.shape[2], even.shape[1], "yuv420p"
         for pixels in even:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
-            )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     file.seek(0)
     with av.open(file) as container:

@@ -1,4 +1,4 @@
-"""A side of a comparison: videos that are read one at a time, out of files, a world that is drawn, or a folder of samples."""
+"""A side of a comparison: videos out of files, of a world that is drawn, or of a folder of samples."""
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ AT_ONCE = 8  # prompts that are sampled together, and what a killed run loses at
 
 @dataclass(frozen=True)
 class Side:
-    """Videos that are read one at a time. read(name) -> uint8 [T,H,W,3]; CogVideoError where one cannot be read.
+    """Videos that are read one at a time: read(name) -> uint8 [T,H,W,3] or CogVideoError.
 
-    prompts: by name, of videos whose prompt is known. make(): sample what is missing; its errors do not count as those of
-    a single video. The first read calls it if nobody has.
+    prompts: by name, of videos whose prompt is known. make(): sample what is missing; its errors do not count
+    as those of a single video. The first read calls it if nobody has.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Side:
 
 
 def folder_side(folder: Path, n: int, seed: int) -> Side:
-    """Videos and arrays in a folder and below it; their prompts are the captions of its captions.jsonl, if there is one."""
+    """Videos and arrays in a folder and below it; their prompts are the captions in its captions.jsonl."""
     side = _of_files(str(folder), videos_below(folder, VIDEOS + ARRAYS), n, seed)
     captions = folder / "captions.jsonl"
     if captions.is_file():
@@ -79,19 +79,18 @@ def sampled_side(
     title: str = "sampling",
     progress: bool = True,
 ) -> Side:
-    """Clips kept in the files folder/name, for the prompts by name: a later run samples only those that are missing.
+    """Clips kept in the files folder/name, for the prompts by name: a later run samples only missing ones.
 
-    make(numbers of clips) -> their frames, or None where there can be none: read(name) then raises FileNotFoundError.
+    make(numbers of clips) -> their frames, or None where there can be none: read(name) then raises
+    FileNotFoundError.
     """
-    names = list(prompts)
+    names, count = list(prompts), len(prompts)
 
     @cache
     def make_missing() -> None:
         missing = [i for i, name in enumerate(names) if not (folder / name).exists()]
-        count = len(names)
-        with tqdm(
-            total=count, initial=count - len(missing), desc=title, unit="clip", disable=not progress
-        ) as bar:
+        quiet = not progress or not missing
+        with tqdm(total=count, initial=count - len(missing), desc=title, unit="clip", disable=quiet) as bar:
             for some in (missing[at : at + AT_ONCE] for at in range(0, len(missing), AT_ONCE)):
                 for i, frames in zip(some, make(some), strict=True):
                     if frames is not None:

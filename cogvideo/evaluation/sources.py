@@ -1,4 +1,4 @@
-"""What a user names becomes a side of a comparison: a folder, the demo world, a data set, or weights to sample from."""
+"""From a name to a side of a comparison: a folder, the demo world, a data set, or weights to sample from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,11 @@ OPTIONS = {
 def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progress: bool = True) -> Side:
     """At most n videos of what `spec` names, chosen by seed. Nothing is sampled yet: see Side.
 
-    A folder: its videos, and those in folders below it; with captions.jsonl their prompts are known. Frames may be stored
-    as uint8 [T,H,W,3] in .npy, or in .npz with one array or one called frames.
-    digits:test or digits:train, with options as in digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
+    A folder: its videos, and those in folders below it; with captions.jsonl their prompts are known. Frames
+    may be stored as uint8 [T,H,W,3] in .npy, or in .npz with one array or one called frames.
+    digits:test or digits:train, also digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
     ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
-    kinetics:FOLDER?split=validate.csv: class folders (or one folder) and a split file: youtube_id, time_start, time_end.
+    kinetics:FOLDER?split=validate.csv: class folders, or one folder, and a split file of the data set.
     demo or a folder of weights: samples of captions of the demo world, 64 pixels, kept for later runs.
     ucf101-samples:FOLDER?weights=W and kinetics-predictions:FOLDER?weights=W: see samples.py.
     """
@@ -44,10 +44,17 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
             return dataset(kind, Path(folder), split, n, seed)
         if "weights" not in options:
             raise CogVideoError(f"{spec} does not name weights: add ?weights=demo or those of a folder.")
-        overlap = int(values["overlap"]) if "overlap" in values else None
         request = Request(
-            options["weights"], n, seed, values.get("seconds"), split, options.get("prompts"), overlap, device, progress
-        )  # fmt: skip
+            options["weights"],
+            n,
+            seed,
+            seconds=values.get("seconds"),
+            split=split,
+            prompts=options.get("prompts"),
+            overlap=int(values["overlap"]) if "overlap" in values else None,
+            device=device,
+            progress=progress,
+        )
         make = ucf101_samples if kind == "ucf101-samples" else kinetics_predictions
         return make(Path(folder), request)
     if _is_pipeline(spec):
@@ -59,8 +66,8 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         )
     if is_released(folder):
         raise CogVideoError(
-            f"{spec} holds the released weights, and no prompts for them are given: make a folder of clips with "
-            f"`cogvideo generate --prompts`, or give ucf101-samples:UCF-101?weights={spec}."
+            f"{spec} holds the released weights, and no prompts for them are given: make a folder of clips "
+            f"with `cogvideo generate --prompts`, or give ucf101-samples:UCF-101?weights={spec}."
         )
     return folder_side(folder, n, seed)
 
@@ -77,11 +84,11 @@ def real_sides(
 
 
 def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
-    """The specs and seeds of independent generations; CogVideoError for several of a side that cannot be made anew.
+    """The specs and seeds of independent generations, of a side that can be made anew if there are several.
 
-    The demo world and samples of its captions are made with seed + 1, seed + 2, ...: captions that both sides share would
-    bring them nearer to each other than real clips are to other real ones. The first has the captions of the other real
-    clips of real_sides, so that floor and score see the same content.
+    The demo world and samples of its captions are made with seed + 1, seed + 2, ...: captions that both
+    sides share would bring them nearer to each other than real clips are to other real ones. The first has
+    the captions of the other real clips of real_sides, so that floor and score see the same content.
     """
     if seeds < 1:
         raise CogVideoError(f"There cannot be {seeds} generations: give 1 or more seeds.")

@@ -1,9 +1,8 @@
-"""The page of a human study in Jupyter: two clips, three buttons or arrow keys; every answer is on disk before the next pair."""
+"""The page of a human study in Jupyter: two clips, and three buttons or arrow keys to answer."""
 
 import base64
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import anywidget
 import ipywidgets
@@ -23,9 +22,10 @@ class Keys(anywidget.AnyWidget):
       el.tabIndex = 0;
       el.dataset.lmSuppressShortcuts = "true";  // else Jupyter takes the arrows for its cells
       el.textContent = "Click here to answer with the arrow keys";
-      el.style.cssText = "padding:.5em 1em;border:1px dashed #888;border-radius:.4em;width:max-content;cursor:pointer";
-      el.addEventListener("focus", () => { el.textContent = "Arrow keys answer: ← left, ↓ no difference, → right"; });
-      el.addEventListener("blur", () => { el.textContent = "Click here to answer with the arrow keys"; });
+      el.style.cssText = "padding:.5em 1em;border:1px dashed #888;width:max-content;cursor:pointer";
+      const say = (text) => () => { el.textContent = text; };
+      el.addEventListener("focus", say("Arrow keys answer: ← left, ↓ no difference, → right"));
+      el.addEventListener("blur", say("Click here to answer with the arrow keys"));
       el.addEventListener("click", () => el.focus());
       el.addEventListener("keydown", (event) => {
         const answer = ANSWERS[event.key];
@@ -74,8 +74,8 @@ class StudyWidget(ipywidgets.VBox):
         self.clips.value = f"<div style='display:flex;gap:2em;margin:.5em 0'>{sides}</div>"
 
 
-def _video(path: str) -> Any:
-    """The clip inside of the page; nothing tells its file's name, which tells its variant."""
-    source = base64.b64encode(Path(path).read_bytes()).decode()
+def _video(path: str) -> str:
+    """The clip inside the page, without the name of its file, which would reveal the variant."""
+    source = f"data:video/mp4;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
     style = f"width:{SHOWN}px;height:{SHOWN}px;object-fit:contain;background:#000;image-rendering:pixelated"
-    return f"<video autoplay loop muted playsinline style='{style}' src='data:video/mp4;base64,{source}'></video>"
+    return f"<video autoplay loop muted playsinline style='{style}' src='{source}'></video>"

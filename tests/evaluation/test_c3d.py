@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from cogvideo.checkpoints.c3d_weights import CONVOLUTIONS, LINEARS, SPORTS_1M
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.c3d import C3D, CONVOLUTIONS, LINEARS, SPORTS_1M
+from cogvideo.evaluation.c3d import C3D
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def clips(n: int = 2, height: int = 20, width: int = 26) -> torch.Tensor:
 
 
 def plain_c3d(w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Prepared pixels [B,3,16,112,112] -> logits, layer by layer; an odd map is made even by a row that never wins."""
+    """Prepared pixels [B,3,16,112,112] -> logits; an odd map is made even by a row that never wins."""
 
     def conv(x, name):
         return torch.relu(F.conv3d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=1))
@@ -115,7 +116,7 @@ def test_other_formats_and_names_are_the_same_network(weights, file, tmp_path, k
         )
     model = C3D.from_pretrained(path, device="cpu")
     assert model.digest == C3D.from_pretrained(file, device="cpu").digest
-    assert torch.equal(model.linears["fc7"].weight, weights["fc7.weight"])
+    assert torch.equal(model.state_dict()["linears.fc7.weight"], weights["fc7.weight"])
 
 
 def test_bad_files_are_one_sentence(weights, tmp_path):
@@ -136,7 +137,8 @@ def test_bad_files_are_one_sentence(weights, tmp_path):
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 no zip")
     torch.save([1, 2], tmp_path / "list.pth")
     for name, words in {
-        "none.pth": "missing", "lacks.safetensors": "lacks fc6.weight", "other.safetensors": "has fc6.weight",
+        "none.pth": "missing", "lacks.safetensors": "has no fc6",
+        "other.safetensors": "has fc6.weight",
         "damaged.pth": "cannot be read", "damaged.npz": "cannot be read", "list.pth": "holds no table",
     }.items():  # fmt: skip
         with pytest.raises(CogVideoError, match=words) as error:

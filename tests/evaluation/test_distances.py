@@ -47,7 +47,7 @@ def test_equals_scipys_matrix_root(seed):
         (dim, dim)
     ) + generator.standard_normal(dim)
     b = generator.standard_normal((m, dim)) @ generator.standard_normal((dim, dim))
-    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    root = np.real(np.asarray(sqrtm(np.cov(a.T) @ np.cov(b.T))))
     expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     statistics = (a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
@@ -58,7 +58,7 @@ def test_equals_scipys_matrix_root(seed):
     ("n", "m", "rank"), [(5, 7, 20), (5, 60, 20), (60, 5, 20), (60, 50, 3), (2, 2, 20), (2, 60, 1)]
 )
 def test_singular_covariances(n, m, rank):
-    """Directions that no sample has add nothing: the distance within the span, by a root that has full rank there."""
+    """Directions without samples add nothing: the distance in the span, where the root has full rank."""
     generator = np.random.default_rng(n + m)
     basis = np.linalg.qr(generator.standard_normal((20, rank)))[0].T
     a, b = generator.standard_normal((n, rank)) @ basis, (generator.standard_normal((m, rank)) + 1) @ basis

@@ -73,7 +73,7 @@ def test_a_damaged_chunk_is_made_anew(tmp_path):
 
 
 def test_no_more_than_a_chunk_of_clips_is_in_memory(tmp_path):
-    """Videos of 40 frames, of which 16 are taken: neither they nor clips whose features are known may be kept."""
+    """Videos of 40 frames, 16 of them taken: neither they nor clips whose features are known may be kept."""
     made: list[weakref.ref[np.ndarray]] = []
     alive = []
 

@@ -1,8 +1,11 @@
-"""FVD with floor, spread and extrapolation on Gaussians whose distance is known, and why not to bootstrap it."""
+"""FVD with floor, spread and extrapolation on Gaussians of known distance, and why not to bootstrap it."""
+
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+from cogvideo import evaluation
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.distances import frechet_from_statistics
 from cogvideo.evaluation.fvd_score import bootstrap, card, fvd, line_in_1_over_n, study_gaussians
@@ -39,6 +42,7 @@ def test_several_generations():
     result = fvd(real, made[0], more_generated=made[1:])
     assert result.by_seed == [fvd(real, some).value for some in made] and result.by_seed[0] == result.value
     assert result.seed_spread == (np.mean(result.by_seed), np.std(result.by_seed, ddof=1))
+    assert result.seed_spread is not None
     mean, deviation = result.seed_spread
     assert f"generation seeds     {mean:.2f} ± {deviation:.2f} ({result.value:.2f}, " in card(result)
     assert fvd(real, made[0]).seed_spread is None and "generation seeds" not in card(fvd(real, made[0]))
@@ -80,3 +84,8 @@ def test_drawing_with_replacement():
     a, b = rng.standard_normal((20, 3)), rng.standard_normal((30, 3))
     assert np.array_equal(bootstrap(a, b, draws=4, seed=1), bootstrap(a, b, draws=4, seed=1))
     assert bootstrap(a, b, draws=20).mean() > fvd(a, b).value
+
+
+def test_no_public_name_hides_a_module():
+    """`import cogvideo.evaluation.fvd` would give a function."""
+    assert all(find_spec(f"cogvideo.evaluation.{name}") is None for name in evaluation.__all__)

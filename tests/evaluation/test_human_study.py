@@ -1,4 +1,4 @@
-"""The human study: blinded pairs, answers that survive, Bradley-Terry against closed forms, Krippendorff's own examples."""
+"""Blinded pairs, answers that survive, Bradley-Terry against closed forms, Krippendorff's own examples."""
 
 import json
 import math

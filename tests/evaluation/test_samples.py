@@ -1,4 +1,4 @@
-"""Samples for the paper's protocols on data sets of a few small files: classes as prompts, prediction in windows."""
+"""Samples for the paper's protocols on small data sets: classes as prompts, prediction in windows."""
 
 import json
 from collections import Counter

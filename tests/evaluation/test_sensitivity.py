@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,19 +97,20 @@ def test_of_a_small_folder_each_half_is_used(tmp_path, monkeypatch, i3d_file):
         write_video(folder / f"{i}.mp4", np.roll(CLIP, 8 * i, 2), 8)
         if i == 2:
             with pytest.raises(CogVideoError, match="too few videos"):
-                sensitivity(str(folder), settings, presets=["paper"])
-    result = sensitivity(str(folder), settings, presets=["paper"], damages=["frozen"])
+                sensitivity(str(folder), None, settings, presets=["paper"])
+    result = sensitivity(str(folder), None, settings, presets=["paper"], damages=["frozen"])
     assert result.protocol["n"] == 2
     assert [(row.score.n_real, row.score.n_generated) for row in result.rows] == [(2, 2), (2, 2)]
 
 
 def test_bad_input_is_told_before_the_work(tmp_path):
-    for settings, options, sentence in (
+    cases: list[tuple[Settings, dict[str, Any], str]] = [
         (Settings(1), {}, "at least 2 clips"),
         (Settings(), {"presets": ["tats"]}, "no FVD preset 'tats'"),
         (Settings(), {"damages": ["sharpened"]}, "no damage 'sharpened'"),
         (Settings(), {"strengths": [2.0]}, "cannot have the strength 2"),
         (Settings(out=tmp_path / "none" / "x.json"), {}, "cannot be written"),
-    ):
+    ]
+    for settings, options, sentence in cases:
         with pytest.raises(CogVideoError, match=sentence):
-            sensitivity("digits:test", settings=settings, **options)
+            sensitivity("digits:test", None, settings, **options)

@@ -26,10 +26,10 @@ from training.tiny_tokens import (
 )
 
 from cogvideo.checkpoints.native import load_model
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
-from cogvideo.checkpoints.registry import DEMO
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
