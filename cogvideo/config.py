@@ -1,5 +1,6 @@
 """Settings as frozen dataclasses: what a model is, how it is sampled, how a stage is trained."""
 
+import contextlib
 import types
 import typing
 from dataclasses import asdict, dataclass, fields, replace
@@ -150,23 +151,31 @@ def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
         if key not in known:
             raise CogVideoError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}.")
     try:
-        return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+        return cls(**{key: coerce(hints[key], value, f"{where}: {key}") for key, value in values.items()})
     except TypeError as error:
         raise CogVideoError(f"{where}: {str(error).split('__init__() ')[-1]}.") from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def coerce(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        *others, last = sorted((a for a in arguments if a is not type(None)), key=lambda a: a is float)
+        for some in others:  # a whole number stays one where both int and float are allowed
+            with contextlib.suppress(CogVideoError):
+                return coerce(some, value, where)
+        return coerce(last, value, where)
+    if hint is object:
+        return value
     if origin is Literal:
         if value not in arguments:
             raise CogVideoError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(arguments[0], item, where) for item in value)
+        return tuple(coerce(arguments[0], item, where) for item in value)
+    if origin is list and isinstance(value, list):
+        return [coerce(arguments[0], item, where) for item in value]
     if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
         return from_dict(hint, value, where)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
