@@ -1,4 +1,4 @@
-"""Files that are whole or not there, their hashes, JSON, the HTML page; and the commit that results carry."""
+"""Files that are whole or not there, their hashes, JSON, HTML pages; and the commit that results carry."""
 
 import contextlib
 import hashlib
@@ -120,8 +120,7 @@ HTML = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; {policy}">
 <title>{title}</title>
-<style>
-{style}</style>
+<style>{style}</style>
 </head>
 <body>
 {body}
@@ -131,7 +130,7 @@ HTML = """<!doctype html>
 
 
 def html_page(title: str, body: str, style: str, policy: str) -> str:
-    """A self-contained page. title: text; body: HTML. policy: what a browser may load or run, as CSP writes it."""
+    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run, in CSP's words."""
     return HTML.format(title=escape(title), body=body, style=style, policy=policy)
 
 

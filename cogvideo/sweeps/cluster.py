@@ -40,7 +40,9 @@ def connect(
     except ImportError:
         raise CogVideoError('Sweeps need Dask: pip install "cogvideo[sweeps]".') from None
     if scheduler and (slurm or workers):
-        raise CogVideoError("--scheduler names a cluster with its own workers: omit --workers and --slurm.")
+        raise CogVideoError(
+            "--scheduler names a cluster with its own workers: leave out --workers and --slurm."
+        )
     with set_config(SETTINGS), silence_logging_cmgr("CRITICAL"), ExitStack() as stack:
         cluster: Any = scheduler
         if slurm:

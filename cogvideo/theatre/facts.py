@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.analysis import gate_table, object_patches
-from cogvideo.explore.capture import Recording, record
+from cogvideo.explore.recording import Recording, record
 from cogvideo.explore.knockout import token_losses
 from cogvideo.model import masks
 from cogvideo.sampling.pipeline import Pipeline

@@ -178,7 +178,7 @@ def test_known_frames_are_read_one_place_later(name):
         patch = 4 * row + column
         if time in known and patch == 11:
             assert np.isnan(spread[time, row, column])
-            with pytest.raises(CogVideoError, match=f"No place holds the last patch of frame {time}"):
+            with pytest.raises(CogVideoError, match=f"No position holds the last patch of frame {time}"):
                 found.reader(time, patch)
         else:
             query = 12 * time + patch + (time in known)
@@ -202,12 +202,12 @@ def test_words_label_the_text():
         ({"layers": []}, "No layers were chosen"),
         ({"heads": [0, 7]}, r"There is no head 7: this model has heads 0\.\.1"),
         ({"heads": ["first"]}, "There is no head first"),
-        ({"queries": [(0, 0), (5, 0)]}, r"no place 0 of frame 5: this clip has frames 0\.\.4 and places 0\.\.11"),
-        ({"queries": [(1, 12)]}, "no place 12 of frame 1"),
-        ({"queries": [(1, -1)]}, "no place -1 of frame 1"),
-        ({"queries": [3]}, "pairs of a frame's number and a place"),
-        ({"queries": []}, "pairs of a frame's number and a place"),
-        ({"queries": [(0.5, 1.0)]}, "pairs of a frame's number and a place"),
+        ({"queries": [(0, 0), (5, 0)]}, r"no position 0 of frame 5: this clip has frames 0\.\.4 and positions 0\.\.11"),
+        ({"queries": [(1, 12)]}, "no position 12 of frame 1"),
+        ({"queries": [(1, -1)]}, "no position -1 of frame 1"),
+        ({"queries": [3]}, "pairs of a frame's number and a position"),
+        ({"queries": []}, "pairs of a frame's number and a position"),
+        ({"queries": [(0.5, 1.0)]}, "pairs of a frame's number and a position"),
         ({"channels": ["sideways"]}, "There is no channel 'sideways'"),
         ({"channels": []}, "No channel was chosen"),
         ({"frames": torch.zeros(5, 13, dtype=torch.long)}, "This model takes up to 5 frames of 12 tokens, not 5 of 13"),
