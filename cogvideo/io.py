@@ -130,8 +130,18 @@ HTML = """<!doctype html>
 
 
 def html_page(title: str, body: str, style: str, policy: str) -> str:
-    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run, in CSP's words."""
+    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run, as CSP has it."""
     return HTML.format(title=escape(title), body=body, style=style, policy=policy)
+
+
+def make_writable(name: str, folder: Path) -> None:
+    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 
 
 def commit() -> str:

@@ -68,8 +68,8 @@ def check_memory(
         raise CogVideoError(
             f"{said}, more than max_bytes allows ({max_bytes / GB:.2f} GB): {remedy}, or raise max_bytes."
         )
-    device = str(frames.device)
-    for device, need in [("cpu", maps + work)] if device == "cpu" else [("cpu", maps), (device, work)]:
+    home = str(frames.device)
+    for device, need in [("cpu", maps + work)] if home == "cpu" else [("cpu", maps), (home, work)]:
         if torch.device(device).type in ("cpu", "cuda") and need > (free := free_memory(device)):
             raise CogVideoError(f"{said}, and {free / GB:.2f} GB are free on {device}: {remedy}.")
     if maps + work > TOLD_BYTES:

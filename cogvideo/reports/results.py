@@ -108,8 +108,7 @@ def _sweep_file(path: Path, name: str) -> Path:
             if file.is_file():
                 return file
     raise CogVideoError(
-        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above it: give the sweep file "
-        "itself."
+        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above it: give the file itself."
     )
 
 
@@ -170,9 +169,13 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     kept = [by_seed[seed].get(variant, {}) for variant in results.variants]
     prompts = dict.fromkeys(prompt for found in kept for prompt in found)
     return seed, {
-        prompt: [Video(*read_video(found[prompt]), {"prompt": prompt}) if prompt in found else None for found in kept]
+        prompt: [_read_clip(found[prompt], prompt) if prompt in found else None for found in kept]
         for prompt in prompts
-    }  # fmt: skip
+    }
+
+
+def _read_clip(path: Path, prompt: str) -> Video:
+    return Video(*read_video(path), {"prompt": prompt})
 
 
 def clip_files(results: Results) -> Files:

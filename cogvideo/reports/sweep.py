@@ -17,9 +17,9 @@ LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such
 LABEL = " label"  # a column that no table has
 DIRTY = "-dirty"  # how a commit ends when files differed from it
 TITLES = {
-    "fvd": "FVD", "kvd": "kernel distance (KVD)", "action": "action right", "part": "part of the action right",
-    "same": "one object all the time", "digit": "digit right", "color": "colour right",
-    "loss": "test loss, nats a token", "control": "frame-rate text obeyed",
+    "fvd": "FVD", "kvd": "kernel distance (KVD)", "loss": "test loss, nats a token",
+    "action": "action right", "part": "part of the action right", "same": "one object all the time",
+    "digit": "digit right", "color": "colour right", "control": "frame-rate text obeyed",
 }  # fmt: skip
 
 
@@ -131,14 +131,12 @@ def _verdict(results: Results, found: Sequence[Difference]) -> list[str]:
         html.heading("Which orderings hold"),
         html.paragraph(
             f"Every variant is compared with {baseline} in pairs of the same seed. Intervals are Student's, "
-            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons of one "
-            "metric. An ordering holds where the interval excludes zero."
+            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons of "
+            "one metric. An ordering holds where the interval excludes zero."
         ),
     ]
-    titles = {
-        "worse": f"{baseline} is better", "better": f"{baseline} is worse", "not told apart": "Not told apart",
-    }  # fmt: skip
-    for kind, title in titles.items():
+    titles = (f"{baseline} is better", f"{baseline} is worse", "Not told apart")
+    for kind, title in zip(("worse", "better", "not told apart"), titles, strict=True):
         if some := [d for d in found if verdict(d) == kind]:
             variants = dict.fromkeys(d.variant for d in some)
             lines = [
@@ -297,8 +295,8 @@ def human_study(ratings: str | Path) -> list[str]:
     said = f"{len(rated)} answers of {len({r.rater for r in rated})} raters."
     if simulated := sorted({r.rater for r in rated if r.simulated}):
         said += (
-            f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing about "
-            "people."
+            f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing "
+            "about people."
         )
     agreed = "unknown (no pair was rated twice)" if kappa is None else html.number(kappa)
     header = ["variant", "strength", "low", "high", "preferred", "answers"]

@@ -46,8 +46,8 @@ def run(
     lock = _within(2.0, lambda: notes.try_lock(sweep.folder / "lock"))
     if lock is None:
         raise CogVideoError(
-            f"The sweep {sweep.name} is being run already: look with `cogvideo sweep status`, or stop it with "
-            "`cogvideo sweep stop`."
+            f"The sweep {sweep.name} is being run already: look with `cogvideo sweep status`, or stop it "
+            "with `cogvideo sweep stop`."
         )
     with lock:
         name = uuid.uuid4().hex

@@ -1,6 +1,6 @@
 """Batches of the demo world, made on the fly: the same (seed, step) gives the same batch on any run."""
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -39,21 +39,31 @@ SHARES = {
 SHARES["fixed rate"] = SHARES["one stage"] = SHARES["sequential"]
 FIXED_SPAN = 2.0  # seconds of five frames of the ablation with a fixed frame rate: an action's usual time
 WHOLE, PARTS = 0.3, 0.45  # of stage 1's clips; half of an action is then nearly as frequent as all of it
-# Shares of the image model's pictures: without an action's name, first frames of clips, frames from any moment of an action.
-# The others are the key frames of stage 1, with their moment told (training.moments).
+# Shares of the image model's pictures: without an action's name, first frames of clips, frames from any
+# moment of an action. The others are the key frames of stage 1, with their moment told (training.moments).
 PICTURES, OPENING, STRAYS = 0.36, 0.1, 0.12
 UNTOLD = 4  # how often, beside others, pictures show a combination whose action is never told
 UNSURE = 0.07  # octaves by which told moments are off, for stage 1 will not be exact; moments are 0.4 apart
+
+
+@dataclass(kw_only=True)
+class PictureBatch(Batch):
+    """A batch of the image model: numbers [B] of its pictures among five key frames (0: no moment is given), and
+    octaves [B], log2 of what the frames span by the time that the action takes (of two, the longer one).
+    """
+
+    numbers: Tensor
+    octaves: Tensor
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
 
     sequential: five frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate
-    rule), PARTS any shorter span, and the rest any span, so that the frame-rate text means something. interpolation: five
-    neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For ablations (training/ablation.py),
-    fixed rate: the whole action cut into pieces of FIXED_SPAN, five frames each; one stage: five frames that follow each
-    other at the final frame rate, from any moment.
+    rule), PARTS any shorter span, and the rest any span, so that the frame-rate text means something.
+    interpolation: five neighbouring frames as the rounds of stage 2 meet them. superres: any moment. For
+    ablations (training/ablation.py), fixed rate: the whole action cut into pieces of FIXED_SPAN, five frames
+    each; one stage: five frames that follow each other at the final frame rate, from any moment.
     """
     n = len(clips)
     steps = np.linspace(0, 1, FRAMES)
@@ -132,9 +142,8 @@ class DigitsBatches:
         self.finite = (
             None if clips is None else sample_clips(clips, np.random.default_rng([seed, clips]), world=world)
         )
-        self._known: dict[
-            tuple[str, bytes], Tensor
-        ] = {}  # tokens [h,w] of scenes, with object 0 in the first cell
+        # Tokens [h,w] of scenes, with object 0 in the first cell.
+        self._known: dict[tuple[str, bytes], Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -153,11 +162,11 @@ class DigitsBatches:
 
     def _pictures(
         self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device
-    ) -> Batch:
+    ) -> PictureBatch:
         """The image model's batch: PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
-        things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under any span, so
-        that stage 2 finds no state impossible; the rest one of the four frames that stage 1 generates. These and half of
-        PICTURES come with their moment.
+        things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under
+        any span, so that stage 2 finds no state impossible; the rest one of the four frames that stage 1
+        generates. These and half of PICTURES come with their moment.
         """
         n = len(clips)
         kind = rng.random(n)
@@ -173,13 +182,9 @@ class DigitsBatches:
         spans = [None if bare else float(s) for bare, s in zip(picture | opening, span, strict=True)]
         text_ids, text_mask = self._texts(clips, spans, rng, device, told=~picture)
         octaves = np.log2(span / duration) + rng.normal(0, UNSURE, n)
-        return Batch(
-            text_ids,
-            text_mask,
-            self._scenes(clips, times, device),
-            numbers=torch.from_numpy(number).to(device),
-            octaves=torch.from_numpy(octaves).float().to(device),
-        )
+        moments = {"numbers": torch.from_numpy(number), "octaves": torch.from_numpy(octaves).float()}
+        moments = {name: values.to(device) for name, values in moments.items()}
+        return PictureBatch(text_ids, text_mask, self._scenes(clips, times, device), **moments)
 
     def _texts(
         self,

@@ -1,7 +1,6 @@
 """Training of the demo's frame tokenizer: first the codebook by moving averages, then the decoder by gradients.
 
-A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that was stopped
-goes on bit for bit from its checkpoint.
+What a step sees is drawn from (seed, step), so that a resumed run equals an undisturbed one bit for bit.
 """
 
 import math
@@ -16,7 +15,9 @@ from torch import Tensor
 from cogvideo.config import to_dict
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
-from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, save_atomic
+from cogvideo.training.checkpoints import read_checkpoint, save_atomic
+from cogvideo.training.loop import Job, fit
+from cogvideo.training.optimizer import OptimizerConfig
 
 DECAYS = (0.9, 0.99)  # of the codebook's moving averages: while codes still move about, and when they settle
 REVIVE_BELOW = 0.3  # moving count of uses per step under which a code counts as dead
@@ -31,16 +32,14 @@ Render = Callable[[int, int, int], Tensor]  # (seed, n, size) -> frames [n,3,siz
 
 
 class EMACodebook:
-    """Moves a codebook [K, C] in place towards the vectors that choose its rows, and gives dead rows a new start."""
+    """Moves a codebook [K, C] in place towards the vectors that choose its rows, and restarts dead rows."""
 
     def __init__(self, codebook: Tensor):
         self.codebook = codebook
-        self.counts = torch.ones(
-            len(codebook)
-        )  # moving average of how many vectors of a batch choose each code
+        self.counts = torch.ones(len(codebook))  # moving average of a batch's vectors that choose each code
 
     def update(self, vectors: Tensor, ids: Tensor, decay: float) -> None:
-        """One moving-average step from vectors [M, C] and the codes [M] they chose (van den Oord et al. 2017, appendix)."""
+        """One moving-average step from vectors [M, C] and their codes [M] (van den Oord et al. 2017, appendix)."""
         used = torch.bincount(ids, minlength=len(self.codebook)).to(vectors.dtype)
         self.counts.mul_(decay).add_(used, alpha=1 - decay)
         sums = torch.zeros_like(self.codebook).index_add_(0, ids, vectors)
@@ -48,7 +47,7 @@ class EMACodebook:
         self.codebook.add_((1 - decay) * pull / self.counts.clamp(min=1e-6)[:, None])
 
     def revive(self, vectors: Tensor, ids: Tensor, generator: torch.Generator) -> int:
-        """Move codes used less than REVIVE_BELOW times a step onto badly matched vectors; returns how many."""
+        """Move codes used less than REVIVE_BELOW times a step onto badly matched vectors -> how many."""
         dead = (self.counts < REVIVE_BELOW).nonzero()[:, 0][: len(vectors)]
         if len(dead):
             error = (vectors - self.codebook[ids]).square().sum(-1)
@@ -61,7 +60,8 @@ class EMACodebook:
 def train_codebook(pool: "FramePool", *, codes: int, steps: int, seed: int) -> Tensor:
     """Patches [codes,192] that stand for those of the pool's objects; code 0 is black ground.
 
-    Starts from patches of objects drawn at random: drawn from whole frames, nearly all would be black and alike.
+    Starts from patches of objects drawn at random: drawn from whole frames, nearly all would be black and
+    alike.
     """
     from tqdm import tqdm
 
@@ -91,10 +91,9 @@ def train_frame_tokenizer(
 ) -> FrameTokenizer:
     """Train a PatchVQVAE on frames of 64 x 64 and 192 x 192 pixels: codebook, then decoder with the codes fixed.
 
-    render(seed, n, size) must depend on its arguments alone. pool_frames: how many small and large frames are drawn once
-    and used over and over. A finished codebook in run_dir/codebook.pt is kept, the decoder goes on from
-    run_dir/checkpoint.pt; a finished tokenizer costs nothing. what: anything that tells what `render` draws, kept with
-    the settings. Raises CogVideoError if run_dir holds a run with other settings or a damaged file.
+    render(seed, n, size) must depend on its arguments alone. pool_frames: how many small and large frames are
+    drawn once and used over and over. A finished codebook in run_dir/codebook.pt is kept, the decoder resumes
+    from run_dir/checkpoint.pt. what: what `render` draws, kept with the settings.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -118,45 +117,36 @@ def train_frame_tokenizer(
         frames = pool().crops(seed * 1_000_003 + step, decoder.batch_size)
         error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
         weight = 1 + (OBJECT_WEIGHT - 1) * object_pixels(frames)
-        # Dim objects are as wrong as bright ones when their hue is: the error counts against the object's brightness.
+        # Dim objects are as wrong as bright ones when their hue is: the error counts against the object's
+        # brightness.
         weight = weight / frames.amax((1, 2, 3), keepdim=True).clamp(min=0.3)
         return (weight * (error.square() + L1 * error.abs())).mean()
 
-    fit(
-        model,
-        model.mend.parameters(),
-        loss,
-        decoder,
-        run_dir,
-        settings={"codebook": settings, "widths": list(widths), "decoder": to_dict(decoder)},
-        checkpoint_seconds=checkpoint_seconds,
-        label="frame decoder",
-    )
+    own = {"codebook": settings, "widths": list(widths), "decoder": to_dict(decoder)}
+    job = Job(model, model.mend.parameters(), loss, decoder, run_dir, own, label="frame decoder")
+    job.checkpoint_seconds = checkpoint_seconds
+    fit(job)
     return FrameTokenizer(model).eval()
 
 
 class FramePool:
     """Frames rendered once, at 64 x 64 and at 192 x 192 pixels: super-resolved frames use the same codebook.
 
-    Draws patches of objects, three quarters of them small, and crops that begin on the 8 px grid and show some object.
+    Draws patches of objects, three quarters of them small, and crops that begin on the 8 px grid and show
+    some object.
     """
 
     def __init__(self, render: Render, *, seed: int, small: int, large: int, crop: int = 40):
         self.crop = crop
         self.pools, self.windows, self.inked = [], [], []
         for count, size in ((small, 64), (large, 192)):
-            chunks = [
-                render(seed * 1_000_003 + first, min(64, count - first), size)
-                for first in range(0, count, 64)
-            ]
+            firsts = range(0, count, 64)
+            chunks = [render(seed * 1_000_003 + at, min(64, count - at), size) for at in firsts]
             self.pools.append(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in chunks]))
             ink = torch.cat([object_pixels(chunk) for chunk in chunks])
-            self.windows.append(
-                F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01
-            )  # [count, rows, columns] of crops
-            self.inked.append(
-                to_patches(self.pools[-1])[F.max_pool2d(ink, 8)[:, 0] > 0]
-            )  # [patches, 192] uint8
+            # Of crops [count, rows, columns]; patches [patches, 192] uint8.
+            self.windows.append(F.avg_pool2d(ink, crop, stride=8)[:, 0] + 0.01)
+            self.inked.append(to_patches(self.pools[-1])[F.max_pool2d(ink, 8)[:, 0] > 0])
 
     def patches(self, seed: int, n: int) -> Tensor:
         """n patches [n,192] in 0..1 that show something."""
@@ -166,7 +156,7 @@ class FramePool:
         return torch.cat(found).float() / 255
 
     def crops(self, seed: int, n: int) -> Tensor:
-        """n crops [n,3,crop,crop], half of small and half of large frames; those with more object come more often."""
+        """n crops [n,3,crop,crop], half of small and half of large frames; more often where objects are."""
         generator = torch.Generator().manual_seed(seed)
         crops = []
         for share, frames, windows in zip((n - n // 2, n // 2), self.pools, self.windows, strict=True):

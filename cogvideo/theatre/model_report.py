@@ -37,11 +37,11 @@ def report_weights(
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Evaluate weights ("demo" or a pipeline folder) and write the report to one HTML page; shows its progress.
+    """Evaluate weights ("demo" or a pipeline folder) and write the report to one HTML page.
 
-    n: prompts of each kind for alignment. fvd_clips: clips a side for FVD and its sensitivity; 0 leaves both out.
-    Cost on one core with the demo weights: 0.3 s a prompt of each kind, 10 s a clip of FVD (seven sides for the
-    sensitivity, I3D).
+    n: prompts of each kind for alignment. fvd_clips: clips a side for FVD and its sensitivity; 0: neither.
+    Cost on one core with the demo weights: 0.3 s a prompt of each kind, 10 s a clip of FVD (seven sides for
+    the sensitivity, I3D).
     """
     if n < 1 or fvd_clips < 0 or fvd_clips == 1:
         raise CogVideoError(f"n must be at least 1 and FVD's clips 0 or at least 2, not {n} and {fvd_clips}.")
@@ -104,8 +104,8 @@ def _alignment(pipe: Pipeline, n: int, seed: int) -> list[str]:
             c = found[source][measure]
             rows.append([label, title, 100 * c["rate"], 100 * c["low"], 100 * c["high"], c["right"], c["n"]])
     said = (
-        f"{n} test prompts for whole actions and {n} for parts of them; a judge reads pixels. The ceiling is real "
-        "clips through the frame tokenizer. Intervals are Wilson's, 95 %."
+        f"{n} test prompts for whole actions and {n} for parts of them; a judge reads pixels. The ceiling is "
+        "real clips through the frame tokenizer. Intervals are Wilson's, 95 %."
     )
     header = ["measure", "of", "right, %", "low", "high", "right", "asked"]
     table = html.table("alignment", header, rows, text=(0, 1))
@@ -123,8 +123,8 @@ def _fvd(weights: str | Path, clips: int, seed: int, device: str) -> list[str]:
         html.heading("FVD and its protocol"),
         html.preformatted(scores),
         html.paragraph(
-            f"With {clips} clips a side the score is high for any model: compare it with the floor (real against "
-            "real), never with published ones."
+            f"With {clips} clips a side the score is high for any model: compare it with the floor (real "
+            "against real), never with published ones."
         ),
         html.heading("What the score feels"),
         html.preformatted(damages),
@@ -149,5 +149,5 @@ def _channels(pipe: Pipeline) -> list[str]:
 
 def temporal_shares(model: CogVideoTransformer) -> list[np.ndarray]:
     """[layers] of [D]: the gate weight (0..1) of the temporal channel in a block's attention output."""
-    gates: list[Any] = [block.gate for block in model.blocks]  # type: ignore[union-attr]
-    return [1 - torch.sigmoid(gate.detach().float()).cpu().numpy() for gate in gates]
+    blocks: list[Any] = list(model.blocks)
+    return [1 - torch.sigmoid(block.gate.detach().float()).cpu().numpy() for block in blocks]

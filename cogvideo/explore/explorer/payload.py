@@ -91,7 +91,8 @@ def _describe_scene(scene: Scene, layers: list[int]) -> dict[str, Any]:
     c, made = scene.model.config, scene.made
     steps = np.zeros(scene.frames.shape, int)
     steps[made] = masks.decoding_steps(c, made).numpy()
-    gates = [block.gate.detach().sigmoid().float().cpu().numpy() for block in scene.model.blocks]  # type: ignore[union-attr]
+    blocks: list[Any] = list(scene.model.blocks)
+    gates = [block.gate.detach().sigmoid().float().cpu().numpy() for block in blocks]
     return {
         "title": scene.title,
         "stage": scene.stage,
