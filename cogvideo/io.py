@@ -130,7 +130,7 @@ HTML = """<!doctype html>
 
 
 def html_page(title: str, body: str, style: str, policy: str) -> str:
-    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run, as CSP has it."""
+    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run (CSP)."""
     return HTML.format(title=escape(title), body=body, style=style, policy=policy)
 
 

@@ -108,7 +108,7 @@ def _sweep_file(path: Path, name: str) -> Path:
             if file.is_file():
                 return file
     raise CogVideoError(
-        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above it: give the file itself."
+        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above: give the file."
     )
 
 

@@ -131,8 +131,8 @@ def _verdict(results: Results, found: Sequence[Difference]) -> list[str]:
         html.heading("Which orderings hold"),
         html.paragraph(
             f"Every variant is compared with {baseline} in pairs of the same seed. Intervals are Student's, "
-            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons of "
-            "one metric. An ordering holds where the interval excludes zero."
+            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons "
+            "of one metric. An ordering holds where the interval excludes zero."
         ),
     ]
     titles = (f"{baseline} is better", f"{baseline} is worse", "Not told apart")

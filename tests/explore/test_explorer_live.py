@@ -65,7 +65,10 @@ def test_what_cannot_be_answered_is_told(monkeypatch):
     monkeypatch.setattr(widget, "send", lambda message, buffers=None: sent.append(message))
     widget._answer(widget, {"number": 7, "scene": 0, "layer": 0, "place": 60}, [])
     assert sent == [
-        {"number": 7, "error": "There is no position 0 of frame 5: this clip has frames 0..4 and positions 0..11."}
+        {
+            "number": 7,
+            "error": "There is no position 0 of frame 5: this clip has frames 0..4 and positions 0..11.",
+        }
     ]
 
 

@@ -1,4 +1,4 @@
-"""A sweep whose workers are killed at random and whose driver is killed twice, against one that nobody disturbs.
+"""A sweep whose workers are killed at random and whose driver is killed twice, against an undisturbed one.
 
 The whole of it, 12 points: PYTHONPATH=.:tests python -m sweeps.faults FOLDER 12
 """

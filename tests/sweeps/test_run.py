@@ -115,7 +115,7 @@ def cluster(scheduler):
 
 
 def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cluster):
-    """On a scheduler and a worker started by hand: one runs out of memory, one loops, one raises, one says nothing."""
+    """On a cluster started by hand: one runs out of memory, one loops, one raises, one records nothing."""
 
     def sweep(kinds: list[str], minutes: float) -> tuple[subprocess.CompletedProcess, pd.DataFrame]:
         limits = {"memory": "600MB", "minutes": minutes}
@@ -220,7 +220,8 @@ def point(tmp_path):
     folder = sweep.folder_of(sweep.points[0])
     folder.mkdir(parents=True)
     note = {
-        "point": folder.name, "status": "running", "attempt": "first", "host": "elsewhere", "parameters": {"seed": 0},
+        "point": folder.name, "status": "running", "attempt": "first", "host": "elsewhere",
+        "parameters": {"seed": 0},
         "fingerprint": fingerprint(sweep.notebook), "started": "2026-01-01T00:00:00.000+00:00",
     }  # fmt: skip
     notes.write_note(folder, note)
@@ -264,10 +265,11 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
 
 
 def test_jobs_of_slurm(tmp_path, monkeypatch):
-    """With a stand-in for the queue alone: an sbatch that runs the script at once, an scancel that ends it."""
+    """With a stand-in for the queue: an sbatch that runs the script at once, an scancel that ends it."""
     programs = {
         # As the real one it keeps the script: dask-jobqueue deletes it at once.
-        "sbatch": f'cp "$1" {tmp_path}/script\nsetsid bash {tmp_path}/script > /dev/null 2>&1 &\necho "Submitted batch job $!"',
+        "sbatch": f'cp "$1" {tmp_path}/script\nsetsid bash {tmp_path}/script > /dev/null 2>&1 &\n'
+        'echo "Submitted batch job $!"',
         "scancel": 'kill -- "-$1"',
     }
     (tmp_path / "bin").mkdir()
