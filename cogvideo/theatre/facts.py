@@ -1,7 +1,9 @@
-"""Questions to a model with numbers for answers: where it reads a word, what follows a moving object, what gates do.
+"""Questions to a model with numbers for answers: where it reads a word, what follows a moving object, what
+gates do.
 
-They are asked of finished clips whose ground is one token and whose object is everything else, as in the demo world. Weights
-of the attention come beside what they are good for (knockout.py) and beside controls that could prove them wrong.
+They are asked of finished clips whose ground is one token and whose object is everything else, as in the demo
+world. Weights of the attention come beside what they are good for (knockout.py) and beside controls that
+could prove them wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,13 +38,15 @@ class Study(NamedTuple):
 
 
 def moving_clips(n: int, seed: int = 0, seconds: float = 4.0) -> Clips:
-    """n clips of the demo world's test split whose digit moves left, right, up or down and takes `seconds` for it.
+    """n clips of the demo world's test split whose digit moves left, right, up or down and takes `seconds`
+    for it.
 
     Raises CogVideoError for seconds that no action takes.
     """
     if seconds not in DURATIONS:
         raise CogVideoError(
-            f"No action of the demo world takes {seconds:g} s: choose of {', '.join(f'{one:g}' for one in DURATIONS)}."
+            f"No action of the demo world takes {seconds:g} s: choose of "
+            f"{', '.join(f'{one:g}' for one in DURATIONS)}."
         )
     pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="test")
     moves = np.array([name.startswith("moves") for name in ACTION_NAMES])
@@ -56,7 +60,8 @@ def study(
 ) -> Study:
     """Ask a model of the demo world everything of this file, about n clips that it generates itself.
 
-    The digit is swapped for the one that is four larger. Raises CogVideoError for a model without the demo's words.
+    The digit is swapped for the one that is four larger. Raises CogVideoError for a model without the demo's
+    words.
     """
     asked = moving_clips(n, seed, seconds)
     kinds, colors = asked.kind[:, 0], [COLOR_NAMES[color] for color in asked.color[:, 0]]
@@ -78,51 +83,56 @@ def study(
 
 
 def sentences(found: Study) -> list[str]:
-    """What a study says, with its numbers and controls, in Markdown; the model decides what is said."""
-    said = []
-    for stage, table in found.reading.items():
-        heads, words = table[table["head"] >= 0], found.words[stage].set_index(["word", "change"])["rise"]
-        first, second = (heads.sort_values("rise", ascending=False).iloc[place] for place in (0, 1))
-        most = heads.sort_values("weight", ascending=False).iloc[0]
-        said.append(
-            f"**Where the digit is read, {stage}**: most in the {first['channel']} channel, layer {first['layer']}, head {first['head']}. "
-            f"When it alone cannot see the word, a token of the object costs {first['rise']:+.3f} nats (ground "
-            f"{first['ground rise']:+.3f}); the next head, {second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. "
-            f"Hidden from all heads: {words['digit', 'hidden']:+.3f}; another digit in its place: {words['digit', 'swapped']:+.3f}; "
-            f"controls: colour hidden {words['colour', 'hidden']:+.3f}, direction hidden {words['direction', 'hidden']:+.3f}. "
-            f"The head that looks at the digit most is {most['channel']} {most['layer']}.{most['head']} "
-            f"({most['weight']:.0%} of its attention, worth {most['rise']:+.3f})."
-        )
-    for stage, table in found.following.items():
-        table = table.assign(control=table[["stay", "opposite", "even"]].max(axis=1))
-        best = table.loc[(table["follow"] - table["control"]).idxmax()]
-        layers = table.groupby("layer")[
-            ["follow", "stay", "opposite", "even", "object", "even object"]
-        ].mean()
-        follows = [
-            str(layer)
-            for layer, row in layers.iterrows()
-            if row["follow"] > row[["stay", "opposite", "even"]].max()
-        ]
-        said.append(
-            f"**What follows the moving digit, {stage}** ({best['pairs']:.0f} pairs of patches and frames): as a whole layers {', '.join(follows) or 'none'} look more at the patch "
-            f"where the object's piece was than at the same place, as far the other way, and evenly. Most layer {best['layer']:.0f}, "
-            f"head {best['head']:.0f}: {best['follow']:.1%} on that one patch (same place {best['stay']:.1%}, other way "
-            f"{best['opposite']:.1%}, evenly {best['even']:.1%}). Of the attention to other frames' patches, "
-            f"{', '.join(f'{row.object:.0%} (layer {layer})' for layer, row in layers.iterrows())} goes to objects; evenly it would be "
-            f"{layers['even object'].mean():.0%}."
-        )
-    for stage, table in found.silencing.items():
-        every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
-        worst, bare = layers.loc[layers["rise"].idxmax()], layers.loc[layers["ground rise"].idxmax()]
-        shares = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
-        said.append(
-            f"**What gates do, {stage}**: they give the temporal channel {shares} by layer, and it makes {every['temporal part']:.0%} "
-            f"of what is mixed. Without it a token of the object costs {every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); "
-            f"without that of one layer alone, the object suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the "
-            f"ground in layer {bare['layer']:.0f} ({bare['ground rise']:+.3f})."
-        )
-    return said
+    """What a study found, with its numbers and controls, in Markdown."""
+    said = [_reading(stage, table, found.words[stage]) for stage, table in found.reading.items()]
+    said += [_following(stage, table) for stage, table in found.following.items()]
+    return said + [_silencing(stage, table) for stage, table in found.silencing.items()]
+
+
+def _reading(stage: str, table: Any, words: Any) -> str:
+    heads, words = table[table["head"] >= 0], words.set_index(["word", "change"])["rise"]
+    first, second = (heads.sort_values("rise", ascending=False).iloc[i] for i in (0, 1))
+    most = heads.sort_values("weight", ascending=False).iloc[0]
+    return (
+        f"**Where the digit is read, {stage}**: most in the {first['channel']} channel, layer "
+        f"{first['layer']}, head {first['head']}. When it alone cannot see the word, a token of the object "
+        f"costs {first['rise']:+.3f} nats (ground {first['ground rise']:+.3f}); the next head, "
+        f"{second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. Hidden from all "
+        f"heads: {words['digit', 'hidden']:+.3f}; another digit in its place: "
+        f"{words['digit', 'swapped']:+.3f}; controls: colour hidden {words['colour', 'hidden']:+.3f}, "
+        f"direction hidden {words['direction', 'hidden']:+.3f}. The head that looks at the digit most is "
+        f"{most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of its attention, worth "
+        f"{most['rise']:+.3f})."
+    )
+
+
+def _following(stage: str, table: Any) -> str:
+    controls = ["stay", "opposite", "even"]
+    best = table.loc[(table["follow"] - table[controls].max(axis=1)).idxmax()]
+    layers = table.groupby("layer")[["follow", *controls, "object", "even object"]].mean()
+    follows = [str(layer) for layer, row in layers.iterrows() if row["follow"] > row[controls].max()]
+    objects = ", ".join(f"{row.object:.0%} (layer {layer})" for layer, row in layers.iterrows())
+    return (
+        f"**What follows the moving digit, {stage}** ({best['pairs']:.0f} pairs of patches and frames): as a "
+        f"whole layers {', '.join(follows) or 'none'} look more at the patch where the object's patch was "
+        f"than at the same position, as far the other way, and evenly. Most layer {best['layer']:.0f}, head "
+        f"{best['head']:.0f}: {best['follow']:.1%} on that one patch (same position {best['stay']:.1%}, "
+        f"other way {best['opposite']:.1%}, evenly {best['even']:.1%}). Of the attention to other frames' "
+        f"patches, {objects} goes to objects; evenly it would be {layers['even object'].mean():.0%}."
+    )
+
+
+def _silencing(stage: str, table: Any) -> str:
+    every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
+    worst, bare = layers.loc[layers["rise"].idxmax()], layers.loc[layers["ground rise"].idxmax()]
+    weights = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
+    return (
+        f"**What gates do, {stage}**: they give the temporal channel {weights} by layer, and it makes "
+        f"{every['temporal part']:.0%} of what is mixed. Without it a token of the object costs "
+        f"{every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); without that of one layer alone, "
+        f"the object suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the ground in "
+        f"layer {bare['layer']:.0f} ({bare['ground rise']:+.3f})."
+    )
 
 
 @torch.inference_mode()
@@ -134,10 +144,11 @@ def recordings(
     seed: int = 0,
     stages: Sequence[str] = STAGES,
 ) -> dict[str, list[Recording]]:
-    """Generate a clip of every prompt and run the models over it again: for each stage one recording a prompt.
+    """Generate a clip of every prompt and run the models over it again: for each stage one recording a
+    prompt.
 
-    "first frame" is the image model inside stage 1 over the frame that it drew; "stage 1" the key frames; "stage 2" the first
-    sequence of its first round. Raises CogVideoError as the pipeline does.
+    "first frame" is the image model inside stage 1 over the frame that it drew; "stage 1" the key frames;
+    "stage 2" the first sequence of its first round. Raises CogVideoError as the pipeline does.
     """
     s, spans = pipe.sampling, {"first frame": None, "stage 1": seconds, "stage 2": seconds / 2}
     suffixes = {"first frame": s.first_frame_suffix}
@@ -165,11 +176,13 @@ def slot_of(pipe: Pipeline, recording: Recording, word: str) -> int:
 
 
 def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
-    """Where a word is read: DataFrame with a row for every channel, layer and head, and one for all heads of a layer (head -1).
+    """Where a word is read: DataFrame with a row for every channel, layer and head, and one for all heads of
+    a layer (head -1).
 
-    slots: the word's slot in every clip. "weight" and "on ground": mean attention to it of the object's patches and of the
-    ground's. "rise": how many nats a token of the object costs more when these heads cannot see the word. "ground rise":
-    the same of the ground. Of generated frames, mean over clips; "deviation" of the rise between clips.
+    slots: the word's slot in every clip. "weight" and "on ground": mean attention to it of the object's
+    patches and of the ground's. "rise": how many nats a token of the object costs more when these heads
+    cannot see the word. "ground rise": the same of the ground. Of generated frames, mean over clips;
+    "deviation" of the rise between clips.
     """
     import pandas as pd
 
@@ -207,8 +220,8 @@ def word_controls(
 ) -> Any:
     """How much words matter: DataFrame of the nats that a token of the object, and of the ground, costs more.
 
-    slots: name -> the slot of a word in every clip; the word is hidden from every place in all layers, and only the other
-    words may still tell of it. swaps: name -> the id of another word that takes its place.
+    slots: name -> the slot of a word in every clip; the word is hidden from every place in all layers, and
+    only the other words may still tell of it. swaps: name -> the id of another word that takes its place.
     """
     import pandas as pd
 
@@ -234,11 +247,11 @@ def word_controls(
 def following(clips: Sequence[Recording]) -> Any:
     """What follows a moving object: DataFrame with a row for every layer and head of the temporal channel.
 
-    From the object's patches, to every other frame that may be seen. "follow": mean attention to the patch where that same
-    piece of the object was; controls: "stay", the same place of the frame; "opposite", as far away in the other direction;
-    "even", what each would get if all visible keys were seen alike. "object": share of the attention to patches that goes to
-    objects, and "even object" its control. "pairs": of patches and frames that count, those between which the object moved by
-    whole patches and all controls can be seen.
+    From the object's patches, to every other frame that may be seen. "follow": mean attention to the patch
+    where that same piece of the object was; controls: "stay", the same place of the frame; "opposite", as far
+    away in the other direction; "even", what each would get if all visible keys were seen alike. "object":
+    share of the attention to patches that goes to objects, and "even object" its control. "pairs": of patches
+    and frames that count, those between which the object moved by whole patches and all controls can be seen.
     """
     import pandas as pd
 
@@ -297,8 +310,9 @@ def following(clips: Sequence[Recording]) -> Any:
 def silencing(clips: Sequence[Recording]) -> Any:
     """What gates let through: DataFrame with a row a layer, and one for all layers (layer -1).
 
-    "temporal share": 1 - sigmoid(gate), mean over dimensions; "temporal part": of the mixed output (gate_table). "rise": nats
-    that a token of the object costs more with the layer's temporal channel silent, in generated frames; "ground rise".
+    "temporal share": 1 - sigmoid(gate), mean over dimensions; "temporal part": of the mixed output
+    (gate_table). "rise": nats that a token of the object costs more with the layer's temporal channel silent,
+    in generated frames; "ground rise".
     """
     import pandas as pd
 
