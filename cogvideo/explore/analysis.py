@@ -1,5 +1,4 @@
-"""Where attention goes, as tables: to words, to frames earlier and later, how far in space and time, how
-evenly.
+"""Where attention goes, as tables: to which words and frames, how far in space and time, how evenly.
 
 Functions take what `capture` returns. Rows of a table are means over the captured positions of one frame;
 `where` [Q] bool selects positions, such as those of an object. Keys are named after the patches they hold
@@ -88,8 +87,7 @@ def gate_table(captured: Captured) -> Any:
 
 
 def spatial_part(captured: Captured) -> np.ndarray:
-    """[layers,Q] 0..1: the spatial channel's part of the output, by gate weight times length; 1 in an image
-    model."""
+    """[layers,Q]: the spatial channel's part (0..1) of the output, by gate weight times length."""
     if captured.gate is None:
         return np.ones_like(captured.norm("spatial"))
     weight = captured.gate.mean(1)[:, None]
@@ -98,8 +96,7 @@ def spatial_part(captured: Captured) -> np.ndarray:
 
 
 def both_channels(captured: Captured) -> np.ndarray:
-    """[layers, Q, L+T*N]: the mean over heads of both channels' maps, each weighted by its part of the
-    output."""
+    """[layers, Q, L+T*N]: mean over heads of both channels' maps, weighted by their part of the output."""
     length, t, n = captured.sizes
     part = spatial_part(captured)[..., None]
     spatial = captured.maps("spatial").mean(1)
@@ -112,8 +109,7 @@ def both_channels(captured: Captured) -> np.ndarray:
 
 
 def rollout(captured: Captured) -> np.ndarray:
-    """[T*N, L+T*N]: attention followed back through all captured layers (Abnar & Zuidema 2020); rows sum to
-    1.
+    """[T*N, L+T*N]: attention through all captured layers (Abnar & Zuidema 2020); rows sum to 1.
 
     A layer passes on one half by its residual stream and one half by `both_channels`. What has reached a word
     stays there: words attend to each other as well, which is not followed. Needs all positions as queries,
@@ -198,8 +194,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _distances(captured: Captured) -> np.ndarray:
-    """[Q, rows, columns]: from the query's patch to every patch of a frame; NaN where it holds
-    begin-of-image."""
+    """[Q, rows, columns]: from the query's patch to all patches; NaN where it holds begin-of-image."""
     c, (times, positions) = captured.config, captured.queries.T
     patches = np.where(np.isin(times, captured.made), positions, positions - 1)[:, None, None]
     rows, columns = np.mgrid[: c.frame_height, : c.frame_width]

@@ -26,8 +26,7 @@ def token_losses(
     heads: Sequence[int] | None = None,
     silent: Sequence[int] = (),
 ) -> Tensor:
-    """Cross entropy [T,N] in nats of every token of the clip, in a changed model; by default in the model
-    itself.
+    """Cross entropy [T,N] in nats of every token of the clip in a changed, or by default the same, model.
 
     hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still
     read

@@ -77,8 +77,7 @@ def plot_frames(tables: Mapping[str, Any]) -> Any:
 
 
 def plot_gates(captures: Mapping[str, Captured]) -> Any:
-    """The temporal channel by layer: its gate weights over dimensions, and its part of the output
-    (crosses)."""
+    """The temporal channel by layer: its gate weights, and its part of the output (crosses)."""
     figure, axes = _grid(1, len(captures), 3.6, 2.8, sharey=True)
     for axis, (name, captured) in zip(axes[0], captures.items(), strict=True):
         table, x = gate_table(captured), np.arange(len(captured.layers))
@@ -100,8 +99,7 @@ def plot_gates(captures: Mapping[str, Captured]) -> Any:
 def plot_patch(
     captured: Captured, pixels: np.ndarray, time: int, patch: int, *, layer: int | None = None
 ) -> Any:
-    """What one patch looked at: words at the left, patches of all frames at the right; pixels uint8
-    [T,H,W,3].
+    """What one patch looked at: words, and patches of all frames; pixels uint8 [T,H,W,3].
 
     Rows: both channels and their mixture, each the mean over heads of `layer` (None: the last captured), and
     the rollout through all captured layers. Hatched: what the mask forbids (rollout: from where nothing
@@ -129,8 +127,7 @@ def plot_patch(
 def plot_words(
     captured: Captured, pixels: np.ndarray, *, channel: str = "spatial", reduce: str = "mean"
 ) -> Any:
-    """Which patches look at each word, over the whole clip: rows are words, columns frames; one scale for
-    all.
+    """Which patches look at each word: rows are words, columns frames; one scale for all.
 
     Hatched: the last patch of a given frame, which looks at nothing.
     """
@@ -149,8 +146,7 @@ def plot_words(
 
 
 def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
-    """Where a word is read: weight on it beside what hiding it costs (`facts.reading`); a row for each
-    stage."""
+    """Weight on a word beside what hiding it costs (`facts.reading`); a row for each stage."""
     figure, axes = _grid(len(tables), 4, 2.5, 1.9)
     for row, (stage, table) in zip(axes, tables.items(), strict=True):
         for number, channel in enumerate(CHANNELS):

@@ -106,8 +106,7 @@ class Captured:
         return found
 
     def patches(self, keys: np.ndarray) -> Patches:
-        """Keys [..., L+N] or [..., L+T*N] (weights, or what is visible) by what they hold: see
-        `to_patches`."""
+        """Keys [..., L+N] or [..., L+T*N] (weights or bools) by what they hold: see `to_patches`."""
         return to_patches(keys, len(self.text_ids), self.config.frame_height, self.config.frame_width)
 
     @property
@@ -209,8 +208,7 @@ class Recording:
 
     @torch.inference_mode()
     def mix(self, captured: Captured) -> np.ndarray:
-        """[layers,Q,D]: the attention output of each layer, from captured maps, values, dense layers and the
-        gate.
+        """[layers,Q,D]: each layer's attention output, computed from captured maps.
 
         This is what the layer adds to the residual stream (before its norm), so maps changed by hand show the
         effect of the change. Needs all heads and both channels.
@@ -350,8 +348,7 @@ def capture(
 
 
 def _groups(queries: np.ndarray, kind: str) -> list[tuple[np.ndarray, int]]:
-    """(rows, frame) of queries that share their keys: those of one frame in the spatial channel, all in the
-    temporal."""
+    """(rows, frame) of queries that share keys: of one frame in the spatial channel, all in the temporal."""
     if kind == "temporal":
         return [(np.arange(len(queries)), 0)]
     return [(np.flatnonzero(queries[:, 0] == time), int(time)) for time in np.unique(queries[:, 0])]

@@ -23,8 +23,7 @@ def memory_needed(
     c: ModelConfig, *, text_length: int, num_frames: int, layers: int, heads: int, queries: int,
     channels: Sequence[str] = CHANNELS, itemsize: int = 4, recorded: bool = False,
 ) -> tuple[int, int]:  # fmt: skip
-    """Bytes that a capture takes beside the model: (maps in host memory, inputs and work space on its
-    device).
+    """Bytes of a capture beside the model: (maps in host memory, inputs and work space on its device).
 
     layers, heads, queries: how many. itemsize: bytes of one number of the model. recorded: the run has been
     made.

@@ -29,8 +29,7 @@ def plot_values(
 def plot_curves(
     rows: Sequence[Mapping[str, Any]], by: str, over: str, metrics: Sequence[str], shown: Mapping[str, str]
 ) -> Any:
-    """A panel a metric: mean and standard deviation over seeds against the parameter `over`, a line a
-    variant.
+    """A panel a metric: mean and deviation over seeds against the parameter `over`, a line a variant.
 
     The scale of `over` is logarithmic where all its values are positive.
     """
@@ -57,8 +56,7 @@ def plot_curves(
 
 
 def plot_differences(found: Sequence[Difference], shown: Mapping[str, str], better: Mapping[str, int]) -> Any:
-    """A panel a metric: every variant less the baseline with its interval; green where the baseline is
-    better.
+    """A panel a metric: every variant less the baseline; green where the baseline is better.
 
     better: 1 for metrics that should be high, -1 for those that should be low.
     """

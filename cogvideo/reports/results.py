@@ -143,8 +143,7 @@ def _plain(found: "DataFrame") -> list[dict[str, Any]]:
 
 
 def _metrics(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the sweep collects; by default all columns of numbers that are neither parameters nor the
-    sweep's."""
+    """What the sweep collects; by default all other columns of numbers."""
     parameters = sweep.points[0].parameters
     own = {*table.FIRST, *table.LAST, *map(table.parameter_column, parameters)}
     wanted = [table.metric_column(name, parameters) for name in sweep.collect]

@@ -1,5 +1,4 @@
-"""The report of a sweep: from the question to how it is repeated, every number taken from the sweep's
-table."""
+"""The report of a sweep, from the question to how to repeat it; every number is the table's."""
 
 import json
 from collections import Counter
@@ -68,8 +67,7 @@ def differences_of(results: Results) -> list[Difference]:
 
 
 def labelled(results: Results) -> list[dict[str, Any]]:
-    """Usable rows in the order of variants, with a column LABEL: the variant and its other varied
-    parameters."""
+    """Usable rows by variant, with a column LABEL: the variant and its other varied parameters."""
     name, order = results.variant, {variant: i for i, variant in enumerate(results.variants)}
     rows = [
         row | {LABEL: _label(row[name] if name else "", label)}

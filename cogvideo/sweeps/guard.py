@@ -78,8 +78,7 @@ class Guard:
         return note
 
     def _clear(self, keep: bool) -> None:
-        """Remove an earlier run. keep: it was of the same code, so its notebook's files stay for it to
-        resume."""
+        """Remove an earlier run. keep: the notebook's own files, for the same code to resume."""
         for path in self.folder.iterdir():
             if path.name != "lock" and not (keep and path.name not in OURS):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

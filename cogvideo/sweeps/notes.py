@@ -81,9 +81,9 @@ def _flock(path: Path, kind: int) -> IO[str] | None:
 
 
 def status(folder: Path, note: dict[str, Any], fingerprint: str, collect: list[str]) -> str:
-    """waiting, running, done, failed, stopped; interrupted: its process died; changed: done by other code;
-    incomplete: done without a metric that is now to be collected.
+    """The state of a point: waiting, running, done, failed, stopped, or one of three more.
 
+    interrupted: its process died; changed: done by other code; incomplete: done without a metric to collect.
     note: the folder's, read once by the caller, since it may change at any time.
     """
     found = note.get("status", "waiting")

@@ -22,8 +22,7 @@ class Parameter:
     default: Any  # its source where it is not a plain value
 
     def fit(self, value: Any, where: str) -> Any:
-        """The value in the parameter's type: whole numbers and YAML's 2e-3 become floats where floats are
-        meant."""
+        """The value in the parameter's type: whole numbers and YAML's 2e-3 become floats where asked."""
         try:
             return coerce(self.hint, value, where)
         except CogVideoError:

@@ -92,8 +92,7 @@ class Sweep:
 
 
 def load(file: str | Path) -> Sweep:
-    """Read and check a sweep file: its keys, the notebook's parameters and their types, points given
-    twice."""
+    """Read a sweep file and check its keys, parameters and their types, and points given twice."""
     file = Path(file).resolve()
     where, values = str(file), load_yaml(file)
     seeds = values.get("seeds")

@@ -1,4 +1,4 @@
-"""The report of one set of weights says what the functions it stands for return, and nothing leads outside."""
+"""The report of one set of weights says what the functions it stands for return; nothing leads outside."""
 
 import numpy as np
 import pytest

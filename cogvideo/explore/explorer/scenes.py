@@ -59,8 +59,7 @@ def scenes(
     rounds: int | None = 1,
     progress: bool = False,
 ) -> list[Scene]:
-    """Generate a clip and keep what the models saw: its key frames, then every sequence of `rounds` of stage
-    2.
+    """Generate a clip and keep what the models saw: key frames, then all sequences of `rounds` of stage 2.
 
     rounds: None takes all that the clip's frame rate asks for.
     """

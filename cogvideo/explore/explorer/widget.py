@@ -18,8 +18,7 @@ KEPT_RECORDINGS = 2  # each holds the inputs of all layers: 1.2 GB at full size,
 
 
 class LiveExplorer(anywidget.AnyWidget):
-    """Answers the front end's questions: a row of a layer (what a position reads) or a column (who reads a
-    word)."""
+    """Answers the front end: a row of a layer (what a position reads) or a column (who reads a word)."""
 
     _esm, _css = front_end()
     info = traitlets.Dict().tag(sync=True)
