@@ -111,7 +111,7 @@ def test_chosen_parts_are_those_of_the_whole():
                 getattr(some, name + more), getattr(whole, name + more)[::-1][:, rows], rtol=1e-5
             )
     np.testing.assert_array_equal(some.gate, whole.gate[::-1])
-    with pytest.raises(CogVideoError, match="Place 1 of frame 1 was not captured"):
+    with pytest.raises(CogVideoError, match="Position 1 of frame 1 was not captured"):
         some.row(1, 1)
     only = capture(model, TEXT, frames, layers=[0], channels=["temporal"])
     assert only.spatial is None and only.spatial_norm is None and only.temporal is only.maps("temporal")
