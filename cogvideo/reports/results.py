@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,13 @@ Files = dict[str, dict[str, tuple[str, Path]]]  # by variant, by prompt and seed
 class Results:
     """A sweep's table and what is needed to read it."""
 
-    name: str
-    question: str
+    sweep: Sweep
     rows: list[dict[str, Any]]  # one a point; None where there is no value
     parameters: list[str]  # columns that were given to the points
     metrics: list[str]  # columns to be reported
     variant: str | None  # the column that tells variants apart
     baseline: Any
     folder: Path | None  # of the points' folders, if they are here
-    repeat: list[str]  # commands
 
     @property
     def usable(self) -> list[dict[str, Any]]:
@@ -44,7 +43,7 @@ class Results:
     def variants(self) -> list[Any]:
         return list(dict.fromkeys(row[self.variant] for row in self.rows)) if self.variant else []
 
-    @property
+    @cached_property
     def fixed(self) -> dict[str, Any]:
         """Parameters that are the same in all points."""
         kinds = {name: {json.dumps(row.get(name)) for row in self.rows} for name in self.parameters}
@@ -90,15 +89,13 @@ def read_results(path: str | Path) -> Results:
     if not any(row["status"] in USABLE for row in rows):
         raise CogVideoError(f"No point of {sweep.name} is done: look with `cogvideo sweep status`.")
     return Results(
-        name=sweep.name,
-        question=sweep.question,
+        sweep=sweep,
         rows=rows,
         parameters=[n for n in map(table.parameter_column, sweep.points[0].parameters) if n in rows[0]],
         metrics=_metrics(sweep, rows),
         variant=sweep.variant and table.parameter_column(sweep.variant),
         baseline=sweep.baseline,
         folder=folder,
-        repeat=[f"cogvideo sweep run reports/sweeps/{sweep.file.name}"],
     )
 
 
@@ -187,7 +184,7 @@ def clip_files(results: Results) -> Files:
                 found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
     if not found:
         raise CogVideoError(
-            f"No point of {results.name} kept clips here: run the sweep on this machine first."
+            f"No point of {results.sweep.name} kept clips here: run the sweep on this machine first."
         )
     return found
 

@@ -35,7 +35,7 @@ def report(
     found = differences_of(results)
     parts = [
         html.paragraph(_facts(results), "quiet"),
-        html.paragraph(results.question),
+        html.paragraph(results.sweep.question),
         *_verdict(results, found),
         *([html.heading("What to make of it"), html.markdown(said)] if said else []),
         *_summary(results),
@@ -48,7 +48,7 @@ def report(
         *_points(results),
         *_repeat(results),
     ]
-    return html.write(out, f"Sweep {results.name}", parts)
+    return html.write(out, f"Sweep {results.sweep.name}", parts)
 
 
 def differences_of(results: Results) -> list[Difference]:
@@ -271,10 +271,11 @@ def _repeat(results: Results) -> list[str]:
         for text in _distinct(results, "versions")
     ]
     commits = _distinct(results, "commit")
+    file = f"reports/sweeps/{results.sweep.file.name}"
     lines = [
         f"git checkout {commits[0].removesuffix(DIRTY)}",
-        *results.repeat,
-        f"cogvideo report {results.repeat[0].split()[-1]} -o report.html",
+        f"cogvideo sweep run {file}",
+        f"cogvideo report {file} -o report.html",
     ]
     parts = [html.heading("How to repeat it"), html.preformatted("\n".join(lines))]
     if len(commits) > 1 or commits[0].endswith(DIRTY):
