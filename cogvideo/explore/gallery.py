@@ -44,7 +44,8 @@ def plot_stage(
     position = c.frame_tokens // 2 + c.frame_width // 2 if position is None else position
     rows = 2 + len(channels)
     figure = plt.figure(figsize=(12.5, 2.0 + 1.55 * rows), facecolor="white", layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(2.6, 1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
+    left, right = halves
     axes = left.subplots(rows, c.num_frames + 1, width_ratios=[0.62] + [1] * c.num_frames)
     _draw_positions(axes[0], c, generated)
     for line, (name, (mask, color)) in zip(axes[1:], channels.items(), strict=False):

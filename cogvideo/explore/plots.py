@@ -81,7 +81,8 @@ def plot_gates(captures: Mapping[str, Captured]) -> Any:
     figure, axes = _grid(1, len(captures), 3.6, 2.8, sharey=True)
     for axis, (name, captured) in zip(axes[0], captures.items(), strict=True):
         table, x = gate_table(captured), np.arange(len(captured.layers))
-        drawn = axis.violinplot([1 - gate for gate in captured.gate], x, showextrema=False, widths=0.8)
+        gates: Any = captured.gate
+        drawn = axis.violinplot(list(1 - gates), x, showextrema=False, widths=0.8)
         for body in drawn["bodies"]:
             body.set(facecolor=SKY, alpha=0.8, edgecolor="none")
         half = {"color": BLUE, "lw": 4, "label": "middle half of dimensions"}
@@ -112,6 +113,7 @@ def plot_patch(
         seen = captured.patches(captured.visible(channel)[index, row])
         shown[f"{channel}\nlayer {number}"] = weights, seen
     if captured.gate is not None:
+        seen = captured.patches(captured.visible("temporal")[index, row])
         shown[f"mixed\nlayer {number}"] = captured.patches(both_channels(captured)[index, row]), seen
     followed = captured.patches(rollout(captured)[row])
     shown[f"rollout\n{len(captured.layers)} layers"] = followed, followed._replace(grid=followed.grid > 0)

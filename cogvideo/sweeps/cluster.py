@@ -64,11 +64,11 @@ def _local(workers: int) -> Any:
     """Worker processes on this machine, one point each. Guards limit the memory of points, not Dask."""
     from distributed import LocalCluster
 
+    quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": "CRITICAL"}
     try:
         return LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", dashboard_address=None,
-            silence_logs="CRITICAL",
-        )  # fmt: skip
+            n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", **quiet
+        )
     except (OSError, RuntimeError) as error:
         raise CogVideoError(f"Dask cannot start its workers: {' '.join(str(error).split())}.") from None
 

@@ -184,7 +184,7 @@ def _baseline(spec: _File, points: list[Point], where: str) -> Any:
     variants = {str(point.parameters[spec.variant]): point.parameters[spec.variant] for point in points}
     if spec.baseline is not None and spec.baseline not in variants:
         raise CogVideoError(f"{where}: baseline {spec.baseline} is none of {', '.join(variants)}.")
-    return variants.get(spec.baseline)
+    return None if spec.baseline is None else variants[spec.baseline]
 
 
 def fingerprint(notebook: Path) -> str:

@@ -84,7 +84,7 @@ def difference(
     mean = float(pairs.mean())
     if pairs.std() == 0:  # the same in every seed
         return Difference(variant, baseline, metric, mean, mean, mean, float(mean == 0), n)
-    test = stats.ttest_1samp(pairs, 0)
+    test: Any = stats.ttest_1samp(pairs, 0)
     low, high = map(float, test.confidence_interval(CONFIDENCE))
     return Difference(variant, baseline, metric, mean, low, high, float(test.pvalue), n)
 

@@ -89,8 +89,8 @@ def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: floa
     height, width = pipe.pixels(black).shape[2:4]
     if frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or len(frames) < c.num_frames:
         raise CogVideoError(
-            f"The clip has frames of {list(frames.shape)}, but these weights need {c.num_frames} or more of "
-            f"{width} x {height} pixels: scale it, or generate it without enlarging."
+            f"The clip has frames of {list(frames.shape)}, but these weights look at {c.num_frames} or more "
+            f"of {width} x {height} pixels: scale it, or generate it without enlarging."
         )
     chosen = np.linspace(0, len(frames) - 1, c.num_frames).round().astype(int)
     tokens = pipe.tokens(frames[None, chosen])[0]
