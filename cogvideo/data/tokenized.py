@@ -1,4 +1,4 @@
-"""Tokenized data sets on disk: shards of frame tokens and text ids, mapped into memory, and batches from them.
+"""Tokenized data sets on disk: shards of frame tokens and text ids, mapped into memory, and batches.
 
 A folder holds shard-00000.safetensors, .., index.safetensors and, once it is complete, manifest.json with
 what the tokens are (TokenFormat), how they were made, and the size and SHA-256 of every file. In a shard, n
@@ -12,7 +12,7 @@ samples:
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -130,7 +130,7 @@ def finish(
     unguided: Mapping[str, Sequence[int]],
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the index over the shards `names`, then the manifest -> the manifest. A folder that has it is complete.
+    """Write the index over the shards `names`, then the manifest (which makes a folder complete); return it.
 
     unguided: ids of the unguided prompt by span (span_key), for caption dropout. notes: what else the
     manifest is to tell.
@@ -213,7 +213,7 @@ class TokenizedBatches:
             )
         self._lengths = np.array(lengths)
         self._splits = _split(np.array(group), test_share)
-        self._shard: Callable[[int], Any] = lru_cache(256)(lambda number: self._checked(self._names[number]))
+        self._shard = lru_cache(256)(lambda number: self._checked(self._names[number]))
         self._order = lru_cache(2)(self._permutation)
 
     def count(self, split: str = "train") -> int:
@@ -223,31 +223,33 @@ class TokenizedBatches:
     def check(
         self, config: ModelConfig, *, frame_tokenizer: str | None = None, text_tokenizer: str | None = None
     ) -> None:
-        """Raise CogVideoError unless a model of this geometry, with these tokenizers, can train on these tokens.
+        """Raise CogVideoError unless a model of this geometry, with these tokenizers, can train on them.
 
         Digests that are not given are not compared.
         """
-        f, problem = self.format, ""
-        for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image"):
-            if not problem and getattr(config, name) != getattr(f, name):
-                problem = f"tokens in {self.folder} have {name} {getattr(f, name)}, the model {getattr(config, name)}"
-        if not problem and f.text_length > config.text_length:
-            problem = f"texts in {self.folder} have up to {f.text_length} ids, the model {config.text_length} text slots"
-        if not problem and f.pad_id >= config.vocab_size:
-            problem = f"texts in {self.folder} have the id {f.pad_id}, the model only {config.vocab_size} ids"
-        for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer)):
-            if not problem and digest not in (None, getattr(f, name)):
-                other = name.replace("_", " ")
-                problem = f"tokens in {self.folder} were made by another {other} than the model's"
-        if problem:
-            raise CogVideoError(
-                f"The {problem}: tokenize the videos with the weights that are to be trained."
-            )
+        f, where = self.format, f"in {self.folder}"
+        problems = [
+            f"tokens {where} have {name} {getattr(f, name)}, the model {getattr(config, name)}"
+            for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image")
+            if getattr(config, name) != getattr(f, name)
+        ]
+        if f.text_length > config.text_length:
+            slots = f"{config.text_length} text slots"
+            problems.append(f"texts {where} have up to {f.text_length} ids, the model {slots}")
+        if f.pad_id >= config.vocab_size:
+            problems.append(f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} ids")
+        problems += [
+            f"tokens {where} were made by another {name.replace('_', ' ')} than the model's"
+            for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer))
+            if digest not in (None, getattr(f, name))
+        ]
+        if problems:
+            raise CogVideoError(f"The {problems[0]}: tokenize the videos with the weights that are trained.")
         order = "interpolation" if f.kind == "interpolation" else "sequential"
         if config.num_frames > 1 and config.order != order:
             raise CogVideoError(
-                f"The tokens in {self.folder} were made for {f.kind} training, the model is {config.order}: "
-                f"tokenize with --kind {config.order}."
+                f"The tokens {where} were made for {f.kind} training, the model is {config.order}: tokenize "
+                f"with --kind {config.order}."
             )
 
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -272,7 +274,7 @@ class TokenizedBatches:
         )
 
     def _chosen(self, step: int, split: str) -> np.ndarray:
-        """Numbers of the global batch's samples: entries step * batch_size .. of the shuffled epochs, joined."""
+        """Numbers of the global batch's samples: from step * batch_size on in the shuffled epochs, joined."""
         count = self.count(split)
         entries = step * self.batch_size + np.arange(self.batch_size)
         return np.array([self._splits[split][self._order(split, at // count)[at % count]] for at in entries])

@@ -104,7 +104,7 @@ def train_variant(
     clips: int | None = None,
     world: World = World(),
 ) -> tuple[Pipeline, dict[str, float]]:
-    """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats a token) by stage.
+    """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats) by stage.
 
     Two stages get half of the steps each. base: a pipeline of the demo world, whose tokenizers and image
     model are used. muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are
@@ -142,8 +142,9 @@ def train_variant(
         models[stage] = model.eval()
         losses[stage] = float(frame_losses(model, test)[trained_frames(config)].mean())
     pipe = Pipeline(
-        text=base.text, frames=base.frames, superres=base.superres, sampling=base.sampling, **models
-    )
+        text=base.text, frames=base.frames, superres=base.superres, sampling=base.sampling,
+        stage1=models["stage1"], stage2=models["stage2"],
+    )  # fmt: skip
     return pipe, losses
 
 
@@ -156,7 +157,7 @@ def make_clips(
     *,
     progress: bool = False,
 ) -> np.ndarray:
-    """Clips of SECONDS by a trained variant -> uint8 [n,T,H,W,3] at the pipeline's frame rate, first frame included.
+    """Clips of SECONDS by a trained variant -> uint8 [n,T,H,W,3] at the pipeline's frame rate.
 
     base draws the first frames, the same for all variants.
     """
@@ -176,7 +177,7 @@ def make_clips(
 def _one_stage(
     overlap: int, pipe: Pipeline, first: torch.Tensor, prompts: list[str], seeds: list[int]
 ) -> torch.Tensor:
-    """Window after window: five frames of which the first `overlap` are the last ones so far -> tokens [B,T,N]."""
+    """Window after window: five frames, the first `overlap` of them the last so far -> tokens [B,T,N]."""
     count, fps = round(SECONDS * pipe.sampling.fps) + 1, pipe.sampling.fps
     span = (FRAMES - 1) / fps
     ids, mask = pipe.text.left_pad([pipe.text.encode_prompt(prompt, span) for prompt in prompts])
@@ -219,7 +220,7 @@ def score_clips(clips: np.ndarray, asked: Questions) -> dict[str, float]:
 
 
 def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:
-    """Share (0..1) of n key-frame clips, under frame-rate texts of 4, 2, 1 and 0.5 s, that show the part which fits in."""
+    """Share (0..1) of n key-frame clips, of 4, 2, 1 and 0.5 s, that show the part of the action that fits."""
     asked = draw_questions(n, seed, parts=True)
     shown = [
         pipe.key_frames(asked.prompts[some], asked.spans[some].tolist(), asked.seeds[some].tolist())
@@ -229,7 +230,7 @@ def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:
 
 
 def fvd_of(clips: np.ndarray, *, n_real: int, preset: str = "paper", progress: bool = True) -> FVDResult:
-    """FVD of clips [n,T,H,W,3] against n_real real ones of the same length, whose prompts are balanced in the same way.
+    """FVD of clips [n,T,H,W,3] against n_real real ones of the same length, whose prompts are balanced alike.
 
     Features of real clips are kept in the cache. Raises CogVideoError without I3D's weights.
     """

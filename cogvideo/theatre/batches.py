@@ -48,7 +48,7 @@ UNSURE = 0.07  # octaves by which told moments are off, for stage 1 will not be 
 
 @dataclass(kw_only=True)
 class PictureBatch(Batch):
-    """A batch of the image model: numbers [B] of its pictures among five key frames (0: no moment is given), and
+    """The image model's: numbers [B] of its pictures among five key frames (0: no moment is given), and
     octaves [B], log2 of what the frames span by the time that the action takes (of two, the longer one).
     """
 
@@ -57,7 +57,7 @@ class PictureBatch(Batch):
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
-    """Moments [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
+    """Timestamps [n,T] (seconds) that a stage is shown, and the span of its frame-rate text (None: none).
 
     sequential: five frames from the beginning; WHOLE of the clips span the whole action (the multi-frame-rate
     rule), PARTS any shorter span, and the rest any span, so that the frame-rate text means something.
@@ -90,7 +90,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
 
 
 def _key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
-    """Spans [n] of stage 1's clips: WHOLE hold the whole action (the multi-frame-rate rule), PARTS are shorter, some any."""
+    """Spans [n] of stage 1's clips: WHOLE hold the whole action (paper section 3.1), PARTS less, some any."""
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
     shorter = np.array(SPANS)[
@@ -163,7 +163,9 @@ class DigitsBatches:
     def _pictures(
         self, clips: Clips, others: Clips, rng: np.random.Generator, device: str | torch.device
     ) -> PictureBatch:
-        """The image model's batch: PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
+        """The image model's batch.
+
+        PICTURES are of the others and tell no action, as CogView2 has seen the looks of more
         things than the videos show; OPENING are first frames under the bare caption; STRAYS any moment under
         any span, so that stage 2 finds no state impossible; the rest one of the four frames that stage 1
         generates. These and half of PICTURES come with their moment.
@@ -194,7 +196,7 @@ class DigitsBatches:
         device: str | torch.device,
         told: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask [n,L] of captions in both languages, a few of them the unguided prompt; told [n]: with the action."""
+        """Ids, mask [n,L] of captions in both languages, some the unguided prompt; told [n]: with action."""
         prompts = [
             UNGUIDED_PROMPT
             if rng.random() < CAPTION_DROPOUT
@@ -224,7 +226,7 @@ class DigitsBatches:
         return _rows(pool, rng.choice(len(pool), self.batch_size, p=shares / shares.sum()))
 
     def _scenes(self, clips: Clips, times: np.ndarray, device: str | torch.device) -> Tensor:
-        """Tokens [n,T,N] of small frames. A scene comes again and again, moved by whole tokens: it is drawn only once."""
+        """Tokens [n,T,N] of small frames. A scene that comes again, moved by whole tokens, is drawn once."""
         states, steps = object_states(clips, times), times.shape[1]
         looks = [repeat(field, "n o -> (n t) o", t=steps) for field in (clips.kind, clips.color, clips.scan)]
         looks += [rearrange(states[key], "n t o -> (n t) o") for key in LOOKS]

@@ -1,4 +1,4 @@
-"""Training of the demo's frame tokenizer: first the codebook by moving averages, then the decoder by gradients.
+"""Training of the demo's frame tokenizer: the codebook by moving averages, then the decoder by gradients.
 
 What a step sees is drawn from (seed, step), so that a resumed run equals an undisturbed one bit for bit.
 """
@@ -39,7 +39,7 @@ class EMACodebook:
         self.counts = torch.ones(len(codebook))  # moving average of a batch's vectors that choose each code
 
     def update(self, vectors: Tensor, ids: Tensor, decay: float) -> None:
-        """One moving-average step from vectors [M, C] and their codes [M] (van den Oord et al. 2017, appendix)."""
+        """One moving-average step from vectors [M,C] and their codes [M] (van den Oord et al. 2017)."""
         used = torch.bincount(ids, minlength=len(self.codebook)).to(vectors.dtype)
         self.counts.mul_(decay).add_(used, alpha=1 - decay)
         sums = torch.zeros_like(self.codebook).index_add_(0, ids, vectors)
@@ -89,7 +89,7 @@ def train_frame_tokenizer(
     what: dict | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> FrameTokenizer:
-    """Train a PatchVQVAE on frames of 64 x 64 and 192 x 192 pixels: codebook, then decoder with the codes fixed.
+    """Train a PatchVQVAE on frames of 64 x 64 and 192 x 192 pixels: codebook, then decoder with fixed codes.
 
     render(seed, n, size) must depend on its arguments alone. pool_frames: how many small and large frames are
     drawn once and used over and over. A finished codebook in run_dir/codebook.pt is kept, the decoder resumes
@@ -169,7 +169,7 @@ class FramePool:
 
 
 def codebook_report(tokenizer: FrameTokenizer, frames: Tensor) -> dict[str, float]:
-    """How the codebook is used and how well frames [B,3,H,W] are kept: PSNR (dB) of all and of object pixels."""
+    """How the codebook is used, and the PSNR (dB) of all and of object pixels of frames [B,3,H,W]."""
     ids = torch.cat([tokenizer.encode(chunk) for chunk in frames.split(64)])
     rebuilt = torch.cat([tokenizer.decode(chunk) for chunk in ids.split(64)]).clamp(0, 1)
     squared, inside = (rebuilt - frames).square(), object_pixels(frames).expand_as(frames) > 0

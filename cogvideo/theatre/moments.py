@@ -1,4 +1,4 @@
-"""How the demo's image model is conditioned on the moment it draws, so that a temporal channel passes on one number.
+"""How the demo's image model is conditioned on the moment it draws, one number for a temporal channel to say.
 
 Stages 1 and 2 cannot change the image model they inherit. How much of an action a key frame shows depends on
 the frame's number, on the span and on the adverb, together; a small image model that must find this out from
@@ -23,7 +23,7 @@ LAST = 4  # number of a clip's last key frame
 
 
 class Moments(nn.Module):
-    """Two vectors [2,D] of the stream: that a moment is given, and what two octaves of the action's part are."""
+    """Two vectors [2,D] of the stream: that a moment is given, and two octaves of the action's part."""
 
     def __init__(self, hidden_size: int, seed: int = 0):
         super().__init__()
@@ -31,7 +31,7 @@ class Moments(nn.Module):
         self.vectors = nn.Parameter(2 * EMBEDDING_SCALE * torch.randn(2, hidden_size, generator=generator))
 
     def of_frames(self, numbers: Tensor) -> Tensor:
-        """Frame numbers [B] in 0..4 -> what is added to these frames' positions [B,D]: nothing for frame 0."""
+        """Frame numbers [B] in 0..4 -> what their positions get added [B,D]: nothing for frame 0."""
         octaves = torch.log2(numbers.clamp(min=1) / LAST)
         told = self.vectors[0] + (octaves[:, None] + 1) / 2 * self.vectors[1]
         return told * (numbers > 0)[:, None]
@@ -41,7 +41,7 @@ class Moments(nn.Module):
         return octaves[:, None] / 2 * self.vectors[1]
 
     def loss(self, model: CogVideoTransformer, batch: PictureBatch) -> Tensor:
-        """Mean cross entropy (nats) of an image model whose pictures [B,1,N] have the moments of the batch."""
+        """Mean cross entropy (nats) of an image model conditioned on the moments of its pictures [B,1,N]."""
         told = self.of_frames(batch.numbers)[:, None, None]
         written = (self.of_texts(batch.octaves) * (batch.numbers > 0)[:, None])[:, None, None]
 

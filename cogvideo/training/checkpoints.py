@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or not there; written by one process or many, read by any number of them."""
+"""Checkpoints of a training: whole or not there; written by one process or many, read by any number."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def save_atomic(value: object, path: Path) -> None:
 
 
 def read_checkpoint(path: Path, settings: dict) -> dict:
-    """A checkpoint of a training; CogVideoError if it had other settings, or the file is missing or damaged."""
+    """A training's checkpoint; CogVideoError if it had other settings, is missing or is damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         other = state["settings"] != settings
@@ -51,7 +51,7 @@ def _other_settings(path: Path) -> CogVideoError:
 
 
 class Checkpoints:
-    """The one checkpoint of a run: checkpoint.pt by one process, or a folder to which each of many writes its part.
+    """The one checkpoint of a run: checkpoint.pt of one process, or a folder to which each of many writes.
 
     Holds the trained weights, the optimisers' states, the step and `extra`, anything small that JSON can
     hold.
@@ -82,8 +82,8 @@ class Checkpoints:
         of_folder = int(folders[-1].name.removeprefix(FOLDER)) if folders else -1
         if not distributed.agree(of_file, of_folder):
             raise CogVideoError(
-                f"The processes find different checkpoints in {self.run_dir}: run_dir must be one folder that all "
-                "machines share."
+                f"The processes find different checkpoints in {self.run_dir}: run_dir must be one folder "
+                "that all machines share."
             )
         if of_folder > of_file:
             return self._load_folder(folders[-1])
@@ -144,7 +144,7 @@ class Checkpoints:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of some hundred numbers of every weight, which other weights change: to read all would take minutes."""
+    """A hash of some hundred numbers of every weight, which tells weights apart; all would take minutes."""
     total = hashlib.sha256()
     for name, weight in model.named_parameters():
         some = weight.detach().flatten()[:: max(1, weight.numel() // 256)].contiguous()

@@ -48,7 +48,7 @@ def step_flops(c: ModelConfig, clips: int, text_length: int, *, everything: bool
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the device: the data sheet's in 16 bits, else as measured with a large product."""
+    """Operations a second of the device: the data sheet's in 16 bits, else measured with a large product."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if dtype in (torch.bfloat16, torch.float16):
         for known, peak in PEAKS.items():

@@ -1,4 +1,4 @@
-"""One training loop for everything, on one process or many: steps, a log, checkpoints, a stop that loses nothing."""
+"""One training loop for everything, on one process or many: steps, a log, checkpoints."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ from cogvideo.runtime.machine import peak_bytes
 from cogvideo.runtime.memory import GB
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
-from cogvideo.training.metrics import Metrics, Pace, Work, gate_values, on_screen
+from cogvideo.training.metrics import Metrics, Pace, gate_values, on_screen
 from cogvideo.training.optimizer import OptimizerConfig, make_optimizers
 
 
@@ -47,7 +47,7 @@ class Job:
     log_every: int = 50  # steps
     evaluate_every: int = 1000
     sample_every: int = 1000
-    work: Work | None = None  # tokens and operations of a step, to log its pace
+    pace: Pace | None = None  # to log tokens a second and MFU
     tensorboard: bool = False
     label: str = "train"  # of the progress bar
 
@@ -77,8 +77,8 @@ def fit(job: Job) -> nn.Module:
     log = Metrics(job.folder, run.start, tensorboard=job.tensorboard)
     saved = began = time.monotonic()
     bar = tqdm(
-        range(run.start, steps), initial=run.start, total=steps, desc=job.label, mininterval=2, smoothing=0.05,
-        disable=distributed.rank() > 0,
+        range(run.start, steps), initial=run.start, total=steps, desc=job.label, mininterval=2,
+        smoothing=0.05, disable=distributed.rank() > 0,
     )  # fmt: skip
     with _StopOnTerm() as stop, contextlib.closing(log):
         if job.sample and not run.start:
@@ -108,7 +108,7 @@ class _Run:
 
     def __init__(self, job: Job):
         job.folder.mkdir(parents=True, exist_ok=True)
-        self.job, self.parameters, self.pace = job, list(job.parameters), Pace(job.work)
+        self.job, self.parameters = job, list(job.parameters)
         job.model.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
@@ -135,13 +135,14 @@ class _Run:
         if not all(map(math.isfinite, (*self.recent[-1], norm))):
             loss = f"loss is {np.mean(self.recent[-1])}"
             raise CogVideoError(
-                f"The {loss if math.isfinite(norm) else 'gradient is not finite'} at step {step}; the checkpoint "
-                f"before it is kept in {self.job.folder}. Look at the batch, or train with a lower lr into another "
-                "run_dir."
+                f"The {loss if math.isfinite(norm) else 'gradient is not finite'} at step {step}; the "
+                f"checkpoint before it is kept in {self.job.folder}. Look at the batch, or train with a "
+                "lower lr into another run_dir."
             )
         for optimizer in self.optimizers:
             optimizer.step()
-        self.pace.add(time.monotonic() - began)
+        if self.job.pace:
+            self.job.pace.steps.append(time.monotonic() - began)
         return norm
 
     def row(self, done: int, norm: float) -> dict[str, Any]:
@@ -157,8 +158,10 @@ class _Run:
             row["frame_losses"] = by_frame
         if gates := gate_values(self.job.model):
             row["gates"] = gates
+        if self.job.pace:
+            row |= self.job.pace.row()
         self.recent.clear()
-        return row | self.pace.row() | {"peak_gb": round(peak_bytes(self.parameters[0].device) / GB, 3)}
+        return row | {"peak_gb": round(peak_bytes(self.parameters[0].device) / GB, 3)}
 
 
 class _StopOnTerm:

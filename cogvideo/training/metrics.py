@@ -1,8 +1,8 @@
-"""The log of a training: rows in metrics.jsonl (the truth), TensorBoard's curves of them, one line on screen."""
+"""The log of a training: rows in metrics.jsonl, TensorBoard's curves of them, one line on screen."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,8 @@ from cogvideo.io import disk_errors, write_whole
 from cogvideo.training import distributed
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one step takes, over all processes."""
-
-    tokens: int
-    flops: float
-    peak: float  # operations a second that all devices together could do
-
-
 class Metrics:
-    """One JSON line a row, by process 0. Damaged rows, and those after the checkpoint of step `start`, are dropped.
+    """One JSON line a row, by process 0. Damaged rows and those after the step `start` are dropped.
 
     tensorboard: also write scalars and pictures into run_dir/tensorboard; CogVideoError if it is not
     installed.
@@ -43,9 +34,8 @@ class Metrics:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise CogVideoError(
-                    'TensorBoard is not installed: pip install "cogvideo[train]", or set tensorboard to false.'
-                ) from None
+                advice = 'pip install "cogvideo[train]", or set tensorboard to false'
+                raise CogVideoError(f"TensorBoard is not installed: {advice}.") from None
             self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -77,23 +67,20 @@ def _step_of(row: str) -> float:
         return math.inf
 
 
+@dataclass
 class Pace:
-    """Time of the steps since the last row, without what is between them -> tokens a second and MFU."""
+    """What a step takes over all processes, and the seconds of the steps since the last row of the log."""
 
-    def __init__(self, work: Work | None):
-        self.work, self.steps, self.seconds = work, 0, 0.0
-
-    def add(self, seconds: float) -> None:
-        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+    tokens: int
+    flops: float
+    peak: float  # operations a second that all devices together could do
+    steps: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, float]:
-        """Empty where the work of a step is not known."""
-        rate = self.steps / self.seconds
-        self.steps, self.seconds = 0, 0.0
-        if self.work is None:
-            return {}
-        mfu = self.work.flops * rate / self.work.peak
-        return {"tokens_per_second": round(self.work.tokens * rate, 1), "mfu": round(mfu, 4)}
+        rate = len(self.steps) / sum(self.steps)
+        self.steps.clear()
+        mfu = self.flops * rate / self.peak
+        return {"tokens_per_second": round(self.tokens * rate, 1), "mfu": round(mfu, 4)}
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from cogvideo.training import distributed
 from cogvideo.training.checkpoints import ADVICE, fingerprint
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.loop import Job, fit, use_threads
-from cogvideo.training.metrics import Work
+from cogvideo.training.metrics import Pace
 from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.samples import draw
 
@@ -78,10 +78,7 @@ class TrainingConfig:
 
 
 def train(path: str | Path, overrides: list[str] | None = None) -> None:
-    """Train by the settings in a YAML file; the same command resumes a stopped run, on any number of processes.
-
-    overrides are "key=value" or "group.key=value".
-    """
+    """Train by a YAML file and overrides "group.key=value"; the same call resumes a stopped run."""
     config = from_dict(TrainingConfig, load_yaml(path, overrides or []), str(path))
     use_threads(config.threads)
     try:
@@ -101,8 +98,9 @@ class Training:
         rows = c.optimizer.batch_size // c.optimizer.accumulate
         if c.optimizer.batch_size % (c.optimizer.accumulate * self.processes):
             raise CogVideoError(
-                f"A batch of {c.optimizer.batch_size} clips in {c.optimizer.accumulate} part(s) cannot be shared "
-                f"by {self.processes} processes: give a multiple of {c.optimizer.accumulate * self.processes}."
+                f"A batch of {c.optimizer.batch_size} clips in {c.optimizer.accumulate} part(s) cannot be "
+                f"shared by {self.processes} processes: give a multiple of "
+                f"{c.optimizer.accumulate * self.processes}."
             )
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
@@ -114,16 +112,13 @@ class Training:
         if (self.format.kind in ("image", "superres")) != (c.stage in ("image", "superres")):
             raise CogVideoError(f"The tokens in {c.data} are of kind {self.format.kind}, not for {c.stage}.")
         self.model = self._start()
+        trained = dict(self.model.named_parameters())
         if isinstance(self.model, CogVideoTransformer):
             self.batches.check(self.model.config, **self._digests())
-            video = c.stage in ("stage1", "stage2")
-            trained = self.model.temporal_parameters() if video else dict(self.model.named_parameters())
+            if c.stage != "image":
+                trained = self.model.temporal_parameters()
         elif self.format.kind != "superres":
-            raise CogVideoError(
-                f"The tokens in {c.data} have no large frames: tokenize with --kind superres."
-            )
-        else:
-            trained = dict(self.model.named_parameters())
+            raise CogVideoError(f"{c.data} has no large frames: tokenize with --kind superres.")
         self.names = list(trained)
         set_types(self.model, self.names, DTYPES[c.dtype])
 
@@ -136,29 +131,19 @@ class Training:
             for block in self.model.blocks:
                 setattr(block, entry, torch.compile(getattr(block, entry)))
         test = partial(self.batches, device=self.device, split="test")
-        picture = self._samples(test(0)) if c.samples else None
+        sample = self._samples(test(0)) if c.samples else None
         if self.processes > 1:
             distributed.shard(self.model)
         trained = dict(model.named_parameters())
-        fit(
-            Job(
-                model,
-                [trained[name] for name in self.names],
-                lambda part: self.losses(self.batches(part, self.device)),
-                c.optimizer,
-                folder,
-                self.settings(),
-                evaluate=lambda: self.test_loss([test(step) for step in range(TEST_BATCHES)]),
-                sample=picture,
-                checkpoint_seconds=c.checkpoint_seconds,
-                log_every=c.log_every,
-                evaluate_every=c.evaluate_every,
-                sample_every=c.sample_every,
-                work=self.work(),
-                tensorboard=c.tensorboard,
-                label=c.stage,
-            )
-        )
+        job = Job(
+            model, [trained[name] for name in self.names],
+            lambda part: self.losses(self.batches(part, self.device)),
+            c.optimizer, folder, self.settings(),
+            evaluate=lambda: self.test_loss([test(step) for step in range(TEST_BATCHES)]), sample=sample,
+            checkpoint_seconds=c.checkpoint_seconds, log_every=c.log_every, evaluate_every=c.evaluate_every,
+            sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, label=c.stage,
+        )  # fmt: skip
+        fit(job)
         (saved,) = distributed.most((folder / "model" / "config.json").exists())  # in all or in none
         if not saved:
             weights = {}
@@ -172,9 +157,7 @@ class Training:
         """By frame [T], or of super-resolution one; in the type of products that is asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16"):
             if isinstance(self.model, CogVideoTransformer):
-                return self.model.frame_losses(
-                    batch.text_ids, batch.frames, batch.text_mask, recompute=self.config.recompute
-                )
+                return self.model.frame_losses(*batch.inputs, recompute=self.config.recompute)
             assert batch.high_res is not None  # the tokens' kind was checked
             ids, mask = shorten(batch.text_ids, batch.text_mask, self.model.config.text_slots - 1)
             return self.model.loss(ids, batch.frames[:, 0], batch.high_res, text_mask=mask)
@@ -184,16 +167,14 @@ class Training:
         losses = torch.stack([self.losses(batch).mean() for batch in batches]).mean()
         return {"test_loss": float(distributed.mean(losses))}
 
-    def work(self) -> Work | None:
-        """What a step is, for its pace; None for super-resolution."""
+    def pace(self) -> Pace | None:
+        """None for super-resolution, whose operations are not counted."""
         if not isinstance(self.model, CogVideoTransformer):
             return None
         c, clips, length = self.model.config, self.config.optimizer.batch_size, self.format.text_length
-        return Work(
-            tokens=clips * (length + c.num_frames * c.frame_tokens),
-            flops=step_flops(c, clips, length, everything=self.config.stage == "image"),
-            peak=self.processes * peak_flops(self.device, DTYPES[self.config.dtype]),
-        )
+        flops = step_flops(c, clips, length, everything=self.config.stage == "image")
+        peak = self.processes * peak_flops(self.device, DTYPES[self.config.dtype])
+        return Pace(clips * (length + c.num_frames * c.frame_tokens), flops, peak)
 
     def settings(self) -> dict:
         """What a checkpoint must agree with; how many processes there are is not part of it."""
@@ -207,7 +188,7 @@ class Training:
         }
 
     def _start(self) -> Model:
-        """The model before training, with weights in the types of its files; `given` is their fingerprint."""
+        """The model before training, in the types of its files; sets `given`, its fingerprint."""
         c, model = self.config, self._read()
         self.given = fingerprint(model)
         if isinstance(model, DirectSuperResolution):
@@ -216,18 +197,17 @@ class Training:
             return image_model_of(model) if model.config.temporal else model
         order: Order = "interpolation" if c.stage == "stage2" else "sequential"
         if not model.config.temporal:
-            return inherit_image_model(
-                model, config=model.config.video(order=order, window=c.window), seed=c.seed
-            )
+            video = model.config.video(order=order, window=c.window)
+            return inherit_image_model(model, config=video, seed=c.seed)
         if model.config.order != order:
             raise CogVideoError(
-                f"{c.start} holds a {model.config.order} model, and {c.stage} is {order}: give weights of {c.stage}, "
-                "or of an image model to inherit."
+                f"{c.start} holds a {model.config.order} model, and {c.stage} is {order}: give weights of "
+                f"{c.stage}, or of an image model to inherit."
             )
         if c.window not in (None, model.config.window):
             raise CogVideoError(
-                f"{c.start} was trained with window {model.config.window}, not {c.window}: leave window away, or "
-                "inherit an image model."
+                f"{c.start} was trained with window {model.config.window}, not {c.window}: leave window "
+                "away, or inherit an image model."
             )
         return model
 
@@ -239,9 +219,7 @@ class Training:
         pipeline = (folder / "pipeline.json").exists()
         if c.stage == "superres":
             if not pipeline and not (folder / "config.json").exists():
-                raise CogVideoError(
-                    f"{folder} is not a native folder: run `cogvideo weights convert` on it first."
-                )
+                raise CogVideoError(f"{folder} is no native folder: run `cogvideo weights convert` first.")
             return DirectSuperResolution.from_pretrained(folder / "superres" if pipeline else folder)
         if pipeline:
             folder = folder / ("stage2" if c.stage == "stage2" else "stage1")
@@ -264,13 +242,11 @@ class Training:
         given, model = self.given, self._start()
         if self.given != given:
             raise CogVideoError(
-                f"The weights at {self.config.start} are others than when the training began: put them back and "
-                "run the same command."
+                f"The weights at {self.config.start} have changed since the training began: put them back "
+                "and run the same command."
             )
-        own = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights.items():
-                own[name].data = weight
+        for name, weight in weights.items():
+            model.get_parameter(name).data = weight
         with replacing(folder, one_writer=True, advice=ADVICE) as part:
             save_model(model, part)
 
@@ -286,8 +262,8 @@ class Training:
         else:
             if frames.digest != self.format.frame_tokenizer:
                 raise CogVideoError(
-                    f"The tokens in {c.data} are of another frame tokenizer than the one for samples: name theirs "
-                    "by frame_tokenizer."
+                    f"The tokens in {c.data} are of another frame tokenizer than the one for samples: name "
+                    "theirs by frame_tokenizer."
                 )
             first = Batch(*(t[: c.samples] for t in (batch.text_ids, batch.text_mask, batch.frames)))
             return partial(draw, model, frames, first, Path(c.run_dir) / "samples", DTYPES[c.dtype])
@@ -306,7 +282,7 @@ class Training:
 
 
 def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> None:
-    """Frozen matrices of blocks in the type of products, which changes no product; all other weights in fp32."""
+    """Frozen matrices of blocks in the type of products, which changes none of these; all else in fp32."""
     for name, weight in model.named_parameters():
         frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
         weight.data = weight.data.to(products if frozen else torch.float32)

@@ -27,7 +27,7 @@ def draw(
     dtype: torch.dtype,
     step: int,
 ) -> np.ndarray:
-    """Write the picture of a step into the folder -> uint8 [H,W,3]: a clip a row, above the test's, below the model's.
+    """Write the picture of a step into the folder -> uint8 [H,W,3]: below each test clip, the model's.
 
     dtype: that of products, in which the model samples throughout.
     """

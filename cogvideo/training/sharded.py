@@ -67,7 +67,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads a folder's list of contents with only the classes of such lists, and no file outside of the folder."""
+    """Reads a folder's list of contents with only the classes of such lists, and no file outside of it."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         with open(Path(self.path) / METADATA, "rb") as file:

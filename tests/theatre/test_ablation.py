@@ -1,4 +1,4 @@
-"""The ablation's variants: how their models begin, what they are shown, what they make, how clips are scored."""
+"""The ablation's variants: how models begin, what they train on, what they make, how clips are scored."""
 
 import numpy as np
 import pytest

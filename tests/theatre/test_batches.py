@@ -1,4 +1,4 @@
-"""Batches of the demo world: which moments each stage is shown, and that a step always gives the same batch."""
+"""Batches of the demo world: which moments each stage is shown; a step always gives the same batch."""
 
 import numpy as np
 import pytest
@@ -139,7 +139,7 @@ def test_a_step_is_repeatable_and_steps_differ(tokenizers):
 def test_scenes_remembered_from_other_places_have_the_tokens_of_fresh_ones(
     tokenizers, world, remembered, monkeypatch
 ):
-    """A scene moved by whole tokens is not drawn again; the tokens are those of drawing every frame, to the bit."""
+    """A scene moved by whole tokens is not drawn again; the tokens are those of drawing every frame."""
     text, frames = tokenizers
     monkeypatch.setattr(data, "REMEMBERED", remembered)
     batches = DigitsBatches("interpolation", 8, text=text, frames=frames, world=world, seed=1)

@@ -1,4 +1,4 @@
-"""Training of the frame tokenizer on tiny sizes: resume, codebook rules against slow oracles, closed-form reports."""
+"""Training of a tiny frame tokenizer: resume, codebook rules against slow oracles, closed-form reports."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_revival_moves_dead_codes_alone_onto_badly_matched_vectors():
 
 
 def test_revival_lets_every_cluster_get_a_code():
-    """All codes begin on one of eight clusters on a circle; without revival they never reach most of the others."""
+    """All codes begin on one of eight clusters on a circle; without revival they never reach most others."""
     generator = torch.Generator().manual_seed(0)
     angle = torch.arange(8) * math.pi / 4
     centres = 10 * torch.stack([angle.cos(), angle.sin()], -1)

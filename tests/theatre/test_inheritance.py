@@ -1,4 +1,4 @@
-"""Inheritance: where weights come from, a muted temporal channel is the image model, what the comparison trains."""
+"""Inheritance: where weights come from, a muted temporal channel is the image model, what is compared."""
 
 from dataclasses import replace
 
@@ -22,7 +22,8 @@ from cogvideo.training.loop import OptimizerConfig
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
-    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10, temporal=False,
+    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10,
+    temporal=False,
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from cogvideo.theatre.moments import Moments
 
 CONFIG = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
-    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10, temporal=False,
+    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10,
+    temporal=False,
 )  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def a_batch(numbers: list[int], octaves: list[float]) -> PictureBatch:
     mask = torch.ones(n, 4, dtype=torch.bool)
     mask[0, 0] = False
     return PictureBatch(
-        torch.randint(10, 19, (n, 4), generator=generator), mask, torch.randint(10, (n, 1, 6), generator=generator),
+        torch.randint(10, 19, (n, 4), generator=generator), mask,
+        torch.randint(10, (n, 1, 6), generator=generator),
         numbers=torch.tensor(numbers), octaves=torch.tensor(octaves),
     )  # fmt: skip
 
@@ -77,8 +79,9 @@ def test_a_stage_1_without_its_temporal_channel_draws_the_frames_as_told(image):
     moments = Moments(16, seed=3)
     video = inherit_image_model(image, config=CONFIG.video())
     moments.tell_frames(video)
-    for block in video.blocks:
-        block.gate.data.fill_(100.0)  # the spatial channel alone
+    for name, weight in video.named_parameters():
+        if name.endswith(".gate"):
+            weight.data.fill_(100.0)  # the spatial channel alone
     clip = torch.randint(10, (1, 5, 6), generator=torch.Generator().manual_seed(4))
     text = torch.tensor([[11, 12, 13, 14]])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Two gloo processes against one: the same losses, each kind of checkpoint read by the other, no states of frozen weights."""
+"""Two gloo processes against one: losses, checkpoints that the other reads, no states of frozen weights."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """one: by one process; two, parts, bf16: by two; from-two: by two up to step 3, then by one; from-one: the other way."""
+    """one: by one process; two, parts, bf16: by two; from-two: by two, then one; from-one: one, then two."""
     folder = tmp_path_factory.mktemp("runs")
     write_tokens(folder / "tokens")
     write_weights(folder / "weights")
@@ -90,7 +90,7 @@ def test_parts_and_recomputed_blocks_by_two_processes(runs):
 
 
 def test_bf16_by_two_processes(runs):
-    """Frozen matrices are shared out in bf16, the rest in fp32; sums in another order differ by bf16's rounding."""
+    """Frozen matrices are sharded in bf16, the rest in fp32; orders of sums differ by bf16's rounding."""
     assert losses(runs / "bf16") == pytest.approx(losses(runs / "bf16-one"), abs=0.03)
     assert losses(runs / "bf16")[0] == pytest.approx(losses(runs / "bf16-one")[0], abs=2e-3)
 
@@ -140,7 +140,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(runs, monkeypatch):
 
 
 def test_a_full_disk_and_a_damaged_folder_are_told(tmp_path):
-    """The checkpoint of many processes, written here by one: the last one is kept, nothing half-written stays."""
+    """The checkpoint of many processes, written here by one: the last is kept, nothing half-written stays."""
     model = torch.nn.Linear(300, 300)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(model.parameters())]
     checkpoints = Checkpoints(tmp_path, model, optimizers, {"seed": 0})

@@ -13,7 +13,8 @@ from cogvideo.training.flops import PEAKS, peak_flops, step_flops
 
 CONFIG = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=4, frame_width=4, num_frames=5, text_length=6,
-    first_frame_position=6, image_tokens=40, vocab_size=60, begin_of_image=50, base_positions=22, extra_positions=80,
+    first_frame_position=6, image_tokens=40, vocab_size=60, begin_of_image=50, base_positions=22,
+    extra_positions=80,
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_linear_products_are_those_that_torch_counts(changes, everything):
 
 
 def test_full_size_step_is_of_the_size_that_parameters_foretell():
-    """Two operations a weight and place forward, as much for activations, and for the trained quarter as much again."""
+    """Two operations a weight and token forward, as much for activations, for the trained quarter again."""
     from cogvideo.config import COGVIDEO_9B
 
     model_part = 48 * 16 * 3072**2 * 2 * 2000 * (2 + 0.25)

@@ -1,4 +1,4 @@
-"""The training loop: what it trains, that a killed run resumes as if nothing had happened, what it refuses."""
+"""The training loop: what it trains, that a killed run resumes undisturbed, what it refuses."""
 
 import os
 import signal
@@ -240,7 +240,7 @@ def test_linear_regression_reaches_the_closed_form(tmp_path):
 
 @pytest.mark.parametrize(("call", "zeros"), [("use_threads(2)", 2**20), ("torch.set_num_threads(2)", 0)])
 def test_all_threads_take_the_smallest_numbers_for_nothing(call, zeros):
-    """Half of 2e-38 has no ordinary form in fp32. In an own process: threads have the mode they began with."""
+    """Half of 2e-38 has no normal form in fp32. In an own process: threads have the mode they began with."""
     begin = "import torch; from cogvideo.training.loop import use_threads"
     script = f"{begin}; {call}; x = torch.full((2**20,), 2e-38) * 0.5; print(int((x == 0).sum()))"
     command = [sys.executable, "-c", script]

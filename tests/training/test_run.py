@@ -1,4 +1,4 @@
-"""Training on tokenized folders: what each stage moves, that parts add up to a batch, what is told and drawn, what is refused."""
+"""Training on tokenized folders: what each stage moves, parts of a batch, the log, what is refused."""
 
 import json
 import os
@@ -138,8 +138,8 @@ def test_recomputed_blocks_and_bf16_give_the_same_losses(base, tmp_path):
     assert losses(tmp_path / "bf16") != losses(base / "run")
 
 
-def test_what_is_told(base, tmp_path):
-    """metrics.jsonl, TensorBoard's curves, and pictures of samples: above real clips, below what the model made."""
+def test_the_log_and_the_pictures(base, tmp_path):
+    """metrics.jsonl, TensorBoard's curves, and pictures of samples: real clips above what the model made."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     torch.manual_seed(0)
@@ -218,7 +218,7 @@ def test_a_finished_run_is_not_run_again(base):
 
 
 def test_kills_change_nothing(base, tmp_path):
-    """kill -9 wherever it meets the run, and the same command again: bitwise the losses of the undisturbed run."""
+    """kill -9 anywhere in the run, and the same command again: bitwise the losses of the undisturbed run."""
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
     train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
     path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)

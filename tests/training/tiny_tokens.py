@@ -17,11 +17,12 @@ from cogvideo.training.run import Training, TrainingConfig
 
 IMAGE = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=6,
-    first_frame_position=6, image_tokens=10, vocab_size=30, begin_of_image=29, base_positions=12, temporal=False,
+    first_frame_position=6, image_tokens=10, vocab_size=30, begin_of_image=29, base_positions=12,
+    temporal=False,
 )  # fmt: skip
 FORMAT = TokenFormat(
-    kind="sequential", num_frames=5, frame_height=2, frame_width=3, image_tokens=10, begin_of_image=29, pad_id=10,
-    text_length=6, frame_tokenizer="f", text_tokenizer="t",
+    kind="sequential", num_frames=5, frame_height=2, frame_width=3, image_tokens=10, begin_of_image=29,
+    pad_id=10, text_length=6, frame_tokenizer="f", text_tokenizer="t",
 )  # fmt: skip
 
 
@@ -54,17 +55,17 @@ def write_weights(folder: Path, **video) -> Path:
 
 
 def write_superres(folder: Path) -> Path:
-    """A native folder of a super-resolution with as many text slots as the tokens have, as recipes make it."""
+    """A native folder of a super-resolution with as many text slots as the tokens have, as recipes do."""
     geometry = SuperResolutionConfig(
-        num_layers=1, hidden_size=16, num_heads=2, vocab_size=30, image_tokens=10, begin_of_image=29, low_height=2,
-        low_width=3, text_slots=FORMAT.text_length, low_position=7, base_positions=13,
+        num_layers=1, hidden_size=16, num_heads=2, vocab_size=30, image_tokens=10, begin_of_image=29,
+        low_height=2, low_width=3, text_slots=FORMAT.text_length, low_position=7, base_positions=13,
     )  # fmt: skip
     DirectSuperResolution.from_config(geometry).save_pretrained(folder)
     return folder
 
 
 def train_watched(path: str | Path) -> None:
-    """Train, and hold all weights in memory that are not trained against what they were before: bit for bit."""
+    """Train, and compare all weights that are not trained with what they were before: bit for bit."""
     training = Training(from_dict(TrainingConfig, load_yaml(path), str(path)))
     weights = training.model.named_parameters()
     before = {name: weight.detach().clone() for name, weight in weights if name not in training.names}
@@ -77,9 +78,10 @@ def train_watched(path: str | Path) -> None:
 def write_config(folder: Path, **changes) -> Path:
     """A YAML file of a training of a few steps in `folder`, which holds tokens/ and weights/."""
     values = {
-        "stage": "stage1", "data": str(folder / "tokens"), "start": str(folder / "weights"), "run_dir": str(folder / "run"),
-        "optimizer": {"steps": 6, "batch_size": 4, "warmup": 1}, "log_every": 1, "evaluate_every": 3, "samples": 0,
-        "tensorboard": False, "checkpoint_seconds": 0.0, "threads": 1,
+        "stage": "stage1", "data": str(folder / "tokens"), "start": str(folder / "weights"),
+        "run_dir": str(folder / "run"), "optimizer": {"steps": 6, "batch_size": 4, "warmup": 1},
+        "log_every": 1, "evaluate_every": 3, "samples": 0, "tensorboard": False, "checkpoint_seconds": 0.0,
+        "threads": 1,
     } | changes  # fmt: skip
     path = folder / f"{Path(values['run_dir']).name}.yaml"
     path.write_text(json.dumps(values))  # JSON is YAML

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs under torchrun: trains by the files it is given; at `name.yaml:STEP` that step is missing.
+"""What test_distributed.py runs under torchrun: trains by its files; of `name.yaml:STEP` that step fails.
 
 A folder in place of a file: each process writes there what it is told where process 0 alone fails or has a
 checkpoint.
