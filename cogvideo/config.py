@@ -148,13 +148,21 @@ def coerce(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return coerce(next(a for a in arguments if a is not type(None)), value, where)
+        *others, last = sorted((a for a in arguments if a is not type(None)), key=lambda a: a is float)
+        for some in others:  # a whole number stays one where both int and float are allowed
+            with suppress(CogVideoError):
+                return coerce(some, value, where)
+        return coerce(last, value, where)
+    if hint is object:
+        return value
     if origin is Literal:
         if value not in arguments:
             raise CogVideoError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce(arguments[0], item, where) for item in value)
+    if origin is list and isinstance(value, list):
+        return [coerce(arguments[0], item, where) for item in value]
     if isinstance(hint, type) and is_dataclass(hint):
         return from_dict(hint, value, where)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):

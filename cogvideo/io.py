@@ -1,4 +1,4 @@
-"""Files that are whole or not there, their hashes, JSON; and the commit that results carry."""
+"""Files that are whole or not there, their hashes, JSON, HTML pages; and the commit that results carry."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,27 @@ def file_hash(path: str | Path, progress: Callable[[int], object] = lambda size:
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
+
+
+HTML = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; {policy}">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def html_page(title: str, body: str, style: str, policy: str) -> str:
+    """A self-contained page. title: text; body: HTML; policy: what a browser may load or run (CSP)."""
+    return HTML.format(title=escape(title), body=body, style=style, policy=policy)
 
 
 def make_writable(name: str, folder: Path) -> None:

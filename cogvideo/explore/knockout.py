@@ -1,7 +1,8 @@
-"""What a piece of attention is good for: the clip's loss when some heads cannot see a word, or a channel is silent.
+"""What a head's attention is good for: the clip's loss when heads cannot see a word, or a channel is silent.
 
-A weight says what a head looks at, not whether it matters. So the model is run again over the same clip from the first layer
-that changes, with the forbidden keys hidden before the softmax (attention knockout, Geva et al. 2023).
+A weight says what a head looks at, not whether it matters. So the model is run again over the same clip from
+the first layer that changes, with the forbidden keys hidden before the softmax (attention knockout, Geva et
+al. 2023).
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.capture import Recording
+from cogvideo.explore.recording import Recording
 from cogvideo.explore.requests import CHANNELS, numbers
 
 
@@ -25,12 +26,12 @@ def token_losses(
     heads: Sequence[int] | None = None,
     silent: Sequence[int] = (),
 ) -> Tensor:
-    """Cross entropy [T,N] in nats of every token of the clip, in a changed model.
+    """Cross entropy [T,N] in nats of every token of the clip in a changed, or by default the same, model.
 
-    hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still read each
-    other. silent: layers whose temporal channel counts nothing, as if their gate were 1. Nothing of both: the model's own.
-    Takes memory for a bias of every head that is changed alone. Raises CogVideoError for slots, layers or heads that do not
-    exist and where a layer that is needed was not recorded.
+    hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still
+    read
+        each other. Where not all heads are changed, each takes a bias of its own in memory.
+    silent: layers whose temporal channel counts nothing, as if their gate were 1.
     """
     model, c, length = recording.model, recording.model.config, len(recording.text_ids)
     silent = numbers("layers", silent, c.num_layers, []) if len(silent) else []
@@ -54,9 +55,9 @@ def token_losses(
             if "temporal" in channels and temporal is not None:
                 temporal = _hidden(temporal, hide, heads, c.num_heads)
         x = block(x, recording.text[index], spatial, None if index in silent else temporal)
-    return F.cross_entropy(model.head(x[0]).flatten(0, 1), recording.frames.flatten(), reduction="none").view(
-        recording.frames.shape
-    )
+    logits, frames = model.head(x[0]), recording.frames
+    losses = F.cross_entropy(logits.flatten(0, 1), frames.flatten(), reduction="none")
+    return losses.view(frames.shape)
 
 
 def _hidden(bias: Tensor, slots: Sequence[int], heads: Sequence[int], num_heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The report of a sweep: from the question to how it is repeated, every number taken from the sweep's table."""
+"""The report of a sweep, from the question to how to repeat it; every number is the table's."""
 
 import json
 from collections import Counter
@@ -10,15 +10,15 @@ from typing import Any
 from cogvideo.errors import CogVideoError
 from cogvideo.reports import html, plots
 from cogvideo.reports.results import NOT_RUN, USABLE, Results, fvd_card, read_results, sample_clips
-from cogvideo.sweeps.statistics import CONFIDENCE, Difference, corrected, differences, summarize
+from cogvideo.sweeps.statistics import CONFIDENCE, Difference, Summary, corrected, differences, summarize
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
 LABEL = " label"  # a column that no table has
 DIRTY = "-dirty"  # how a commit ends when files differed from it
 TITLES = {
-    "fvd": "FVD", "kvd": "kernel distance (KVD)", "action": "action right", "part": "part of the action right",
-    "same": "one object all the time", "digit": "digit right", "color": "colour right", "loss": "test loss, nats a token",
-    "control": "frame-rate text obeyed",
+    "fvd": "FVD", "kvd": "kernel distance (KVD)", "loss": "test loss, nats a token",
+    "action": "action right", "part": "part of the action right", "same": "one object all the time",
+    "digit": "digit right", "color": "colour right", "control": "frame-rate text obeyed",
 }  # fmt: skip
 
 
@@ -27,19 +27,19 @@ def report(
 ) -> Path:
     """Write the report of a sweep's file, folder or table (see read_results) to one HTML page.
 
-    notes: a Markdown file of what is to be said about the results. ratings: a file of the human study.
-    Raises CogVideoError for what cannot be read, and a place that cannot be written.
+    notes: a Markdown file with what there is to say about the results. ratings: a file of the human study.
     """
     results = read_results(path)
     said = _read(notes) if notes else None
     preferred = [html.heading("Human study"), *human_study(ratings)] if ratings else []
     found = differences_of(results)
     parts = [
-        f'<p class="quiet">{_facts(results)}</p>',
-        html.paragraph(results.question),
+        html.paragraph(_facts(results), "quiet"),
+        html.paragraph(results.sweep.question),
         *_verdict(results, found),
         *([html.heading("What to make of it"), html.markdown(said)] if said else []),
-        *_tables(results, found),
+        *_summary(results),
+        *_differences(results, found),
         *preferred,
         *_clips(results),
         *_protocol(results),
@@ -48,14 +48,14 @@ def report(
         *_points(results),
         *_repeat(results),
     ]
-    return html.write(out, f"Sweep {results.name}", parts)
+    return html.write(out, f"Sweep {results.sweep.name}", parts)
 
 
 def differences_of(results: Results) -> list[Difference]:
     """Every variant less the baseline in every metric, in pairs of the same seed; none without a baseline.
 
-    Where other parameters vary, too, pairs have the same ones, and the variant's name tells which. p values are Holm's over
-    all comparisons of one metric.
+    Where other parameters vary, too, pairs have the same ones, and the variant's name says which. p values
+    are Holm's over all comparisons of one metric.
     """
     found: list[Difference] = []
     for label, rows in results.groups().items():
@@ -67,17 +67,14 @@ def differences_of(results: Results) -> list[Difference]:
 
 
 def labelled(results: Results) -> list[dict[str, Any]]:
-    """Usable rows with a column LABEL: the variant, and where other parameters vary what they are."""
-    name = results.variant
+    """Usable rows by variant, with a column LABEL: the variant and its other varied parameters."""
+    name, order = results.variant, {variant: i for i, variant in enumerate(results.variants)}
     rows = [
         row | {LABEL: _label(row[name] if name else "", label)}
         for label, some in results.groups().items()
         for row in some
     ]
-    if not results.others:
-        return rows
-    order = {variant: i for i, variant in enumerate(results.variants)}
-    return sorted(rows, key=lambda row: order[row[name]] if name else 0)
+    return sorted(rows, key=lambda row: order[row[name]]) if name and results.others else rows
 
 
 def _label(variant: Any, label: str) -> str:
@@ -90,10 +87,14 @@ def better(metric: str) -> int:
 
 
 def verdict(found: Difference) -> str:
-    """What a difference says of its variant: better or worse than the baseline, or not told apart."""
+    """Whether a variant is better or worse than the baseline, or not told apart from it."""
     if not found.clear:
         return "not told apart"
     return "better" if found.mean * better(found.metric) > 0 else "worse"
+
+
+def _title(metric: str) -> str:
+    return TITLES.get(metric, metric)
 
 
 def _read(notes: str | Path) -> str:
@@ -108,10 +109,10 @@ def _facts(results: Results) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     seeds = sorted({row["seed"] for row in results.usable if row.get("seed") is not None})
     started = sorted(str(row["started"])[:16] for row in results.usable if row.get("started"))
-    when = f"{started[0].replace('T', ' ')} to {started[-1].replace('T', ' ')} UTC" if started else "unknown"
-    return html.escape(
-        f"{len(results.rows)} points: {counts}. Seeds {', '.join(map(html.number, seeds)) or 'none'}. Points begun {when}. "
-        f"Commit {', '.join(_distinct(results, 'commit'))}."
+    when = f"{started[0]} to {started[-1]} UTC".replace("T", " ", 2) if started else "unknown"
+    return (
+        f"{len(results.rows)} points: {counts}. Seeds {', '.join(map(html.number, seeds)) or 'none'}. "
+        f"Points begun {when}. Commit {', '.join(_distinct(results, 'commit'))}."
     )
 
 
@@ -120,40 +121,33 @@ def _distinct(results: Results, column: str) -> list[str]:
 
 
 def _verdict(results: Results, found: Sequence[Difference]) -> list[str]:
-    """Sentences: which orderings have an interval that excludes zero, and which have not."""
+    """Sentences: which orderings have an interval that excludes zero, and which do not."""
     if not found:
         return []
-    holds = [d for d in found if verdict(d) == "worse"]
-    against = [d for d in found if verdict(d) == "better"]
-    open_ = [d for d in found if not d.clear]
+    baseline = results.baseline
     parts = [
         html.heading("Which orderings hold"),
         html.paragraph(
-            f"Every variant is compared with {results.baseline} in pairs of the same seed. "
-            f"Intervals are Student's, {CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the "
-            "comparisons of one metric. An ordering holds where the interval excludes zero."
+            f"Every variant is compared with {baseline} in pairs of the same seed. Intervals are Student's, "
+            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons "
+            "of one metric. An ordering holds where the interval excludes zero."
         ),
     ]
-    for title, some in (
-        (f"{results.baseline} is better", holds),
-        (f"{results.baseline} is worse", against),
-        ("Not told apart", open_),
-    ):
-        if some:
-            parts += [html.paragraph(f"{title}:"), html.listing(_sentences(results, some))]
+    titles = (f"{baseline} is better", f"{baseline} is worse", "Not told apart")
+    for kind, title in zip(("worse", "better", "not told apart"), titles, strict=True):
+        if some := [d for d in found if verdict(d) == kind]:
+            variants = dict.fromkeys(d.variant for d in some)
+            lines = [
+                f"{variant} less {baseline}: {'; '.join(_sentence(d) for d in some if d.variant == variant)}"
+                for variant in variants
+            ]
+            parts += [html.paragraph(f"{title}:"), html.listing(lines)]
     return parts
 
 
-def _sentences(results: Results, some: Sequence[Difference]) -> list[str]:
-    lines = []
-    for variant in dict.fromkeys(d.variant for d in some):
-        told = [
-            f"{TITLES.get(d.metric, d.metric)} {_signed(d.mean)} ({_signed(d.low)} to {_signed(d.high)}, p {d.p:.2g}, n {d.n})"
-            for d in some
-            if d.variant == variant
-        ]
-        lines.append(f"{variant} less {results.baseline}: {'; '.join(told)}")
-    return lines
+def _sentence(d: Difference) -> str:
+    interval = f"{_signed(d.low)} to {_signed(d.high)}"
+    return f"{_title(d.metric)} {_signed(d.mean)} ({interval}, p {d.p:.2g}, n {d.n})"
 
 
 def _signed(value: float) -> str:
@@ -161,76 +155,57 @@ def _signed(value: float) -> str:
     return text if text == "0" else f"{'−' if value < 0 else '+'}{text}"
 
 
-def _tables(results: Results, found: Sequence[Difference]) -> list[str]:
-    shown = {metric: TITLES.get(metric, metric) for metric in results.metrics}
-    header = [
-        f"{title} ({'low' if better(metric) < 0 else 'high'} is better)" for metric, title in shown.items()
-    ]
+def _summary(results: Results) -> list[str]:
+    shown = {metric: _title(metric) for metric in results.metrics}
+    header = [f"{title} ({'low' if better(m) < 0 else 'high'} is better)" for m, title in shown.items()]
     points = labelled(results)
     sums = {(s.variant, s.metric): s for s in summarize(points, LABEL, results.metrics)}
     rows = []
     for variant in dict.fromkeys(row[LABEL] for row in points):
         cells = [sums.get((variant, metric)) for metric in results.metrics]
-        seeds = max((s.n for s in cells if s), default=0)
-        rows.append([str(variant), seeds, *(_mean(s) for s in cells)])
+        rows.append([variant, max((s.n for s in cells if s), default=0), *map(_mean, cells)])
+    drawn = plots.plot_values(points, LABEL, results.metrics, shown)
     parts = [
         html.heading("The table"),
         html.paragraph("Mean ± standard deviation over seeds."),
         html.table("summary", [results.variant or "", "seeds", *header], rows),
-        html.figure(
-            plots.plot_values(points, LABEL, results.metrics, shown), "A dot a seed; the line is the mean."
-        ),
-        *_curves(results, shown),
+        html.figure(drawn, "A dot a seed; the line is the mean."),
     ]
-    if found:
-        rows = [
-            [
-                str(d.variant),
-                TITLES.get(d.metric, d.metric),
-                d.mean,
-                d.low,
-                d.high,
-                f"{d.p:.2g}",
-                d.n,
-                _colored(d),
-            ]
-            for d in found
-        ]
-        parts += [
-            html.heading(f"Differences from {results.baseline}"),
-            html.table(
-                "differences", ["variant", "metric", "difference", "low", "high", "p (Holm)", "seeds", "the variant is"],
-                rows, text=(0, 1, 7),
-            ),
-            html.figure(
-                plots.plot_differences(found, shown, {metric: better(metric) for metric in results.metrics}),
-                f"Each variant less {results.baseline}, {CONFIDENCE:.0%} intervals. Green: {results.baseline} is better. Orange: it is worse.",
-            ),
-        ]  # fmt: skip
+    # Metrics over the one other parameter that varies, if it is a number.
+    if results.variant and len(results.others) == 1:
+        (over,) = results.others
+        if all(isinstance(row[over], (int, float)) for row in results.usable):
+            drawn = plots.plot_curves(results.usable, results.variant, over, results.metrics, shown)
+            parts.append(html.figure(drawn, f"Over {over}: means and standard deviations over seeds."))
     return parts
 
 
-def _curves(results: Results, shown: dict[str, str]) -> list[str]:
-    """Metrics over the one other parameter that varies, if it is a number."""
-    if len(results.others) != 1 or results.variant is None:
-        return []
-    (over,) = results.others
-    if not all(isinstance(row[over], (int, float)) for row in results.usable):
-        return []
-    drawn = plots.plot_curves(results.usable, results.variant, over, results.metrics, shown)
-    return [html.figure(drawn, f"Over {over}: means and standard deviations over seeds.")]
-
-
-def _mean(summary: Any) -> str | None:
+def _mean(summary: Summary | None) -> str | None:
     if summary is None:
         return None
     spread = "" if summary.deviation is None else f" ± {html.number(summary.deviation)}"
     return html.number(summary.mean) + spread
 
 
-def _colored(d: Difference) -> tuple[str, ...]:
-    told = verdict(d)
-    return (told, told) if d.clear else (told,)
+def _differences(results: Results, found: Sequence[Difference]) -> list[str]:
+    if not found:
+        return []
+    baseline, rows = results.baseline, []
+    for d in found:
+        said = (verdict(d), verdict(d)) if d.clear else verdict(d)  # with its colour
+        rows.append([d.variant, _title(d.metric), d.mean, d.low, d.high, f"{d.p:.2g}", d.n, said])
+    header = ["variant", "metric", "difference", "low", "high", "p (Holm)", "seeds", "the variant is"]
+    metrics = results.metrics
+    drawn = plots.plot_differences(found, {m: _title(m) for m in metrics}, {m: better(m) for m in metrics})
+    return [
+        html.heading(f"Differences from {baseline}"),
+        html.table("differences", header, rows, text=(0, 1, 7)),
+        html.figure(
+            drawn,
+            f"Each variant less {baseline}, {CONFIDENCE:.0%} intervals. Green: {baseline} is better. "
+            "Orange: it is worse.",
+        ),
+    ]
 
 
 def _clips(results: Results) -> list[str]:
@@ -238,24 +213,20 @@ def _clips(results: Results) -> list[str]:
     if not rows:
         return []
     said = f"The same prompts and random numbers for all variants (seed {seed}), small as they were made."
-    return [
-        html.heading("Clips side by side"),
-        html.paragraph(said),
-        html.clips(rows, [str(name) for name in results.variants]),
-    ]
+    clips = html.clips(rows, [str(name) for name in results.variants])
+    return [html.heading("Clips side by side"), html.paragraph(said), clips]
 
 
 def _protocol(results: Results) -> list[str]:
-    fixed = ", ".join(f"{name} {html.number(value)}" for name, value in results.fixed().items())
-    varied = [name for name in results.parameters if name not in results.fixed()]
+    fixed = ", ".join(f"{name} {html.number(value)}" for name, value in results.fixed.items())
     parts = [
         html.heading("Protocol"),
         html.paragraph(f"The same in all points: {fixed or 'nothing'}."),
-        html.paragraph(f"Varied: {', '.join(varied) or 'nothing'}."),
+        html.paragraph(f"Varied: {', '.join(results.varied) or 'nothing'}."),
     ]
-    if told := fvd_card(results):
+    if card := fvd_card(results):
         parts += [html.paragraph("The card of one FVD; those of the other points differ in the clips alone:")]
-        parts += [html.preformatted(told)]
+        parts += [html.preformatted(card)]
     return parts
 
 
@@ -265,10 +236,8 @@ def _costs(results: Results) -> list[str]:
         some = [row for row in points if row[LABEL] == variant]
         seconds = [row["seconds"] for row in some if row.get("seconds") is not None]
         memory = [row["peak_memory"] / 1e9 for row in some if row.get("peak_memory") is not None]
-        mean = sum(seconds) / len(seconds) if seconds else None
-        rows.append(
-            [str(variant), len(some), mean, sum(seconds) if seconds else None, max(memory, default=None)]
-        )
+        times = [sum(seconds) / len(seconds), sum(seconds)] if seconds else [None, None]
+        rows.append([variant, len(some), *times, max(memory, default=None)])
     header = [results.variant or "", "points", "seconds a point", "seconds in all", "peak memory, GB"]
     return [html.heading("Costs"), html.table("costs", header, rows)]
 
@@ -276,39 +245,44 @@ def _costs(results: Results) -> list[str]:
 def _failed(results: Results) -> list[str]:
     parts = [html.heading("What failed")]
     bad = [row for row in results.rows if row["status"] not in (*USABLE, *NOT_RUN)]
-    absent = Counter(row["status"] for row in results.rows if row["status"] in NOT_RUN)
-    if absent:
-        told = " and ".join(f"{count} {state}" for state, count in absent.items())
-        parts.append(html.paragraph(f"The sweep is not through: of {len(results.rows)} points {told}."))
+    if absent := Counter(row["status"] for row in results.rows if row["status"] in NOT_RUN):
+        counts = " and ".join(f"{count} {state}" for state, count in absent.items())
+        parts.append(html.paragraph(f"The sweep is not through: of {len(results.rows)} points {counts}."))
     if not bad:
         return [*parts, html.paragraph("No point failed.")]
-    rows = [[row["point"], row["status"], row.get("reason"), row.get("error")] for row in bad]
-    return [*parts, html.table("failed", ["point", "status", "reason", "error"], rows, text=(0, 1, 2, 3))]
+    columns = ["point", "status", "reason", "error"]
+    rows = [[row.get(column) for column in columns] for row in bad]
+    return [*parts, html.table("failed", columns, rows, text=range(len(columns)))]
 
 
 def _points(results: Results) -> list[str]:
-    varied = [name for name in results.parameters if name not in results.fixed()]
-    rows = [[*(row.get(n) for n in varied), *(row.get(n) for n in results.metrics), row.get("seconds")] for row in results.usable]  # fmt: skip
-    header = [*varied, *(TITLES.get(name, name) for name in results.metrics), "seconds"]
-    return [html.heading("All points"), html.table("points", header, rows, text=tuple(range(len(varied))))]
+    columns = [*results.varied, *results.metrics, "seconds"]
+    header = [*results.varied, *map(_title, results.metrics), "seconds"]
+    rows = [[row.get(column) for column in columns] for row in results.usable]
+    table = html.table("points", header, rows, text=range(len(results.varied)))
+    return [html.heading("All points"), table]
 
 
 def _repeat(results: Results) -> list[str]:
-    versions = "; ".join(
-        ", ".join(f"{name} {version}" for name, version in json.loads(told).items())
-        if told.startswith("{")
-        else told
-        for told in _distinct(results, "versions")
-    )
+    versions = [
+        ", ".join(f"{name} {version}" for name, version in json.loads(text).items())
+        if text.startswith("{")
+        else text
+        for text in _distinct(results, "versions")
+    ]
     commits = _distinct(results, "commit")
-    lines = [f"git checkout {commits[0].removesuffix(DIRTY)}", *results.repeat, f"cogvideo report {results.repeat[0].split()[-1]} -o report.html"]  # fmt: skip
+    file = f"reports/sweeps/{results.sweep.file.name}"
+    lines = [
+        f"git checkout {commits[0].removesuffix(DIRTY)}",
+        f"cogvideo sweep run {file}",
+        f"cogvideo report {file} -o report.html",
+    ]
     parts = [html.heading("How to repeat it"), html.preformatted("\n".join(lines))]
-    if len(commits) > 1 or any(commit.endswith(DIRTY) for commit in commits):
-        parts.append(
-            html.paragraph(f"Commits of the points: {', '.join(commits)}; {DIRTY} marks files that differed.")
-        )
-    parts.append(html.paragraph(f"Environment: {versions}. Hosts: {', '.join(_distinct(results, 'host'))}."))
-    return parts
+    if len(commits) > 1 or commits[0].endswith(DIRTY):
+        listed = ", ".join(commits)
+        parts.append(html.paragraph(f"Commits of the points: {listed}; {DIRTY} marks files that differed."))
+    hosts = ", ".join(_distinct(results, "host"))
+    return [*parts, html.paragraph(f"Environment: {'; '.join(versions)}. Hosts: {hosts}.")]
 
 
 def human_study(ratings: str | Path) -> list[str]:
@@ -316,24 +290,19 @@ def human_study(ratings: str | Path) -> list[str]:
     from cogvideo.evaluation.human_study import agreement, read_ratings, strengths
 
     rated = read_ratings(ratings)
-    found = strengths(rated)
-    rows = [[name, s.mean, s.low, s.high, s.wins, s.answers] for name, s in found.items()]
-    raters = len({r.rater for r in rated})
-    kappa = agreement(rated)
-    simulated = sorted({r.rater for r in rated if r.simulated})
-    said = f"{len(rated)} answers of {raters} raters."
-    if simulated:
-        said += f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing about people."
+    found, kappa = strengths(rated), agreement(rated)
+    said = f"{len(rated)} answers of {len({r.rater for r in rated})} raters."
+    if simulated := sorted({r.rater for r in rated if r.simulated}):
+        said += (
+            f" The raters {', '.join(simulated)} are simulated: they exercise the method and say nothing "
+            "about people."
+        )
     agreed = "unknown (no pair was rated twice)" if kappa is None else html.number(kappa)
-    drawn = plots.plot_strengths(
-        list(found),
-        [s.mean for s in found.values()],
-        [s.low for s in found.values()],
-        [s.high for s in found.values()],
-    )
     header = ["variant", "strength", "low", "high", "preferred", "answers"]
+    rows = [[name, s.mean, s.low, s.high, s.wins, s.answers] for name, s in found.items()]
+    caption = f"Bradley-Terry strengths, their mean 0, {CONFIDENCE:.0%} intervals over pairs."
     return [
         html.paragraph(f"{said} Agreement between raters (Krippendorff's alpha): {agreed}."),
         html.table("study", header, rows),
-        html.figure(drawn, f"Bradley-Terry strengths, their mean 0, {CONFIDENCE:.0%} intervals over pairs."),
+        html.figure(plots.plot_strengths(found), caption),
     ]

@@ -1,6 +1,6 @@
-"""Sweeps: a grid in YAML, each point a notebook run by papermill in processes of its own, one table, a report.
+"""Sweeps: a grid in YAML, each point a notebook run by papermill in processes of its own, one table.
 
-Notebooks call `record` once, at their end: it is the way by which results leave them.
+Notebooks call `record` once, at their end: this is how their results are collected.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_json
 
-RESULT_FILE = "COGVIDEO_SWEEP_RESULT"  # in the environment of a point: where its result goes
+RESULT_FILE = "COGVIDEO_SWEEP_RESULT"  # environment variable of a point: the file its result goes to
 
 
 def record(
@@ -21,31 +21,28 @@ def record(
     files: Mapping[str, str | Path | list[str] | list[Path]] | None = None,
     output_dir: str | Path | None = None,
 ) -> Path | None:
-    """Write what a notebook found to result.json, whole or not at all, and print it; a second call replaces the first.
+    """Write a notebook's results to result.json, replacing earlier ones, and print them.
 
-    A point of a sweep writes into the point's folder; a notebook run by hand into `output_dir`, or nowhere without one.
-    metrics: numbers, strings, truth values or None by name; what has .item() (NumPy, a tensor of one number) becomes a
-    number, and numbers that are not finite become None. files: what else was written, by name, such as sample clips;
-    paths are kept relative to the folder of result.json if they lie in it.
-    Returns the file written, if any. Raises CogVideoError for other metrics, missing files and a place that cannot be
-    written.
+    In a sweep the file is in the point's folder; by hand in `output_dir`, or nowhere without one.
+
+    metrics: numbers, strings, truth values or None by name. What has .item() (NumPy, a tensor of one number)
+        becomes a number; numbers that are not finite become None.
+    files: other files that the notebook wrote, such as sample clips; paths inside result.json's folder are
+        kept relative to it.
+    Returns the file written, if any.
     """
     values = {name: _plain(name, value) for name, value in metrics.items()}
     for name, value in values.items():
         print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
-    place = os.environ.get(RESULT_FILE) or (Path(output_dir) / "result.json" if output_dir else None)
-    if place is None:
+    target = os.environ.get(RESULT_FILE) or (output_dir and Path(output_dir) / "result.json")
+    if not target:
         return None
-    place = Path(place)
-    paths = {}
-    for name, path in (files or {}).items():
-        paths[name] = (
-            [_inside(p, place.parent) for p in path]
-            if isinstance(path, list)
-            else _inside(path, place.parent)
-        )
-    write_json(place, {"metrics": values, "files": paths}, parents=True)
-    return place
+    folder = Path(target).parent
+    paths = {
+        name: [_inside(p, folder) for p in path] if isinstance(path, list) else _inside(path, folder)
+        for name, path in (files or {}).items()
+    }
+    return write_json(target, {"metrics": values, "files": paths}, parents=True)
 
 
 def _plain(name: Any, value: Any) -> Any:
@@ -53,9 +50,8 @@ def _plain(name: Any, value: Any) -> Any:
         with suppress(RuntimeError, ValueError):  # more than one number
             value = value.item()
     if not isinstance(name, str) or not isinstance(value, (int, float, str, bool, type(None))):
-        raise CogVideoError(
-            f"The metric {name!r} must be one number, a string or None, not {type(value).__name__}."
-        )
+        kind = type(value).__name__
+        raise CogVideoError(f"The metric {name!r} must be one number, a string or None, not {kind}.")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,8 +1,9 @@
 """The process that watches over one point: `python -m cogvideo.sweeps.guard`, in a session of its own.
 
-It holds the point's lock from before the notebook starts until the verdict is written, so that no two run the same point. It
-outlives the Dask worker that started it and the driver: whoever dies, what runs goes on to its end within its limits, and
-whoever asks for the same point meanwhile waits for the lock and takes over the verdict.
+It holds the point's lock from before the notebook starts until the verdict is written, so no two processes
+run the same point. It outlives the Dask worker that started it and the driver: if they die, the notebook
+still runs to its end within its limits, and another guard of that point waits for the lock and takes over the
+verdict.
 """
 
 import json
@@ -12,11 +13,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from contextlib import suppress
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +33,19 @@ ATTEMPT = "COGVIDEO_SWEEP_ATTEMPT"  # in the environment of all processes of one
 INTERVAL = 0.5  # seconds between looks
 GRACE = 10.0  # seconds that papermill has to save the notebook after its kernel was killed
 OURS = ("point.json", "outcome.json", "executed.ipynb", "result.json", "log.txt")
-PACKAGES = ("torch", "numpy", "papermill")  # whose versions are noted, beside Python's and our own
-
-
-def main() -> None:
-    job = json.loads(sys.stdin.readline())
-    Guard(job).run()
 
 
 class Guard:
-    """One point: its lock, its limits, its verdict."""
+    """One point: its lock, its limits, its verdict. job: what point.job_of makes."""
 
     def __init__(self, job: dict[str, Any]):
-        self.job, self.folder = job, Path(job["folder"])
-        self.terminated = False
-        self.peak = 0
-        signal.signal(signal.SIGTERM, self._terminate)
-
-    def _terminate(self, *_: Any) -> None:
-        self.terminated = True
-
-    def asked_to_stop(self) -> bool:
-        return self.terminated or notes.current_run(self.folder.parent) == notes.STOPPED
+        self.job, self.folder, self.peak = job, Path(job["folder"]), 0
+        self.terminated = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: self.terminated.set())
 
     def may_begin(self) -> bool:
-        """Not for a driver that was stopped or has a successor: then that one's guards do it."""
-        return not self.terminated and notes.current_run(self.folder.parent) == self.job["run"]
+        """Not for a driver that was stopped or has a successor, whose guards will run the point."""
+        return not self.terminated.is_set() and notes.current_run(self.folder.parent) == self.job["run"]
 
     def run(self) -> None:
         while (lock := notes.try_lock(self.folder / "lock")) is None:
@@ -64,8 +53,7 @@ class Guard:
                 return
             time.sleep(INTERVAL)
         with lock:
-            code = fingerprint(Path(self.job["notebook"]))
-            note = notes.read_note(self.folder)
+            code, note = fingerprint(Path(self.job["notebook"])), notes.read_note(self.folder)
             if note.get("status") == "running":  # its guard died
                 if note["host"] == platform.node():
                     kill(note["attempt"])
@@ -73,15 +61,15 @@ class Guard:
             codes = (code, self.job["fingerprint"])
             fresh = note.get("attempt") != self.job["seen"] and note.get("fingerprint") in codes
             if note.get("status") in notes.VERDICTS and fresh:
-                return  # somebody else has run it since it was asked for
+                return  # another guard has run it since it was asked for
             if self.may_begin():
                 self._clear(keep=note.get("fingerprint") == code)
                 self._attempt(code)
 
     def _settle(self, note: dict[str, Any]) -> dict[str, Any]:
-        """If the notebook had come to its end before its guard died, that counts."""
+        """If the notebook had ended before its guard died, that counts."""
         outcome = notes.read_json(self.folder / "outcome.json")
-        if outcome.pop("attempt", None) != note["attempt"]:
+        if outcome.get("attempt") != note["attempt"]:
             return note
         ended = (self.folder / "outcome.json").stat().st_mtime
         seconds = ended - datetime.fromisoformat(note["started"]).timestamp()
@@ -90,14 +78,14 @@ class Guard:
         return note
 
     def _clear(self, keep: bool) -> None:
-        """Take away an earlier run. keep: it was of the same code, so what its notebook wrote stays: training goes on."""
+        """Remove an earlier run. keep: the notebook's own files, for the same code to resume."""
         for path in self.folder.iterdir():
             if path.name != "lock" and not (keep and path.name not in OURS):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _attempt(self, code: str) -> None:
-        job, attempt = self.job, uuid.uuid4().hex
-        passed = job["given"] | ({"output_dir": str(self.folder)} if job["takes_folder"] else {})
+        job, attempt, clock = self.job, uuid.uuid4().hex, time.monotonic()
+        versions = {name: version(name) for name in ("torch", "numpy", "papermill")}
         note = {
             "point": job["point"],
             "status": "running",
@@ -106,73 +94,67 @@ class Guard:
             "parameters": job["parameters"],
             "fingerprint": code,
             "commit": commit(),
-            "versions": versions(),
+            "versions": {"python": platform.python_version(), "cogvideo": cogvideo.__version__} | versions,
             "host": platform.node(),
             "guard": os.getpid(),
             "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         }
         notes.write_note(self.folder, note)
-        clock = time.monotonic()
-        environment = os.environ | {
+        ours = [str(Path(cogvideo.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+        libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        environment = os.environ | dict.fromkeys(libraries, str(job["threads"])) | {
             ATTEMPT: attempt,
             RESULT_FILE: str(self.folder / "result.json"),
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(Path(cogvideo.__file__).parents[1]), os.environ.get("PYTHONPATH")])
-            ),
-        }
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(job["threads"])
+            "PYTHONPATH": os.pathsep.join(filter(None, ours)),
+        }  # fmt: skip
+        passed = job["given"] | ({"output_dir": str(self.folder)} if job["takes_folder"] else {})
         with open(self.folder / "log.txt", "w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cogvideo.sweeps.execute"],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, text=True,
+                bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
-        assert process.stdin
+        line = json.dumps(job | {"attempt": attempt, "passed": passed}) + "\n"
         try:
-            process.stdin.write(json.dumps(job | {"attempt": attempt, "passed": passed}) + "\n")
-            process.stdin.flush()  # left open: its end would tell of our death
+            assert process.stdin  # a pipe; left open: its end means that this guard has died
+            with suppress(BrokenPipeError):  # the process ended at once: the log says why
+                process.stdin.write(line.encode())
             verdict = self._watch(process, clock)
-        except BrokenPipeError:  # gone at once: the log tells why
-            verdict = self._judge({})
         finally:
-            kill(attempt)  # what the notebook left running, too
+            kill(attempt)  # also what the notebook left running
             process.wait()
-        seconds = round(time.monotonic() - clock, 2)
-        notes.write_note(self.folder, note | verdict | {"seconds": seconds, "peak_memory": self.peak})
+        ended = {"seconds": round(time.monotonic() - clock, 2), "peak_memory": self.peak}
+        notes.write_note(self.folder, note | verdict | ended)
 
-    def _watch(self, process: subprocess.Popen[str], clock: float) -> dict[str, Any]:
-        """Wait for the end, or bring it about. Returns what becomes of the note."""
+    def _watch(self, process: "subprocess.Popen[bytes]", clock: float) -> dict[str, Any]:
+        """Wait for the end, or bring it about at a limit. Returns what is added to the note."""
         while process.poll() is None:
-            cut = self._limit(process.pid, time.monotonic() - clock)
-            if cut:
+            if verdict := self._limit(process.pid, time.monotonic() - clock):
                 kill_kernel(process, GRACE)
-                return cut | {"cell": notes.cells(self.folder)[0]}
+                return verdict | {"cell": notes.cells(self.folder)[0]}
             time.sleep(INTERVAL)
         return self._judge(notes.read_json(self.folder / "outcome.json"))
 
     def _limit(self, pid: int, seconds: float) -> dict[str, Any] | None:
-        if self.asked_to_stop():
+        if self.terminated.is_set() or notes.current_run(self.folder.parent) == notes.STOPPED:
             return {"status": "stopped", "reason": "stopped", "error": "by the user"}
-        used, most = memory_of(pid), self.job["memory"]
+        used, most, minutes = memory_of(pid), self.job["memory"], self.job["minutes"]
         self.peak = max(self.peak, used)
         if most and used > most and (used := memory_of(pid, shared_once=True)) > most:
             sizes = f"{used / 1e9:.2f} GB of {most / 1e9:.2f} GB"
             return {"status": "failed", "reason": "out of memory", "error": sizes}
-        if self.job["seconds"] and seconds > self.job["seconds"]:
-            limit = f"{self.job['seconds'] / 60:g} min"
-            return {"status": "failed", "reason": "time limit", "error": limit}
+        if minutes and seconds > 60 * minutes:
+            return {"status": "failed", "reason": "time limit", "error": f"{minutes:g} min"}
         return None
 
     def _judge(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """The verdict on a notebook that has ended, whose process wrote `outcome`; nothing if it died before."""
-        begun, _ = notes.cells(self.folder)
+        """The verdict on a notebook that has ended, whose process wrote `outcome`; {}: it died before."""
+        cell = {"cell": notes.cells(self.folder)[0]}
         if not outcome:
-            lines = (self.folder / "log.txt").read_text("utf-8", errors="replace").split("\n")
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "log.txt is empty")
-            return {"status": "failed", "reason": "papermill died", "error": last[:300], "cell": begun}
-        outcome.pop("attempt", None)
+            lines = (self.folder / "log.txt").read_text("utf-8", errors="replace").strip().split("\n")
+            said = lines[-1].strip()[:300] or "log.txt is empty"
+            return {"status": "failed", "reason": "papermill died", "error": said} | cell
         if outcome["status"] == "failed":
-            return outcome | {"cell": begun}
+            return outcome | cell
         if absent := notes.missing_metrics(self.folder, self.job["collect"]):
             said = f"the notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it"
             return {"status": "failed", "reason": "no result", "error": said}
@@ -182,25 +164,21 @@ class Guard:
 def memory_of(pid: int, *, shared_once: bool = False) -> int:
     """Bytes that a process and all below it hold in memory.
 
-    Pages that several of them share, such as those of forked data loaders, count for each, or once with shared_once, which
-    is slow and known on Linux alone.
+    Pages that several of them share, such as those of forked data loaders, count for each, or once with
+    shared_once, which is slow and known on Linux alone.
     """
-    try:
-        top = psutil.Process(pid)
-        tree = [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
     total = 0
-    for process in tree:
-        with suppress(psutil.Error):  # gone meanwhile
-            total += (
-                process.memory_full_info().pss if shared_once and psutil.LINUX else process.memory_info().rss
-            )
+    with suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with suppress(psutil.Error):  # it has ended meanwhile
+                once = shared_once and psutil.LINUX
+                total += process.memory_full_info().pss if once else process.memory_info().rss
     return total
 
 
-def kill_kernel(process: subprocess.Popen[str], grace: float) -> None:
-    """Kill what runs below papermill and give papermill time to save the notebook; then, or without a kernel, end it."""
+def kill_kernel(process: "subprocess.Popen[bytes]", grace: float) -> None:
+    """Kill what runs below papermill, give papermill time to save the notebook, then kill it, too."""
     kernel = psutil.Process(process.pid).children(recursive=True)
     for child in kernel:
         with suppress(psutil.NoSuchProcess):
@@ -213,29 +191,17 @@ def kill_kernel(process: subprocess.Popen[str], grace: float) -> None:
 
 def kill(attempt: str) -> None:
     """Kill all processes of one run of a point, whatever session or parent they have by now."""
-    while found := [process for process in psutil.process_iter() if _attempt_of(process) == attempt]:
+
+    def running() -> list[psutil.Process]:
+        everything = psutil.process_iter(["environ"])
+        return [p for p in everything if (p.info["environ"] or {}).get(ATTEMPT) == attempt]
+
+    while found := running():
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(found, timeout=1)
 
 
-def _attempt_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(ATTEMPT)
-    except psutil.Error:
-        return None
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cogvideo": cogvideo.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 if __name__ == "__main__":
-    main()
+    Guard(json.loads(sys.stdin.readline())).run()

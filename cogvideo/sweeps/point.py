@@ -1,6 +1,7 @@
 """One point as a Dask task: start its guard, wait for it, return its note."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,19 @@ from typing import Any
 from cogvideo.sweeps.notes import read_note
 from cogvideo.sweeps.spec import Point, Sweep
 
-LOST = 3  # how often a point whose guard was killed is begun again on the same worker
+ATTEMPTS = 4  # of a point whose guard is killed, on the same worker
+
+
+def dask_setup(worker: Any) -> None:
+    """Called by Dask in each new worker: Ctrl-C is for the driver alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None, run: str) -> dict[str, Any]:
     """What a guard needs to know, as plain values.
 
-    seen: the attempt whose verdict the driver knows and wants renewed. run: the driver's name, as in notes.set_run.
+    seen: the attempt whose verdict the driver knows and wants renewed. run: the driver's name
+    (notes.set_run).
     """
     return {
         "point": point.name,
@@ -26,7 +33,7 @@ def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None, run: 
         "takes_folder": sweep.takes_folder,
         "collect": sweep.collect,
         "memory": sweep.resources.memory_bytes,
-        "seconds": sweep.resources.minutes and sweep.resources.minutes * 60,
+        "minutes": sweep.resources.minutes,
         "threads": sweep.resources.threads,
         "fingerprint": fingerprint,
         "seen": seen,
@@ -35,26 +42,23 @@ def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None, run: 
 
 
 def run_point(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a point or wait for whoever runs it already; a guard that was killed counts as lost and is started again.
+    """Run a point, or wait for the guard that runs it already, and return its note.
 
-    Returns the note; a note of its own when the guard cannot do its work.
+    A guard that was killed is started again; where guards cannot do their work, the note says why.
     """
-    command = [sys.executable, "-m", "cogvideo.sweeps.guard"]
-    text = json.dumps(job) + "\n"
-    error = ""
-    for _ in range(LOST + 1):
-        guard = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    command, error = [sys.executable, "-m", "cogvideo.sweeps.guard"], ""
+    for _ in range(ATTEMPTS):
+        done = subprocess.run(
+            command, input=json.dumps(job) + "\n", stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        _, said = guard.communicate(text)
-        if guard.returncode == 0:
+        if done.returncode == 0:
             return read_note(Path(job["folder"]))
-        error = said.strip().split("\n")[-1] or f"killed by signal {-guard.returncode}"
-        if guard.returncode > 0:
+        error = done.stderr.strip().split("\n")[-1] or f"killed by signal {-done.returncode}"
+        if done.returncode > 0:
             break
-    return {
-        "point": job["point"],
-        "status": "failed",
-        "reason": "lost",
-        "error": f"its guard ended early, {error}",
-    }
+    return lost(job["point"], f"its guard ended early, {error}")
+
+
+def lost(point: str, error: str) -> dict[str, Any]:
+    """The note of a point that could not be run at all."""
+    return {"point": point, "status": "failed", "reason": "lost", "error": error}

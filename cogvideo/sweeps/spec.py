@@ -1,4 +1,4 @@
-"""A sweep as its YAML file tells it: checked against the notebook before anything runs."""
+"""A sweep as its YAML file describes it: checked against the notebook before anything runs."""
 
 import hashlib
 import itertools
@@ -15,31 +15,32 @@ from cogvideo.sweeps.parameters import Parameter, code_cells, read_parameters
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _PACKAGE = Path(__file__).parents[1]
 # Code that runs notebooks and reads their results, but does not make them.
-NO_RESULTS = ("cli*.py", "sweeps/*", "reports/*")
+NO_RESULTS = ("cli/*", "sweeps/*", "reports/*")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one point may take, and the threads it is given; None: no limit."""
+    """The limits of one point (None: no limit), and its threads."""
 
     memory: str | None = None  # such as 4GB or 500MB
     minutes: float | None = None
     threads: int = 1
 
     def __post_init__(self):
-        if self.memory is not None and not re.fullmatch(rf"\d+(\.\d+)? ?({'|'.join(_UNITS)})", self.memory):
+        if self.memory is not None and not self._size():
             raise CogVideoError(
                 f"resources: memory must be a number and a unit, such as 4GB or 500MB, not {self.memory!r}."
             )
         if self.threads < 1 or (self.minutes is not None and self.minutes <= 0):
             raise CogVideoError("resources: minutes and threads must be positive.")
 
+    def _size(self) -> re.Match[str] | None:
+        return re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", self.memory or "")
+
     @property
     def memory_bytes(self) -> int | None:
-        if self.memory is None:
-            return None
-        number, unit = re.fullmatch(r"([\d.]+) ?(\w+)", self.memory).groups()  # type: ignore[union-attr]
-        return int(float(number) * _UNITS[unit])
+        size = self._size()
+        return int(float(size[1]) * _UNITS[size[2]]) if size else None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep. `folder` is where everything goes that is made: reports/runs/NAME for reports/sweeps/NAME.yaml."""
+    """A checked sweep. `folder` holds all that it makes: reports/runs/NAME for reports/sweeps/NAME.yaml."""
 
     file: Path
     folder: Path
@@ -91,26 +92,25 @@ class Sweep:
 
 
 def load(file: str | Path) -> Sweep:
-    """Read and check a sweep file.
-
-    Raises CogVideoError for unknown keys, unknown parameters, values of the wrong type, and points that are there twice.
-    """
+    """Read a sweep file and check its keys, parameters and their types, and points given twice."""
     file = Path(file).resolve()
-    values = load_yaml(file)
+    where, values = str(file), load_yaml(file)
     seeds = values.get("seeds")
     if isinstance(seeds, int) and not isinstance(seeds, bool):
         if seeds < 1:
-            raise CogVideoError(
-                f"{file}: seeds must be their number, at least 1, or a list of them, not {seeds}."
-            )
+            raise CogVideoError(f"{where}: seeds must be their number, at least 1, or a list, not {seeds}.")
         values["seeds"] = list(range(seeds))
     if "baseline" in values:
         values["baseline"] = str(values["baseline"])
-    spec = from_dict(_File, values, str(file))
-    notebook = _find(spec.notebook, file)
+    spec = from_dict(_File, values, where)
+    folders = [folder for folder in file.parents if (folder / spec.notebook).is_file()]
+    if not folders:
+        raise CogVideoError(
+            f"{where}: there is no notebook {spec.notebook} beside the file or in a folder above it."
+        )
+    notebook = folders[0] / spec.notebook
     known = read_parameters(notebook)
-    points = _points(spec, known, str(file))
-    baseline = _baseline(spec, points, str(file))
+    points = _points(spec, known, where)
     home = file.parent.parent if file.parent.name == "sweeps" else file.parent
     return Sweep(
         file=file,
@@ -121,16 +121,9 @@ def load(file: str | Path) -> Sweep:
         resources=spec.resources,
         collect=spec.collect,
         variant=spec.variant,
-        baseline=baseline,
+        baseline=_baseline(spec, points, where),
         takes_folder="output_dir" in known,
     )
-
-
-def _find(notebook: str, file: Path) -> Path:
-    for folder in file.parents:
-        if (folder / notebook).is_file():
-            return folder / notebook
-    raise CogVideoError(f"{file}: there is no notebook {notebook} beside the file or in a folder above it.")
 
 
 def _points(spec: _File, known: dict[str, Parameter], where: str) -> list[Point]:
@@ -145,20 +138,17 @@ def _points(spec: _File, known: dict[str, Parameter], where: str) -> list[Point]
             raise CogVideoError(f"{where}: grid: {name} must be a list of values, not {choices!r}.")
     if not all(isinstance(some, dict) for some in spec.points):
         raise CogVideoError(f"{where}: points must be a list of groups of parameters.")
+    defaults = {p.name: p.default for p in known.values() if p.name != "output_dir"}
     found: dict[str, Point] = {}
-    for some in spec.points or [{}]:
-        for combination in itertools.product(*grid.values()):
-            varied = some | dict(zip(grid, combination, strict=True))
-            if twice := (some.keys() & grid.keys()) | (varied.keys() & spec.parameters.keys()):
-                raise CogVideoError(f"{where}: {sorted(twice)[0]} is given in two places: keep one.")
-            given = {
-                name: _fit(known, name, value, where) for name, value in (spec.parameters | varied).items()
-            }
-            name = _name({name: given[name] for name in varied}, given)
-            if name in found:
-                raise CogVideoError(f"{where}: the point {name} is there twice.")
-            defaults = {p.name: p.default for p in known.values() if p.name != "output_dir"}
-            found[name] = Point(name, given, defaults | given)
+    for some, combination in itertools.product(spec.points or [{}], itertools.product(*grid.values())):
+        varied = some | dict(zip(grid, combination, strict=True))
+        if twice := (some.keys() & grid.keys()) | (varied.keys() & spec.parameters.keys()):
+            raise CogVideoError(f"{where}: {sorted(twice)[0]} is given in two places: keep one.")
+        given = {n: _fit(known, n, value, where) for n, value in (spec.parameters | varied).items()}
+        name = _name({name: given[name] for name in varied}, given)
+        if name in found:
+            raise CogVideoError(f"{where}: the point {name} is there twice.")
+        found[name] = Point(name, given, defaults | given)
     return list(found.values())
 
 
@@ -171,9 +161,7 @@ def _fit(known: dict[str, Parameter], name: str, value: Any, where: str) -> Any:
     try:
         json.dumps(value)
     except TypeError:  # such as YAML's dates
-        raise CogVideoError(
-            f"{where}: {name} must be plain values, not {value!r}: put it into quotes."
-        ) from None
+        raise CogVideoError(f"{where}: {name} must be plain values, not {value!r}: quote it.") from None
     return known[name].fit(value, where)
 
 
@@ -184,6 +172,7 @@ def _name(varied: dict[str, Any], given: dict[str, Any]) -> str:
 
 
 def _baseline(spec: _File, points: list[Point], where: str) -> Any:
+    """The baseline as a value of the variant's parameter."""
     if not all(isinstance(name, str) for name in spec.collect):
         raise CogVideoError(f"{where}: collect must be a list of names of metrics.")
     if spec.variant is None:
@@ -193,11 +182,9 @@ def _baseline(spec: _File, points: list[Point], where: str) -> Any:
     if spec.variant not in points[0].parameters:
         raise CogVideoError(f"{where}: variant {spec.variant!r} is no parameter of the notebook.")
     variants = {str(point.parameters[spec.variant]): point.parameters[spec.variant] for point in points}
-    if spec.baseline is None:
-        return None
-    if spec.baseline not in variants:
+    if spec.baseline is not None and spec.baseline not in variants:
         raise CogVideoError(f"{where}: baseline {spec.baseline} is none of {', '.join(variants)}.")
-    return variants[spec.baseline]
+    return None if spec.baseline is None else variants[spec.baseline]
 
 
 def fingerprint(notebook: Path) -> str:

@@ -1,8 +1,8 @@
-"""Is one variant better than another? Paired differences over seeds, with intervals, and a correction for many looks.
+"""Is one variant better than another? Paired differences over seeds, with intervals and a correction.
 
-Every seed trains all variants on the same data and scores them on the same prompts, so differences are taken within a seed and
-the test is Student's for pairs. Intervals are for each comparison alone; p values are corrected after Holm for the number of
-comparisons.
+Every seed trains all variants on the same data and scores them on the same prompts, so differences are taken
+within a seed and the test is Student's for pairs. Intervals are for each comparison alone; p values are
+corrected after Holm for the number of comparisons.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,10 +47,7 @@ class Difference:
 
 
 def values(rows: Sequence[Mapping[str, Any]], by: str, variant: str, metric: str) -> dict[Any, float]:
-    """The metric of a variant by seed; rows without it (of points that failed) are left out.
-
-    Raises CogVideoError when a variant has two rows of one seed: they would count twice.
-    """
+    """The metric of a variant by seed, without rows that do not have it (of points that failed)."""
     found: dict[Any, float] = {}
     for row in rows:
         if row[by] == variant and row.get(metric) is not None and np.isfinite(row[metric]):
@@ -67,8 +64,7 @@ def summarize(rows: Sequence[Mapping[str, Any]], by: str, metrics: Sequence[str]
     found = []
     for variant in dict.fromkeys(row[by] for row in rows):
         for metric in metrics:
-            numbers = list(values(rows, by, variant, metric).values())
-            if numbers:
+            if numbers := list(values(rows, by, variant, metric).values()):
                 deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
                 found.append(Summary(variant, metric, float(np.mean(numbers)), deviation, len(numbers)))
     return found
@@ -85,26 +81,22 @@ def difference(
     n = len(pairs)
     if n < 2:
         return None
-    mean, error = float(pairs.mean()), float(pairs.std(ddof=1) / n**0.5)
-    if error == 0:  # the same in every seed
+    mean = float(pairs.mean())
+    if pairs.std() == 0:  # the same in every seed
         return Difference(variant, baseline, metric, mean, mean, mean, float(mean == 0), n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean / error), n - 1))
-    return Difference(variant, baseline, metric, mean, mean - half, mean + half, p, n)
+    test: Any = stats.ttest_1samp(pairs, 0)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    return Difference(variant, baseline, metric, mean, low, high, float(test.pvalue), n)
 
 
 def differences(
     rows: Sequence[Mapping[str, Any]], by: str, baseline: str, metrics: Sequence[str]
 ) -> list[Difference]:
-    """All other variants less the baseline; p values are those of each comparison alone (see corrected).
-
-    Raises CogVideoError when the table does not have the baseline.
-    """
+    """All other variants less the baseline; p values are those of each comparison alone (see corrected)."""
     variants = list(dict.fromkeys(row[by] for row in rows))
     if baseline not in variants:
-        raise CogVideoError(
-            f"The table has no {by} {baseline!r}: choose one of {', '.join(map(str, variants))}."
-        )
+        known = ", ".join(map(str, variants))
+        raise CogVideoError(f"The table has no {by} {baseline!r}: choose one of {known}.")
     others = [variant for variant in variants if variant != baseline]
     found = [difference(rows, by, variant, baseline, metric) for metric in metrics for variant in others]
     return [d for d in found if d is not None]
@@ -114,16 +106,15 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
     """The same with p values after Holm over all comparisons of one metric."""
     p: dict[int, float] = {}
     for metric in {d.metric for d in found}:
-        places = [i for i, d in enumerate(found) if d.metric == metric]
-        p |= zip(places, holm([found[i].p for i in places]), strict=True)
+        rows = [i for i, d in enumerate(found) if d.metric == metric]
+        p |= zip(rows, holm([found[i].p for i in rows]), strict=True)
     return [replace(d, p=p[i]) for i, d in enumerate(found)]
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): the chance of a single wrong claim among all stays below the level."""
+    """Holm's step-down correction (1979): bounds the chance of a single wrong claim among all."""
     order = np.argsort(p)
-    corrected, least = np.empty(len(p)), 0.0
-    for rank, index in enumerate(order):
-        least = max(least, min(1.0, (len(p) - rank) * p[index]))
-        corrected[index] = least
+    steps = np.minimum(1.0, np.asarray(p)[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(steps)
     return corrected.tolist()

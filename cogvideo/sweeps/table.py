@@ -1,13 +1,13 @@
-"""All points of a sweep as one table: a row each, also of those that failed or have not run."""
+"""All points of a sweep as one table: a row each, also for those that failed or have not run."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogvideo.io import replacing
 from cogvideo.sweeps import notes
-from cogvideo.sweeps.spec import Sweep, fingerprint
+from cogvideo.sweeps.spec import Point, Sweep, fingerprint
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -19,34 +19,32 @@ LAST = ("commit", "versions", "host", "started", "seconds", "peak_memory")
 def gather(sweep: Sweep) -> "DataFrame":
     """One row a point, in the order of the sweep file.
 
-    Columns: point (its folder), status, reason and error of what failed; all parameters of the notebook, seed among them;
-    the metrics recorded; commit, versions, host, started (UTC), seconds, peak_memory (bytes). A parameter or metric that
-    has the name of another column is called parameter_NAME or metric_NAME. Lists and groups are JSON. Metrics of points
-    that are not done are left out.
+    Columns: point (its folder), status, reason and error of what failed; all parameters of the notebook, with
+    seed; the recorded metrics of points that are done; commit, versions, host, started (UTC), seconds,
+    peak_memory (bytes). A parameter or metric with the name of another column is called parameter_NAME or
+    metric_NAME. Lists and groups are JSON.
     """
     import pandas as pd
 
     code = fingerprint(sweep.notebook)
-    rows = [
-        row(sweep.folder_of(point), code, sweep.collect, point.name, point.parameters)
-        for point in sweep.points
-    ]
-    columns = dict.fromkeys([*FIRST, *(name for some in rows for name in some if name not in LAST), *LAST])
+    rows = [_row(sweep, point, code) for point in sweep.points]
+    columns = dict.fromkeys([*FIRST, *(name for row in rows for name in row if name not in LAST), *LAST])
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def row(folder: Path, code: str, collect: list[str], name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def _row(sweep: Sweep, point: Point, code: str) -> dict[str, Any]:
+    folder = sweep.folder_of(point)
     note = notes.read_note(folder)
-    note["status"] = notes.status(folder, note, code, collect)
-    found = {"point": name} | {column: note.get(column) for column in FIRST[1:]}
-    for parameter, value in parameters.items():
-        found[parameter_column(parameter)] = value
+    note |= {"point": point.name, "status": notes.status(folder, note, code, sweep.collect)}
+    found = {column: note.get(column) for column in FIRST}
+    found |= {parameter_column(name): value for name, value in point.parameters.items()}
     if note["status"] in ("done", "changed"):
-        for metric, value in notes.read_json(folder / "result.json").get("metrics", {}).items():
-            found[metric_column(metric, parameters)] = value
+        metrics = notes.read_json(folder / "result.json").get("metrics", {})
+        found |= {metric_column(name, point.parameters): value for name, value in metrics.items()}
     found |= {column: note.get(column) for column in LAST}
     return {
-        k: json.dumps(v, ensure_ascii=False) if isinstance(v, (list, dict)) else v for k, v in found.items()
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+        for name, value in found.items()
     }
 
 
@@ -62,13 +60,10 @@ def write(sweep: Sweep) -> Path:
     """Gather into table.parquet and table.csv in the sweep's folder. Returns the CSV file."""
     table = gather(sweep)
     for column in table.columns:  # Parquet wants one type a column
-        if table[column].map(type).nunique() > 1 and table[column].dtype == object:
-            kinds = {type(value) for value in table[column].dropna()}
-            if len(kinds) > 1:
-                table[column] = table[column].map(lambda value: value if value is None else str(value))
+        if table[column].dropna().map(type).nunique() > 1:
+            table[column] = table[column].map(lambda value: value if value is None else str(value))
     csv = sweep.folder / "table.csv"
     for path, save in ((csv.with_suffix(".parquet"), table.to_parquet), (csv, table.to_csv)):
-        part = path.with_name(path.name + ".part")
-        save(part, index=False)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save(part, index=False)
     return csv

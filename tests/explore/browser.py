@@ -24,12 +24,14 @@ FLAGS = [
 WAIT = 120_000  # ms; machines may be busy
 VIRIDIS = np.array(matplotlib.colormaps["viridis"].colors) * 255  # type: ignore[attr-defined]
 
-# For every heat canvas: the colour in the middle of each patch, and whether the ground of the hatching shows in it.
-READ_HEAT = """([rows, columns]) => [...document.querySelectorAll(".cv-frames:not([role]) canvas")].map((canvas) => {
+# For every heat canvas: the colour in the middle of each patch, and whether it is hatched.
+READ_HEAT = """([rows, columns]) =>
+[...document.querySelectorAll(".cv-frames:not([role]) canvas")].map((canvas) => {
   const { data, width } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const at = (x, y) => [...data.slice(4 * (y * width + x), 4 * (y * width + x) + 3)];
   return Array.from({ length: rows * columns }, (_, patch) => {
-    const [x0, y0] = [(patch % columns) * canvas.width / columns, Math.floor(patch / columns) * canvas.height / rows];
+    const [x0, y0] = [(patch % columns) * canvas.width / columns,
+      Math.floor(patch / columns) * canvas.height / rows];
     const [wide, high] = [canvas.width / columns, canvas.height / rows];
     let hatched = false;
     for (let y = Math.ceil(y0 + high / 4); y < y0 + (3 * high) / 4; y++)
@@ -42,7 +44,7 @@ READ_HEAT = """([rows, columns]) => [...document.querySelectorAll(".cv-frames:no
 
 @contextmanager
 def opened(*, offline: bool = True) -> Iterator[Any]:
-    """A page of a new browser without network; there must be no error on its console. Online, others may fail there."""
+    """A page of a new browser; offline, there must be no error on its console."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""A slow, dense, independent computation of what `capture` returns: every place against every place, one query at a time."""
+"""A slow, independent computation of what `capture` returns, query by query."""
 
 from functools import lru_cache
 
@@ -31,7 +31,8 @@ def frame_mask(c, kind: str, parity: int, frames: int) -> torch.Tensor:
 
 
 def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head: (), silent=()):
-    """For every layer the "mixed" output [P,D] and by channel: maps [H,P,L+P], visible [P,L+P], out [P,D]; P = T * N places. Then the logits.
+    """For every layer the "mixed" output [P,D] and by channel: maps [H,P,L+P], visible [P,L+P], out [P,D].
+    P = T * N positions. Then the logits.
 
     hidden: the text slots that a head's frame places cannot see; silent: layers without a temporal channel.
     """

@@ -145,7 +145,9 @@ def test_whole_clips_are_asked_for_where_they_are_needed():
     config = CONFIGS["stage 1"]
     some = capture(small_model(config), TEXT, clip(config), layers=[0], queries=[(1, 3)])
     for need in (lambda: analysis.rollout(some), lambda: analysis.word_heat(some, 3, "spatial")):
-        with pytest.raises(CogVideoError, match="needs all places of the clip: capture it with queries=None"):
+        with pytest.raises(
+            CogVideoError, match="needs all positions of the clip: capture it with queries=None"
+        ):
             need()
 
 

@@ -33,7 +33,8 @@ model = model.to_empty(device="cpu")
 for weight in model.parameters():
     torch.nn.init.normal_(weight, std=0.02)
 before = peak_memory()
-found = capture(model, torch.arange(64), torch.randint(100, (5, 400)), layers=[0], queries=[(3, p) for p in range(400)])
+queries = [(3, p) for p in range(400)]
+found = capture(model, torch.arange(64), torch.randint(100, (5, 400)), layers=[0], queries=queries)
 assert found.spatial.shape == (1, 48, 400, 464) and found.temporal.shape == (1, 48, 400, 2064)
 print(peak_memory() - before)
 """
@@ -110,7 +111,7 @@ def test_chosen_parts_are_those_of_the_whole():
                 getattr(some, name + more), getattr(whole, name + more)[::-1][:, rows], rtol=1e-5
             )
     np.testing.assert_array_equal(some.gate, whole.gate[::-1])
-    with pytest.raises(CogVideoError, match="Place 1 of frame 1 was not captured"):
+    with pytest.raises(CogVideoError, match="Position 1 of frame 1 was not captured"):
         some.row(1, 1)
     only = capture(model, TEXT, frames, layers=[0], channels=["temporal"])
     assert only.spatial is None and only.spatial_norm is None and only.temporal is only.maps("temporal")
@@ -178,7 +179,7 @@ def test_known_frames_are_read_one_place_later(name):
         patch = 4 * row + column
         if time in known and patch == 11:
             assert np.isnan(spread[time, row, column])
-            with pytest.raises(CogVideoError, match=f"No place holds the last patch of frame {time}"):
+            with pytest.raises(CogVideoError, match=f"No position holds the last patch of frame {time}"):
                 found.reader(time, patch)
         else:
             query = 12 * time + patch + (time in known)
@@ -202,22 +203,31 @@ def test_words_label_the_text():
         ({"layers": []}, "No layers were chosen"),
         ({"heads": [0, 7]}, r"There is no head 7: this model has heads 0\.\.1"),
         ({"heads": ["first"]}, "There is no head first"),
-        ({"queries": [(0, 0), (5, 0)]}, r"no place 0 of frame 5: this clip has frames 0\.\.4 and places 0\.\.11"),
-        ({"queries": [(1, 12)]}, "no place 12 of frame 1"),
-        ({"queries": [(1, -1)]}, "no place -1 of frame 1"),
-        ({"queries": [3]}, "pairs of a frame's number and a place"),
-        ({"queries": []}, "pairs of a frame's number and a place"),
-        ({"queries": [(0.5, 1.0)]}, "pairs of a frame's number and a place"),
+        (
+            {"queries": [(0, 0), (5, 0)]},
+            r"no position 0 of frame 5: this clip has frames 0\.\.4 and positions 0\.\.11",
+        ),
+        ({"queries": [(1, 12)]}, "no position 12 of frame 1"),
+        ({"queries": [(1, -1)]}, "no position -1 of frame 1"),
+        ({"queries": [3]}, "pairs of a frame's number and a position"),
+        ({"queries": []}, "pairs of a frame's number and a position"),
+        ({"queries": [(0.5, 1.0)]}, "pairs of a frame's number and a position"),
         ({"channels": ["sideways"]}, "There is no channel 'sideways'"),
         ({"channels": []}, "No channel was chosen"),
-        ({"frames": torch.zeros(5, 13, dtype=torch.long)}, "This model takes up to 5 frames of 12 tokens, not 5 of 13"),
+        (
+            {"frames": torch.zeros(5, 13, dtype=torch.long)},
+            "This model takes up to 5 frames of 12 tokens, not 5 of 13",
+        ),
         ({"frames": torch.zeros(6, 12, dtype=torch.long)}, "not 6 of 12"),
         ({"frames": torch.zeros(2, 5, 12, dtype=torch.long)}, "A capture takes one clip"),
         ({"frames": torch.full((5, 12), 10)}, r"The clip holds ids outside 0\.\.9"),
         ({"text_ids": torch.tensor([25])}, r"The text holds ids outside 0\.\.19"),
         ({"text_ids": torch.full((7,), 12)}, r"The text has 7 slots, but this model takes 1\.\.6"),
         ({"text_mask": torch.ones(4)}, "A capture takes one clip"),
-        ({"max_bytes": 1000}, "more than max_bytes allows .* choose fewer layers, heads or queries, or raise max_bytes"),
+        (
+            {"max_bytes": 1000},
+            "more than max_bytes allows .* choose fewer layers, heads or queries, or raise max_bytes",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -248,7 +258,7 @@ def test_memory_that_is_not_free_is_refused_and_much_is_told(monkeypatch, capsys
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from Linux")
 def test_one_layer_of_the_release_fits_two_gigabytes():
-    """The issue's bound, measured in a process of its own: all heads, one frame's queries, in not more than was told."""
+    """Measured in a process of its own: all heads, one frame's queries, in not more than was announced."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, check=True, timeout=540
     )

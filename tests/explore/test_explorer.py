@@ -29,7 +29,8 @@ def random_scene(name: str, title: str = "Scene") -> explorer.Scene:
     )
     words = tuple((text, "a hint") for text in ("4 s", "⏎", "a<b>", "“three”"))
     return explorer.Scene(
-        title=title, stage=name, prompt=PROMPT, settings="made up", model=model, text_ids=torch.tensor([11, 12, 13, 14]),
+        title=title, stage=name, prompt=PROMPT, settings="made up", model=model,
+        text_ids=torch.tensor([11, 12, 13, 14]),
         words=words, frames=clip(c), pixels=pixels.astype(np.uint8), seconds=(0.0, 1.0, 2.0, 3.0, 4.0),
     )  # fmt: skip
 
@@ -66,7 +67,7 @@ def choose(page, *, scene: int, layer: int, head: str, channel: str) -> None:
 
 
 def expected(captured, head: str, channel: str, query: int):
-    """Weights of one row after heads and channels are put together: words [L], begins [T], grid [T,h,w], and what is seen."""
+    """One row with heads and channels combined: words [L], begins [T], grid [T,h,w]; and what is seen."""
     t, n = captured.frames.shape
     length, time = len(captured.text_ids), query // n
     wide = np.zeros((captured.spatial.shape[1], length + t * n))
@@ -101,7 +102,8 @@ def assert_row(page, captured, head: str, channel: str, query: int) -> None:
         weights.words.sum() + weights.begin.sum() + grid.sum(),
     ]
     np.testing.assert_allclose(numbers, sums, atol=0.01 * max(1, largest))
-    for caption, begin, visible in zip(page.locator(".cv-frames:not([role]) figcaption").all_inner_texts(), weights.begin, seen.begin, strict=True):  # fmt: skip
+    captions = page.locator(".cv-frames:not([role]) figcaption").all_inner_texts()
+    for caption, begin, visible in zip(captions, weights.begin, seen.begin, strict=True):
         if visible:
             assert percent(caption.split("sum")[0]) == pytest.approx(begin, abs=0.005)
         else:
@@ -266,7 +268,8 @@ def test_keys_sliders_and_pointer(demo, demo_page):
         assert "frame 4, row 0, column 0: cannot be attended" in tip.inner_text()
         assert page.locator("footer kbd").count() > 15
         assert page.evaluate(
-            "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
+            "document.documentElement.scrollWidth <= innerWidth "
+            "&& document.documentElement.scrollHeight <= innerHeight"
         )
 
 

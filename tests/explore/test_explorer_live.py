@@ -25,7 +25,7 @@ from cogvideo.explore import explorer
 pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
 explorer.live([explorer.clip_scene(pipe, "a red 3 bounces", np.load("clip.npy"))])
 """
-CROWDED = 1.5  # processes for each core, from which on a slow answer tells nothing of the explorer
+CROWDED = 1.3  # processes for each core, above which a slow answer says nothing about the explorer
 # Press a key and tell how many milliseconds pass until what it asks for is drawn.
 TIMED = """async (key) => {
   const root = document.querySelector(".cv-explorer");
@@ -65,7 +65,10 @@ def test_what_cannot_be_answered_is_told(monkeypatch):
     monkeypatch.setattr(widget, "send", lambda message, buffers=None: sent.append(message))
     widget._answer(widget, {"number": 7, "scene": 0, "layer": 0, "place": 60}, [])
     assert sent == [
-        {"number": 7, "error": "There is no place 0 of frame 5: this clip has frames 0..4 and places 0..11."}
+        {
+            "number": 7,
+            "error": "There is no position 0 of frame 5: this clip has frames 0..4 and positions 0..11.",
+        }
     ]
 
 
@@ -112,6 +115,14 @@ def lab(tmp_path) -> Iterator[str]:
         server.kill()
 
 
+def processes_for_each_core() -> float:
+    """By the last minute's load, or by how long half a second of work takes right now."""
+    began, end = time.monotonic(), time.process_time() + 0.5
+    while time.process_time() < end:
+        pass
+    return max(os.getloadavg()[0] / (os.cpu_count() or 1), (time.monotonic() - began) / 0.5)
+
+
 @needs_chromium
 @pytest.mark.skipif(find_spec("jupyterlab") is None, reason="needs jupyterlab")
 def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
@@ -148,7 +159,7 @@ def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
         # Keys are the explorer's, not the notebook's: there is still one cell.
         assert page.locator(".jp-Notebook .jp-Cell").count() == 1
     quickest = {kind: min(taken) for kind, taken in times.items()}
-    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    crowd = processes_for_each_core()
     print(f"milliseconds: {times}; processes for each core: {crowd:.1f}")
     if max(quickest.values()) >= 500 and crowd > CROWDED:
         pytest.skip(f"{quickest} ms, with {crowd:.1f} processes for each core: too many to time anything")

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """tables: rows of cells by id. text: all text outside of tables. loaded: the values of src, href and poster."""
+    """tables: rows of cells by id. text: all text outside of tables. loaded: values of src, href, poster."""
 
     def __init__(self, text: str):
         super().__init__()

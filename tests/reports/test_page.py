@@ -43,7 +43,8 @@ def test_page_needs_nothing_else(tmp_path):
     elements = Elements(page)
     assert elements.open == []
     for words in (
-        "Clips <1>", "Alone", "Made & shown", "a red 3 & <b>more</b>", '一个红色的3弹跳 "quoted"', "a blue 2 grows",
+        "Clips <1>", "Alone", "Made & shown", "a red 3 & <b>more</b>",
+        '一个红色的3弹跳 "quoted"', "a blue 2 grows",
         "5 frames · 2 fps · seconds 4.0 · seed 7",
     ):  # fmt: skip
         assert words in elements.text

@@ -1,4 +1,4 @@
-"""Every number of a sweep's report is found again in its table: computed anew with pandas and SciPy, and read off the page."""
+"""Every number of a sweep's report is found in its table: computed with SciPy, read off the page."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def shown(value: Any) -> str:
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A sweep of three variants and four seeds with results drawn at random; one point failed, one has no loss."""
+    """A sweep of three variants and four seeds with random results; one point failed, one has no loss."""
     home, rng = tmp_path / "reports", np.random.default_rng(0)
     (home / "sweeps").mkdir(parents=True)
     shutil.copy(NOTEBOOK, tmp_path / "study.ipynb")
@@ -46,7 +46,8 @@ def sweep(tmp_path):
     file.write_text(
         yaml.safe_dump(
             {
-                "notebook": "study.ipynb", "question": "Who is better?", "variant": "variant", "baseline": "cogvideo",
+                "notebook": "study.ipynb", "question": "Who is better?",
+                "variant": "variant", "baseline": "cogvideo",
                 "parameters": {"steps": 4}, "grid": {"variant": VARIANTS}, "seeds": 4, "collect": METRICS,
             }
         )
@@ -56,8 +57,10 @@ def sweep(tmp_path):
         folder = found.folder_of(point)
         folder.mkdir(parents=True)
         note = {
-            "point": point.name, "status": "done", "fingerprint": fingerprint(found.notebook), "commit": "0123456789ab",
-            "versions": {"python": "3.11", "torch": "2.13"}, "host": "here", "started": "2026-01-01T00:00:00.000+00:00",
+            "point": point.name, "status": "done", "fingerprint": fingerprint(found.notebook),
+            "commit": "0123456789ab",
+            "versions": {"python": "3.11", "torch": "2.13"}, "host": "here",
+            "started": "2026-01-01T00:00:00.000+00:00",
             "seconds": float(rng.uniform(50, 90)), "peak_memory": int(rng.integers(10**9)),
         }  # fmt: skip
         worse = 100.0 * VARIANTS.index(point.parameters["variant"])
@@ -139,14 +142,15 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
     assert set(varied) == {variant, "seed"}
     for row, (_, line) in zip(rows, done.iterrows(), strict=True):
         assert row == [
-            *(str(line[name]) for name in varied), *(shown(line[name]) for name in metrics), shown(line.seconds),
+            *(str(line[name]) for name in varied), *(shown(line[name]) for name in metrics),
+            shown(line.seconds),
         ]  # fmt: skip
     failed = found[found.status.isin(["failed", "incomplete"])]
     assert [row[0] for row in page.tables.get("failed", [[]])[1:]] == list(failed.point)
 
 
 def holm(p: list[float]) -> list[float]:
-    """From the definition: the k-th smallest of m is worth (m - k + 1) p, and never less than a smaller one."""
+    """From the definition: the k-th smallest of m is worth (m - k + 1) p, at least what a smaller one is."""
     return [max(min(1.0, sum(other >= q for other in p) * q) for q in p if q <= value) for value in p]
 
 

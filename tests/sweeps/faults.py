@@ -1,4 +1,4 @@
-"""A sweep whose workers are killed at random and whose driver is killed twice, against one that nobody disturbs.
+"""A sweep whose workers are killed at random and whose driver is killed twice, against an undisturbed one.
 
 The whole of it, 12 points: PYTHONPATH=.:tests python -m sweeps.faults FOLDER 12
 """
@@ -16,13 +16,14 @@ import psutil
 from sweeps.books import write_sweep
 
 ROOT = Path(__file__).parents[2]
-CELL = 'name: str = "a"\nseed: int = 0\npause: float = 4.0\ntold: str = "told"\n'
+CELL = 'name: str = "a"\nseed: int = 0\npause: float = 4.0\ntold: str = "told"\nheld: bool = False\n'
 CELLS = [
     "import os, time, random\nfrom cogvideo.sweeps import record\n"
     "def tell(word):\n"
     "    line = os.open(told, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
     "    os.write(line, f'{word} {name} {seed}\\n'.encode())",
     'tell("begun")\ntime.sleep(pause / 2)',
+    "while held and not os.path.exists(f'{told}.over'):\n    time.sleep(0.1)",
     "score = random.Random(f'{name}{seed}').random()\ntime.sleep(pause / 2)",
     'record({"score": score, "seed_seen": seed})\ntell("ended")',
 ]
@@ -35,17 +36,18 @@ SURE = [
 
 
 def make(folder: Path, points: int, pause: float) -> Path:
-    names = ["a", "b", "c"]
-    return write_sweep(
-        folder, CELLS, CELL, grid={"name": names[: points // 2] if points < 6 else names},
-        seeds=2 if points < 6 else points // 3, parameters={"told": str(folder / "told.txt"), "pause": pause},
-        collect=["score"],
-    )  # fmt: skip
+    """The last point is held until there is a file told.txt.over, so that the fire has something to burn."""
+    names = "abc"[: points // 2] if points < 6 else "abc"
+    grid = [{"name": name, "seed": seed} for name in names for seed in range(points // len(names))]
+    grid[-1]["held"] = True
+    parameters = {"told": str(folder / "told.txt"), "pause": pause}
+    return write_sweep(folder, CELLS, CELL, points=grid, parameters=parameters, collect=["score"])
 
 
-def start(file: Path) -> subprocess.Popen:
-    """The command, as a user starts it."""
-    command = [sys.executable, "-m", "cogvideo", "sweep", "run", str(file), "--workers", "2"]
+def start(file: Path, *options: str) -> subprocess.Popen:
+    """The command, as a user starts it; without options, with two workers."""
+    options = options or ("--workers", "2")
+    command = [sys.executable, "-m", "cogvideo", "sweep", "run", str(file), *options]
     with open(file.with_suffix(".out"), "a") as out:
         return subprocess.Popen(
             command,
@@ -57,12 +59,9 @@ def start(file: Path) -> subprocess.Popen:
 
 
 def busy_workers(driver: subprocess.Popen) -> list[psutil.Process]:
-    """Dask's worker processes that have started the guard of a point."""
+    """Dask's worker processes, children of the driver, that have started the guard of a point."""
     try:
-        children = psutil.Process(driver.pid).children()
-        return [
-            child for child in children if "dask_worker" in " ".join(child.cmdline()) and child.children()
-        ]
+        return [child for child in psutil.Process(driver.pid).children() if child.children()]
     except psutil.NoSuchProcess:
         return []
 
@@ -78,7 +77,7 @@ def disturb(
     file: Path, folder: Path, points: int, chance: random.Random, every: tuple[float, float]
 ) -> tuple[int, int]:
     """Run to the end under fire. Returns the workers killed and the exit code of the last driver."""
-    kills, drivers = 0, 0
+    kills, drivers, over = 0, 0, folder / "told.txt.over"
     deadly = sorted(chance.sample(range(1, points - 1), 2))  # ends after which the driver is killed
     driver = start(file)
     due = time.monotonic() + chance.uniform(*every)
@@ -94,6 +93,8 @@ def disturb(
                 chance.choice(victims).kill()
                 kills += 1
                 victims = []
+            if drivers == 2 and kills:
+                over.touch()
             if (
                 not victims
             ):  # the next time counts from when somebody is at work: a slow machine gets through, too
@@ -112,6 +113,7 @@ def table(file: Path) -> pd.DataFrame:
 
 def check(folder: Path, points: int, pause: float, every: tuple[float, float]) -> str:
     (folder / "calm").mkdir()
+    (folder / "calm" / "told.txt.over").touch()
     (folder / "fire").mkdir()
     calm, fire = make(folder / "calm", points, pause), make(folder / "fire", points, pause)
     kills, code = disturb(fire, folder / "fire", points, random.Random(points), every)

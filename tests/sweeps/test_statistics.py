@@ -1,4 +1,4 @@
-"""Paired differences against scipy's own test, Holm against an example by hand, and how often intervals are right."""
+"""Paired differences against scipy's test, Holm against an example by hand, how often intervals are right."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_many_looks_are_corrected_by_metric():
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Seeds shift all variants together, which pairs take out: 95 % of 800 intervals, within three deviations."""
+    """Seeds shift all variants together, which pairing removes: 95 % of 800, within 3 deviations."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(800):
         seeds = rng.normal(0, 5, 5)

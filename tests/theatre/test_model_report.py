@@ -1,4 +1,4 @@
-"""The report of one set of weights: its numbers are those of the functions that it stands for, and nothing leads outside."""
+"""The report of one set of weights says what the functions it stands for return; nothing leads outside."""
 
 import numpy as np
 import pytest

@@ -4,12 +4,33 @@
     explorer.page(scenes).save("attention.html")
     explorer.live(scenes)
 
-Both homes have one front end, in app/: plain JavaScript without a build step, nothing loaded from outside.
+Both have one front end, in app/: plain JavaScript without a build step, nothing loaded from outside.
 """
 
-from cogvideo.explore.explorer.live import live
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.page import Page, page
 from cogvideo.explore.explorer.payload import select
 from cogvideo.explore.explorer.scenes import Scene, clip_scene, scenes
 
+if TYPE_CHECKING:
+    from cogvideo.explore.explorer.widget import LiveExplorer
+
 __all__ = ["Page", "Scene", "clip_scene", "live", "page", "scenes", "select"]
+
+
+def live(
+    scenes: Sequence[Scene],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    patch: Sequence[int] | None = None,
+) -> "LiveExplorer":
+    """A Jupyter widget over scenes that computes maps when they are asked for; arguments as in `page`."""
+    try:
+        from cogvideo.explore.explorer.widget import LiveExplorer
+    except ImportError:
+        raise CogVideoError('The live explorer needs anywidget: pip install "cogvideo[notebooks]".') from None
+    return LiveExplorer(scenes, layers=layers, heads=heads, patch=patch)

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,35 +13,21 @@ from tqdm import tqdm
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.payload import Selection, describe, pack, select
 from cogvideo.explore.explorer.scenes import Scene
-from cogvideo.io import write_whole
+from cogvideo.io import html_page, write_whole
 
 APP = Path(__file__).parent / "app"
-HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<div id="explorer"></div>
+BODY = """<div id="explorer"></div>
 <noscript>The explorer needs JavaScript, which is part of this file.</noscript>
 <script type="application/json" id="payload">{payload}</script>
-<script type="module">{script}</script>
-</body>
-</html>
-"""
+<script type="module">{script}</script>"""
 PAGE_STYLE = "body { margin: 0; background: #f6f5f2; }\n"
 FRAME_HEIGHT = 900  # pixels, of the page inside a notebook
 
 
 def front_end() -> tuple[str, str]:
     """The module's JavaScript, its parts joined into one, and the style sheet."""
-    script = "\n".join(
-        (APP / name).read_text("utf-8") for name in ("maps.js", "draw.js", "layout.js", "explorer.js")
-    )
+    parts = ("maps.js", "draw.js", "layout.js", "explorer.js")
+    script = "\n".join((APP / name).read_text("utf-8") for name in parts)
     return script, (APP / "explorer.css").read_text("utf-8")
 
 
@@ -57,11 +43,11 @@ class Page:
         return _size(self.html) / 1e6
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, whole or not at all; raises CogVideoError for a place that cannot be written."""
+        """Write the file, whole or not at all."""
         return write_whole(path, self.html)
 
     def _repr_html_(self) -> str:
-        # In a frame of its own: the notebook's styles and the page's do not meet, and its scripts see nothing of it.
+        # In a frame of its own, which keeps the page's styles and scripts apart from the notebook's.
         return (
             f'<iframe title="Attention explorer" sandbox="allow-scripts" srcdoc="{escape(self.html)}" '
             f'style="width:100%;height:{FRAME_HEIGHT}px;border:0"></iframe>'
@@ -77,57 +63,53 @@ def page(
     max_megabytes: float = 10.0,
     progress: bool = False,
 ) -> Page:
-    """A page of scenes with the maps of chosen layers and heads (None: all), of at most max_megabytes (10^6 bytes).
+    """A page of scenes with the maps of chosen layers and heads (None: all).
 
-    patch: (frame, row, column) that is shown first. Later scenes are left out where they do not fit. Raises CogVideoError
-    where not even the first fits, as soon as that is known, and for layers, heads and a patch that do not exist.
+    patch: (frame, row, column) that is shown first. max_megabytes: the largest size, in 10^6 bytes; later
+    scenes are left out where they do not fit, and it is an error if the first does not.
     """
     selection = select(scenes[0].model.config, layers, heads, patch)
     info = describe(scenes, selection)
     described, info["scenes"] = info["scenes"], []
     room = max_megabytes * 1e6 - _size(_render(info))
-    with tqdm(
-        desc="maps", total=len(scenes) * len(selection.layers), unit="layer", disable=not progress
-    ) as bar:
-        for scene, told in zip(scenes, described, strict=True):
-            told["maps"] = []
-            room -= _size(_json(told)) + 1  # a comma
-            for packed in _packed(scene, selection):
-                room -= len(packed) + 3  # quotes and a comma
-                if room < 0:
-                    break
-                told["maps"].append(packed)
-                bar.update()
+    total = len(scenes) * len(selection.layers)
+    with tqdm(desc="maps", total=total, unit="layer", disable=not progress) as bar:
+        for scene, description in zip(scenes, described, strict=True):
+            room -= _size(_json(description | {"maps": []})) + 1  # a comma
+            description["maps"], room = _maps(scene, selection, room, bar)
             if room < 0:
                 break
-            info["scenes"].append(told)
+            info["scenes"].append(description)
     kept = len(info["scenes"])
     if not kept:
-        count = f"{len(selection.layers)} layers and {len(selection.heads)} heads"
         raise CogVideoError(
-            f"The maps of {count} do not fit into {max_megabytes:g} MB: choose fewer layers or heads, or allow more."
+            f"The maps of {len(selection.layers)} layers and {len(selection.heads)} heads do not fit into "
+            f"{max_megabytes:g} MB: choose fewer layers or heads, or allow more."
         )
     return Page(_render(info), tuple(scene.title for scene in scenes[kept:]))
 
 
-def _packed(scene: Scene, selection: Selection) -> Iterator[str]:
-    """Packed maps of one layer after the other."""
-    recording = scene.record(selection.layers)
+def _maps(scene: Scene, selection: Selection, room: float, bar: tqdm) -> tuple[list[str], float]:
+    """Packed maps of one layer after the other, and the bytes then left; stops where there is no room."""
+    recording, packed = scene.record(selection.layers), []
     for layer in selection.layers:
-        yield pack(recording.capture(layers=[layer], heads=selection.heads))
+        packed.append(pack(recording.capture(layers=[layer], heads=selection.heads)))
+        room -= len(packed[-1]) + 3  # quotes and a comma
+        if room < 0:
+            break
+        bar.update()
+    return packed, room
 
 
 def _render(info: dict) -> str:
     script, style = front_end()
     script, style = f"{script}\nopen();\n", PAGE_STYLE + style
-    policy = f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}"
-    return HTML.format(
-        policy=policy, title=escape(info["prompt"]), style=style, payload=_json(info), script=script
-    )
+    policy = f"img-src data:; script-src {_hash(script)}; style-src {_hash(style)}"
+    return html_page(info["prompt"], BODY.format(payload=_json(info), script=script), style, policy)
 
 
 def _json(value: dict) -> str:
-    """JSON for a <script> element: "<" is written as its escape, so that no text inside can end the element."""
+    """JSON for a <script> element: no "<" inside can end the element."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

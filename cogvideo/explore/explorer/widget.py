@@ -1,4 +1,4 @@
-"""The widget class, apart from `live` because it needs anywidget to be defined."""
+"""The widget class, in a module of its own because it needs anywidget to be defined."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,16 +9,16 @@ import numpy as np
 import traitlets
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.capture import Recording
 from cogvideo.explore.explorer.page import front_end
 from cogvideo.explore.explorer.payload import describe, select
 from cogvideo.explore.explorer.scenes import Scene
+from cogvideo.explore.recording import CHANNELS, Recording
 
 KEPT_RECORDINGS = 2  # each holds the inputs of all layers: 1.2 GB at full size, 1 MB for the demo
 
 
 class LiveExplorer(anywidget.AnyWidget):
-    """Answers the front end's questions: a row of a layer (what a place reads) or a column (who reads a word)."""
+    """Answers the front end: a row of a layer (what a position reads) or a column (who reads a word)."""
 
     _esm, _css = front_end()
     info = traitlets.Dict().tag(sync=True)
@@ -43,16 +43,17 @@ class LiveExplorer(anywidget.AnyWidget):
     def _answer(self, _, question: dict[str, Any], __) -> None:
         number = question["number"]
         try:
-            told, buffers = self.answer(question)
+            values, buffers = self.answer(question)
         except CogVideoError as error:
             self.send({"number": number, "error": str(error)})
         else:
-            self.send({"number": number} | told, buffers)
+            self.send({"number": number} | values, buffers)
 
     def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-        """{scene, layer, place} or {scene, layer, word} -> what the front end needs to know, [spatial, temporal].
+        """{scene, layer, place} or {scene, layer, word} -> values, [spatial, temporal].
 
-        scene and layer count what was chosen. The two buffers hold float32 [heads, keys], or for a word [heads, places].
+        place: the number of a position of the clip. scene and layer count what was chosen. The two buffers
+        hold float32 [heads, keys], or for a word [heads, positions].
         """
         column = "word" in question
         n = self.info["height"] * self.info["width"]
@@ -61,11 +62,9 @@ class LiveExplorer(anywidget.AnyWidget):
             heads=self.info["heads"],
             queries=None if column else [divmod(question["place"], n)],
         )
-        assert captured.spatial is not None and captured.temporal is not None
-        chosen = np.s_[0, :, :, question["word"]] if column else np.s_[0, :, 0]
-        norms = {"spatial": captured.spatial_norm, "temporal": captured.temporal_norm}
-        told: dict[str, Any] = {"heads": len(captured.heads)}
+        values: dict[str, Any] = {"heads": len(captured.heads)}
         if not column:
-            told["norms"] = {channel: float(norm[0, 0]) for channel, norm in norms.items()}  # type: ignore[index]
-        maps = (captured.spatial, captured.temporal)
-        return told, [np.ascontiguousarray(part[chosen], "<f4").tobytes() for part in maps]
+            values["norms"] = {channel: float(captured.norm(channel)[0, 0]) for channel in CHANNELS}
+        chosen = np.s_[0, :, :, question["word"]] if column else np.s_[0, :, 0]
+        maps = [captured.maps(channel)[chosen] for channel in CHANNELS]
+        return values, [np.ascontiguousarray(part, "<f4").tobytes() for part in maps]
