@@ -48,7 +48,7 @@ class Moments(nn.Module):
             return out + written if out.ndim == written.ndim else out  # the text's has fewer dimensions
 
         with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(write):
-            return model.frame_losses(batch.text_ids, batch.frames, batch.text_mask, shift=told).mean()
+            return model.frame_losses(batch.text_ids, batch.frames, batch.text_mask, conditioning=told).mean()
 
     @torch.no_grad()
     def tell_frames(self, model: CogVideoTransformer) -> None:
