@@ -48,7 +48,8 @@ def token_losses(
         if index < first:
             continue
         spatial = recording.spatial_bias
-        temporal = None if recording.temporal_bias is None else recording.temporal_bias[index % 2]
+        biases = recording.temporal_bias
+        temporal = None if biases is None else biases[index % len(biases)]
         if len(hide) and index in changed:
             if "spatial" in channels:
                 spatial = _hidden(spatial, hide, heads, c.num_heads)

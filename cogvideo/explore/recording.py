@@ -153,7 +153,7 @@ class Recording:
     inputs: dict[int, Tensor]  # [1,T,N,D] of each recorded layer
     text: dict[int, LayerMemory]  # the text's keys and values there
     spatial_bias: Tensor  # [1,T,1,N,L+N]
-    temporal_bias: list[Tensor] | None  # of even and of odd layers, [1,1,T*N,L+T*N]
+    temporal_bias: list[Tensor] | None  # [1,1,T*N,L+T*N] of even and odd layers, or one for all
 
     @torch.inference_mode()
     def capture(
@@ -241,13 +241,13 @@ class Recording:
         h, memory = block.attention_norm(self.inputs[index]), self.text[index]
         if kind == "spatial":
             q, k, v = block.spatial.project(h)
-            k, v = memory.spatial_extend(k, v)
+            k, v = memory.spatial.update(k, v)
             t = self.frames.shape[0]
             return q[0], k[0], v[0], self.spatial_bias[0, :, 0].expand(t, -1, -1)
-        assert block.temporal is not None and self.temporal_bias is not None
+        assert block.temporal is not None and memory.temporal is not None and self.temporal_bias is not None
         q, k, v = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
-        k, v = memory.temporal_extend(k, v)
-        return q, k, v, self.temporal_bias[index % 2][0]
+        k, v = memory.temporal.update(k, v)
+        return q, k, v, self.temporal_bias[index % len(self.temporal_bias)][0]
 
     def _capture_layer(
         self,
@@ -312,7 +312,7 @@ def record(
             inputs[index], memories[index] = x, memory
         if index == max(wanted):
             break
-        x = block(x, memory, spatial, None if temporal is None else temporal[index % 2])
+        x = block(x, memory, spatial, None if temporal is None else temporal[index % len(temporal)])
     return Recording(model, text_ids[0], text_mask[0], frames[0], inputs, memories, spatial, temporal)
 
 

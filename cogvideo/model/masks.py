@@ -1,7 +1,7 @@
-"""The geometry of a sequence, once, for all: positions, who attends to whom, in which order places are computed.
+"""The geometry of a sequence, once, for all: positions, who attends to whom, in which order tokens are computed.
 
-A sequence is `text | frame 0 | frame 1 | ...`. A *place* is one frame token, p = time * N + row * W + column. The input at a
-frame's first place is begin-of-image and place j holds token j-1, so every frame predicts its own N tokens.
+A sequence is `text | frame 0 | frame 1 | ...`. Frame positions are numbered p = time * N + row * W + column. The input at
+a frame's first position is begin-of-image and position j holds token j-1, so every frame predicts its own N tokens.
 Source: paper section 3 and the released model (reference page "Sequence", "Dual-channel attention").
 """
 
@@ -38,7 +38,7 @@ def text_positions(text_mask: Tensor) -> Tensor:
 def first_position(c: ModelConfig, time: int) -> tuple[bool, int]:
     """Where a frame's N position vectors begin: (in the base table?, row). Later frames use the extra table.
 
-    Place p of the frames has position id first_frame_position + p; the extra table begins where frame 0 ends.
+    Position p of the frames has position id first_frame_position + p; the extra table begins where frame 0 ends.
     """
     return (True, c.first_frame_position) if time == 0 else (False, (time - 1) * c.frame_tokens)
 
@@ -50,9 +50,9 @@ def spatial_visible(c: ModelConfig) -> Tensor:
 
 
 def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
-    """[N] int: the temporal channel's window of every place of a frame; equal numbers see each other.
+    """[N] int: the temporal channel's window of every position of a frame; equal numbers see each other.
 
-    Even layers cut the frame from place 0, odd layers half a window earlier, so that the first and last windows are
+    Even layers cut the frame from position 0, odd layers half a window earlier, so that the first and last windows are
     smaller. `wrap` joins those two (the frame is rolled): the released stage 2 sampler does so for given frames.
     """
     window = c.window
@@ -61,26 +61,24 @@ def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
     shift = window // 2 if layer % 2 else 0
 
     def along(length: int) -> Tensor:
-        place = torch.arange(length)
-        if wrap:
-            return ((place - shift) % length) // window
-        # The shifted cut begins inside the first window: places before `shift` are window 0.
-        return (place - shift) // window + (1 if shift else 0)
+        position = torch.arange(length) - shift
+        # The shifted cut begins inside the first window: what lies before `shift` is window 0.
+        return (position % length) // window if wrap else position // window + (1 if shift else 0)
 
     rows, columns = along(c.frame_height), along(c.frame_width)
     return rearrange(rows[:, None] * (c.frame_width + 2) + columns[None, :], "h w -> (h w)")
 
 
 def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False) -> Tensor:
-    """[T*N, T*N] bool (query place, key place), places in the order of time.
+    """[T*N, T*N] bool (query, key), positions in the order of time.
 
-    Sequential: every earlier place and itself. Interpolation: given frames see each other both ways and nothing else;
+    Sequential: every earlier position and itself. Interpolation: given frames see each other both ways and nothing else;
     a generated frame sees all given ones, earlier generated ones, and itself causally. All of it inside the window.
     """
     n = c.frame_tokens
     given = is_given(c).repeat_interleave(n)
-    place = torch.arange(c.num_frames * n)
-    earlier = place[:, None] >= place[None, :]
+    position = torch.arange(c.num_frames * n)
+    earlier = position[:, None] >= position[None, :]
     visible = given[None, :] | (~given[:, None] & ~given[None, :] & earlier)
     window = windows(c, layer).repeat(c.num_frames)
     same = window[:, None] == window[None, :]
@@ -93,10 +91,10 @@ def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False
 def decoding_steps(c: ModelConfig, times: list[int]) -> Tensor:
     """[len(times), N]: the earliest step (from 1) at which every token of the frames at `times` can be decoded.
 
-    The other frames are known. Place j of a frame takes token j-1 as its input, so it comes at least one step after place
-    j-1; and in no layer may it see a place that comes later than itself. Places of one step are computed together, layer by
-    layer, so they may see each other. With full attention frames follow one another, with windows they overlap (paper
-    section 3.3, whose bound is a little above what the masks allow).
+    The other frames are known. Position j of a frame takes token j-1 as its input, so it comes at least one step after
+    position j-1; and in no layer may it see a position that comes later than itself. Positions of one step are computed
+    together, layer by layer, so they may see each other. With full attention frames follow one another, with windows they
+    overlap (paper section 3.3, whose bound is a little above what the masks allow).
     """
     n = c.frame_tokens
     visible = temporal_visible(c, 0) | temporal_visible(c, 1)
@@ -106,7 +104,12 @@ def decoding_steps(c: ModelConfig, times: list[int]) -> Tensor:
         seen = (visible[frame, :, :frame] * steps[:frame]).flatten(1)  # [N, frame*N]
         earliest = seen.amax(-1).tolist() if frame else [1] * n
         step = 0
-        for place in range(n):
-            step = max(step + 1, earliest[place])
-            steps[frame, place] = step
+        for position in range(n):
+            step = max(step + 1, earliest[position])
+            steps[frame, position] = step
     return steps
+
+
+def one_by_one_steps(frames: int, n: int) -> Tensor:
+    """[frames, N]: the same schedule with one position a step, one frame after another."""
+    return torch.arange(1, frames * n + 1).view(frames, n)

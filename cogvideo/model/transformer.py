@@ -1,10 +1,10 @@
 """The transformer: sandwich-LN blocks with dual-channel attention (paper section 3.2).
 
 One definition serves training, prefill and decoding. The text never sees the frames, so it is computed once
-(`encode_text`) and its keys and values become the memory that every chunk of frame places attends to. A chunk is all
-frames at once in training, the given frames in prefill, one place per frame in decoding.
+(`encode_text`) and its keys and values begin the caches that every chunk of frame positions attends to. A chunk is all
+frames at once in training, the given frames in prefill, one position in each of a few frames in decoding.
 
-Shapes: B clips, F frames of a chunk, Q places of each, L text slots, T frames, N places a frame, H heads, D hidden,
+Shapes: B clips, F frames of a chunk, Q positions of each, L text tokens, T frames, N tokens a frame, H heads, D hidden,
 d = D / H, V image tokens.
 """
 
@@ -12,24 +12,36 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
-from cogvideo.model.attention import Pieces, attend, compute_dtype, hidden_bias, temporal_pieces
-from cogvideo.model.initialization import (
-    EMBEDDING_SCALE,
-    codebook_embedding,
-    grid_positions,
-    initialize_weights,
+from cogvideo.model.attention import (
+    BlockSparseBias,
+    additive_bias,
+    attend,
+    block_sparse_bias,
+    compute_dtype,
+    hidden_bias,
 )
+from cogvideo.model.cache import CacheWrite, KVCache
+from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
 from cogvideo.model.losses import linear_cross_entropy
 
-KeysValues = tuple[Tensor, Tensor]  # each [B,H,places,d]
-QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
+Bias = Tensor | BlockSparseBias
+
+
+def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """[*,P,parts*H*d] -> parts of [*,H,P,d]. Not by einops, whose bookkeeping would count in a decoding step."""
+    return x.view(*x.shape[:-1], parts, num_heads, -1).transpose(-4, -2).unbind(-3)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[*,H,P,d] -> [*,P,D]."""
+    return x.transpose(-3, -2).flatten(-2)
 
 
 class Channel(nn.Module):
@@ -41,14 +53,13 @@ class Channel(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.dense = nn.Linear(hidden_size, hidden_size)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """[*,P,D] -> q, k, v, each [*,H,P,d]."""
-        q, k, v = rearrange(self.qkv(x), "... p (three h d) -> three ... h p d", three=3, h=self.num_heads)
-        return q, k, v
+        return split_heads(self.qkv(x), 3, self.num_heads)
 
     def merge(self, out: Tensor) -> Tensor:
         """[*,H,P,d] -> [*,P,D]."""
-        return self.dense(rearrange(out, "... h p d -> ... p (h d)"))
+        return self.dense(join_heads(out))
 
 
 class Mlp(nn.Module):
@@ -59,6 +70,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+@dataclass
+class LayerMemory:
+    """What a chunk attends to besides itself in one layer: the text and, in decoding, the positions computed so far."""
+
+    spatial: KVCache
+    temporal: KVCache | None = None
 
 
 class Block(nn.Module):
@@ -72,140 +91,66 @@ class Block(nn.Module):
         self.mlp_out_norm = nn.LayerNorm(hidden_size)
         self.spatial = Channel(hidden_size, num_heads)
         self.temporal = Channel(hidden_size, num_heads) if temporal else None
-        # a = sigmoid(gate): the share of the spatial channel, for every hidden dimension
+        # sigmoid(gate) weighs the spatial channel, for every hidden dimension
         self.gate = nn.Parameter(torch.zeros(hidden_size)) if temporal else None
         self.mlp = Mlp(hidden_size)
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Close the layer: the attention output [*,D] of the same places joins the stream, then the MLP."""
-        x = x + self.attention_out_norm(out)
-        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
-
-    def encode_text(self, x: Tensor, bias: Tensor) -> tuple[Tensor, KeysValues, KeysValues | None]:
+    def encode_text(self, x: Tensor, bias: Tensor) -> tuple[Tensor, LayerMemory]:
         """Text [B,L,D] attends to itself; returns it with its keys and values for both channels."""
         h = self.attention_norm(x)
         q, k, v = self.spatial.project(h)
-        temporal = None if self.temporal is None else self.temporal.project(h)[1:]
-        return self.add_attention(x, self.spatial.merge(attend(q, k, v, bias))), (k, v), temporal
+        temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1:])
+        x = self.add_attention(x, self.spatial.merge(attend(q, k, v, bias)))
+        return x, LayerMemory(KVCache((k, v)), temporal)
 
     def forward(
-        self, x: Tensor, memory: "LayerMemory", spatial_bias: Tensor, temporal_bias: Tensor | Pieces | None
-    ) -> Tensor:
-        """A chunk x [B,F,Q,D] of frame places. Without a temporal bias the block is the inherited image model's.
-
-        spatial_bias [B,F or 1,1,Q,K] over text and the frame's own places, temporal_bias [B or 1,1,F*Q,K] over text and
-        the places of all frames, or Pieces of it.
-        """
-        f = x.shape[1]
-        (q, k, v), later = self.project(self.attention_norm(x), temporal_bias is not None)
-        k, v = memory.spatial_extend(k, v)
-        rows = (
-            "(b f)" if memory.wave is None else "(f b)"
-        )  # as they lie in memory, so that caches are not copied
-        bias = rearrange(spatial_bias.expand(len(x), f, -1, -1, -1), f"b f one q k -> {rows} one q k")
-        q, k, v = (rearrange(t, f"b f h p d -> {rows} h p d") for t in (q, k, v))
-        out = rearrange(attend(q, k, v, bias), f"{rows} h q d -> b f q (h d)", f=f)
-        if later is None:
-            return self.add_attention(x, self.spatial.dense(out))
-        q, k, v = (rearrange(t, "b f h q d -> b h (f q) d") for t in later)
-        k, v = memory.temporal_extend(k, v)
-        later = rearrange(attend(q, k, v, temporal_bias), "b h (f q) d -> b f q (h d)", f=f)
-        return self.add_attention(x, self.merge(out, later))
-
-    def both(
         self,
-        text: Tensor,
         x: Tensor,
-        real: Tensor,
+        memory: LayerMemory,
         spatial_bias: Tensor,
-        temporal_bias: Tensor | Pieces | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; real: the bias [B,1,1,L] that hides padding."""
-        text, spatial, temporal = self.encode_text(text, real)
-        return text, self.forward(x, LayerMemory(spatial, temporal), spatial_bias, temporal_bias)
+        temporal_bias: Bias | None = None,
+        write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
+    ) -> Tensor:
+        """A chunk x [B,F,Q,D] of frame positions. Without a temporal bias the block is the inherited image model's.
 
-    def project(self, h: Tensor, both: bool) -> tuple[QueriesKeysValues, QueriesKeysValues | None]:
-        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, of the temporal channel."""
-        return self.spatial.project(h), self.temporal.project(h) if both else None  # type: ignore[union-attr]
+        spatial_bias [B,F or 1,1,Q,K] over text and the frame's own positions, temporal_bias [B or 1,1,F*Q,K] over text
+        and the positions of all frames; write: where the caches of both channels keep the chunk, if they do.
+        """
+        q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
+        spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
+        if temporal_bias is None or memory.temporal is None:
+            return self.add_attention(x, self.spatial.dense(spatial))
+        q, k, v = (t.transpose(1, 2).flatten(2, 3) for t in later)  # each [B,H,F*Q,d]
+        temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
+        return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
+
+    def with_text(
+        self, text: Tensor, x: Tensor, text_bias: Tensor, spatial_bias: Tensor, temporal_bias: Bias | None
+    ) -> tuple[Tensor, Tensor]:
+        """Text [B,L,D] and a chunk [B,F,Q,D] through this layer; text_bias [B,1,1,L] hides padding."""
+        text, memory = self.encode_text(text, text_bias)
+        return text, self.forward(x, memory, spatial_bias, temporal_bias)
+
+    def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
+        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, also of the temporal channel."""
+        spatial = self.spatial.project(h)
+        return (*spatial, *self.temporal.project(h)) if both and self.temporal is not None else spatial
 
     def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         """What both channels read [*,D] -> the attention output [*,D], mixed by the gate."""
         assert self.temporal is not None and self.gate is not None
-        share = torch.sigmoid(self.gate)
-        return share * self.spatial.dense(spatial) + (1 - share) * self.temporal.dense(temporal)
+        weight = torch.sigmoid(self.gate)
+        return weight * self.spatial.dense(spatial) + (1 - weight) * self.temporal.dense(temporal)
 
-
-@dataclass
-class Wave:
-    """Where a chunk of one place in each of several frames is written, and how much of the caches is live.
-
-    rows: the frames' part of the spatial cache, a slice so that reading it copies nothing (frames that are decoded
-    together follow each other); places [F]: places in it; temporal [F]: places in the temporal cache.
-    """
-
-    rows: slice
-    places: Tensor
-    temporal: Tensor
-    spatial_end: int
-    temporal_end: int
-
-
-@dataclass
-class LayerMemory:
-    """What a chunk attends to besides itself in one layer: the text, and in decoding the places computed before.
-
-    `text_*` are keys and values [B,H,L,d]. The caches are buffers whose first L places hold the text: spatial
-    [B,F,H,L+N,d] for the frames being generated, temporal [B,H,L+T*N,d]. `*_end` is where the next chunk is written, unless
-    it is spread over frames (`wave`).
-    """
-
-    text_spatial: KeysValues
-    text_temporal: KeysValues | None = None
-    spatial_cache: KeysValues | None = None
-    temporal_cache: KeysValues | None = None
-    spatial_end: int = 0
-    temporal_end: int = 0
-    wave: Wave | None = None
-
-    def spatial_extend(self, k: Tensor, v: Tensor) -> KeysValues:
-        if self.spatial_cache is None:
-            text = (repeat(t, "b h l d -> b f h l d", f=k.shape[1]) for t in self.text_spatial)
-            return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))  # type: ignore[return-value]
-        if self.wave is not None:
-            return self._spread(self.spatial_cache, k, v, self.wave)
-        return _write(self.spatial_cache, (k, v), self.spatial_end)
-
-    def temporal_extend(self, k: Tensor, v: Tensor) -> KeysValues:
-        if self.temporal_cache is None:
-            assert self.text_temporal is not None
-            return tuple(torch.cat(pair, -2) for pair in zip(self.text_temporal, (k, v), strict=True))  # type: ignore[return-value]
-        if self.wave is not None:
-            for buffer, chunk in zip(self.temporal_cache, (k, v), strict=True):
-                buffer.index_copy_(2, self.wave.temporal, chunk)
-            return tuple(buffer[:, :, : self.wave.temporal_end] for buffer in self.temporal_cache)  # type: ignore[return-value]
-        return _write(self.temporal_cache, (k, v), self.temporal_end)
-
-    @staticmethod
-    def _spread(cache: KeysValues, k: Tensor, v: Tensor, wave: Wave) -> KeysValues:
-        """Write k, v [B,F,H,1,d] to their frames' places; return the live part of these frames [B,F,H,end,d]."""
-        live = cache[0][:, wave.rows], cache[1][:, wave.rows]
-        index = rearrange(wave.places, "f -> 1 f 1 1 1").expand_as(k)
-        for buffer, chunk in zip(live, (k, v), strict=True):
-            buffer.scatter_(-2, index, chunk)
-        return live[0][..., : wave.spatial_end, :], live[1][..., : wave.spatial_end, :]
-
-
-def _write(cache: KeysValues, new: KeysValues, start: int) -> KeysValues:
-    """Write a chunk into the buffers at `start`; return the live part."""
-    end = start + new[0].shape[-2]
-    for buffer, chunk in zip(cache, new, strict=True):
-        buffer[..., start:end, :] = chunk
-    return cache[0][..., :end, :], cache[1][..., :end, :]
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Close the layer: the attention output [*,D] of the same positions joins the stream, then the MLP."""
+        x = x + self.attention_out_norm(out)
+        return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
 
 
 @dataclass
 class EncodedText:
-    """The text after all layers' projections: one LayerMemory per layer, and the score bias [B,1,1,L] of its places."""
+    """The text after all layers' projections: what each layer keeps of it, and the bias [B,1,1,L] that hides padding."""
 
     layers: list[LayerMemory]
     bias: Tensor
@@ -220,25 +165,22 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(
-            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
-        )
+        self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
         self.final_norm = nn.LayerNorm(c.hidden_size)
-        self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.fast)
+        self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.cpu)
         self._masks: dict[str, Tensor] = {}
 
     def initialize(self, seed: int = 0, codebook: Tensor | None = None) -> "CogVideoTransformer":
-        """Random weights for training from nothing (`initialize_weights`); frame places start from `grid_positions`.
+        """Random weights for training from nothing; frame positions start from `grid_positions`.
 
-        codebook [image_tokens, C]: image tokens start from `codebook_embedding`, which makes the demo's image model learn
-        about twice as fast.
+        codebook [image_tokens, C]: image tokens start from `codebook_embedding`, which halves the steps that the demo's
+        image model needs.
         """
         c = self.config
         initialize_weights(self, c.num_layers, seed)
         if codebook is not None:
-            self.word_embedding.weight.data[: c.image_tokens] = codebook_embedding(
-                codebook, c.hidden_size, seed
-            )
+            embedding = codebook_embedding(codebook, c.hidden_size, seed)
+            self.word_embedding.weight.data[: c.image_tokens] = embedding
         grid = EMBEDDING_SCALE * grid_positions(c.frame_height, c.frame_width, c.hidden_size)
         first = c.first_frame_position
         self.base_position_embedding.weight.data[first : first + c.frame_tokens] = grid
@@ -252,45 +194,53 @@ class CogVideoTransformer(nn.Module):
         added = (".temporal.", ".gate", "extra_position_embedding")
         return {name: p for name, p in self.named_parameters() if any(part in name for part in added)}
 
-    def embed_places(self, ids: Tensor, times: list[int], start: int = 0) -> Tensor:
-        """Inputs [B,F,Q] at places start..start+Q-1 of the frames at `times` -> [B,F,Q,D], positions added."""
-        rows = [self.position_vectors(time)[start : start + ids.shape[-1]] for time in times]
-        return self.word_embedding(ids) + torch.stack(rows)
-
     def position_vectors(self, time: int) -> Tensor:
-        """[N,D] of the places of the frame at `time`."""
+        """[N,D] of the positions of the frame at `time`."""
         in_base, first = masks.first_position(self.config, time)
         table = self.base_position_embedding if in_base else self.extra_position_embedding
         assert table is not None
         return table.weight[first : first + self.config.frame_tokens]
 
     def embed_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Text [B,L] -> its input [B,L,D], and the score bias [B,1,1,L] that hides its padding; see encode_text."""
+        """Text [B,L] -> its input [B,L,D], and the bias [B,1,1,L] that hides its padding; see encode_text."""
         mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         x = self.word_embedding(text_ids) + self.base_position_embedding(masks.text_positions(mask))
         return x, hidden_bias(mask[:, None, None, :], compute_dtype(x))
 
-    def embed_frames(self, frames: Tensor) -> Tensor:
-        """Tokens [B,T,N] of frames 0.. -> the inputs [B,T,N,D] from which each place predicts its own."""
+    def embed_frames(
+        self, frames: Tensor, times: list[int] | None = None, conditioning: Tensor | None = None
+    ) -> Tensor:
+        """Tokens [B,F,N] of the frames at `times` (None: 0..) -> the inputs [B,F,N,D], position by position.
+
+        conditioning [B,F,1 or N,D]: added to them.
+        """
         begin = torch.full_like(frames[..., :1], self.config.begin_of_image)
-        return self.embed_places(torch.cat([begin, frames[..., :-1]], -1), list(range(frames.shape[1])))
+        rows = [self.position_vectors(time) for time in times or range(frames.shape[1])]
+        x = self.word_embedding(torch.cat([begin, frames[..., :-1]], -1)) + torch.stack(rows)
+        return x if conditioning is None else x + conditioning
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
         """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
-        x, real = self.embed_text(text_ids, text_mask)
-        memories = []
+        x, bias = self.embed_text(text_ids, text_mask)
+        layers = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            x, spatial, temporal = block.encode_text(x, real)
-            memories.append(LayerMemory(spatial, temporal))
-        return EncodedText(memories, real)
+            x, memory = block.encode_text(x, bias)
+            layers.append(memory)
+        return EncodedText(layers, bias)
 
     def run(
-        self, x: Tensor, text: EncodedText, spatial_bias: Tensor, temporal_bias: list[Tensor] | None
+        self,
+        x: Tensor,
+        layers: list[LayerMemory],
+        spatial_bias: Tensor,
+        temporal_bias: list[Tensor] | None,
+        write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
     ) -> Tensor:
-        """All layers over a chunk [B,F,Q,D]; temporal_bias holds one bias for even and one for odd layers."""
-        for index, (block, memory) in enumerate(zip(self.blocks, text.layers, strict=True)):
-            x = block(x, memory, spatial_bias, None if temporal_bias is None else temporal_bias[index % 2])
+        """All layers over a chunk [B,F,Q,D]; temporal_bias: of even and odd layers, or one for all. See Block.forward."""
+        for index, (block, memory) in enumerate(zip(self.blocks, layers, strict=True)):
+            temporal = None if temporal_bias is None else temporal_bias[index % len(temporal_bias)]
+            x = block(x, memory, spatial_bias, temporal, write)
         return x
 
     def head(self, x: Tensor) -> Tensor:
@@ -314,53 +264,40 @@ class CogVideoTransformer(nn.Module):
 
     def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
-        return self.run(*self.prepare(text_ids, frames, text_mask))
+        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
+        return self.run(x, text.layers, spatial, temporal)
 
     def prepare(
         self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
     ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
-        """What `run` takes for all frames at once: their inputs [B,T,N,D], the text, the biases of both channels."""
+        """For all frames at once: their inputs [B,T,N,D], the text, the biases of both channels as `run` takes them."""
         self._check(text_ids, frames)
-        text = self.encode_text(text_ids, text_mask)
-        t = frames.shape[1]
-        spatial, temporal = self._spatial_bias(text.bias, t), None
+        text, t = self.encode_text(text_ids, text_mask), frames.shape[1]
+        temporal = None
         if self.config.temporal:
-            biases = [
-                _join(text.bias, hidden_bias(mask, text.bias.dtype)[None, None])
-                for mask in self._temporal_visible(t, text.bias.device)
-            ]
-            temporal = [biases[0], biases[-1]]
-        return self.embed_frames(frames), text, spatial, temporal
+            temporal = [additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)]
+        return self.embed_frames(frames), text, self._spatial_bias(text.bias, t), temporal
 
-    def _spatial_bias(self, real: Tensor, t: int) -> Tensor:
+    def _spatial_bias(self, text_bias: Tensor, t: int) -> Tensor:
         """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
-        return _join(
-            real[:, None], hidden_bias(self.mask("spatial", real.device)[:t], real.dtype)[None, :, None]
-        )
+        return additive_bias(self.mask("spatial", text_bias.device)[:t, None], text_bias[:, None])
 
     def _temporal_visible(self, t: int, device: torch.device) -> list[Tensor]:
         """Temporal masks [t*N,t*N] of even and odd layers, or one of all layers."""
         p = t * self.config.frame_tokens
-        return [
-            self.mask(f"temporal_{parity}", device)[:p, :p]
-            for parity in range(2 if self.config.window else 1)
-        ]
+        return [self.mask(f"temporal_{i}", device)[:p, :p] for i in range(2 if self.config.window else 1)]
 
     def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
 
         text_ids [B,L], frames [B,T,N] tokens, text_mask [B,L] (1 = real token; padding on the left).
-        Raises CogVideoError when shapes do not fit the configuration.
         """
         return rearrange(self.head(self.hidden_states(text_ids, frames, text_mask)), "b t n v -> b (t n) v")
 
     def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Cross entropy [B,T,N] (nats) of every frame token; places of untrained frames are computed as well."""
-        logits = self(text_ids, frames, text_mask)
-        losses = F.cross_entropy(
-            rearrange(logits, "b p v -> (b p) v"), frames.reshape(-1).long(), reduction="none"
-        )
-        return losses.view(frames.shape)
+        """Cross entropy [B,T,N] (nats) of every frame token, those of untrained frames as well."""
+        logits = self(text_ids, frames, text_mask).flatten(0, 1)
+        return F.cross_entropy(logits, frames.flatten().long(), reduction="none").view(frames.shape)
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Mean cross entropy over the frames that this stage trains (masks.trained_frames)."""
@@ -373,32 +310,33 @@ class CogVideoTransformer(nn.Module):
         text_mask: Tensor | None = None,
         *,
         recompute: bool = False,
-        shift: Tensor | None = None,
+        conditioning: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross entropy of every frame that this stage trains; attention in pieces, scores a few at a time.
+        """Mean cross entropy of every frame that this stage trains; block-sparse attention, scores a few at a time.
 
-        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due. shift, to be broadcast
-        to [B,T,N,D], is added to the inputs of the frames (training.moments).
+        recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
+        conditioning [B,T,1 or N,D]: added to the inputs of the frames, so that a study can condition the model on more
+        than text.
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]
         if not trained:
-            raise CogVideoError(f"{t} frames hold none that this stage trains: give all {c.num_frames}.")
+            raise CogVideoError(f"None of these {t} frames is trained by this stage: give all {c.num_frames}.")
         self._check(text_ids, frames)
-        (text, real), x = self.embed_text(text_ids, text_mask), self.embed_frames(frames)
-        if shift is not None:
-            x = x + shift
-        spatial, temporal = self._spatial_bias(real, t), None
+        text, text_bias = self.embed_text(text_ids, text_mask)
+        x = self.embed_frames(frames, conditioning=conditioning)
+        spatial, temporal = self._spatial_bias(text_bias, t), [None]
         if c.temporal:
             own = replace(c, num_frames=t)
             visible = self._temporal_visible(t, x.device)
-            temporal = [temporal_pieces(own, parity, mask, real) for parity, mask in enumerate(visible)]
+            temporal = [block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)]
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            inputs = (text, x, real, spatial, None if temporal is None else temporal[index % len(temporal)])
-            text, x = (
-                checkpoint(block.both, *inputs, use_reentrant=False) if recompute else block.both(*inputs)
-            )
+            inputs = (text, x, text_bias, spatial, temporal[index % len(temporal)])
+            if recompute:
+                text, x = checkpoint(block.with_text, *inputs, use_reentrant=False)
+            else:
+                text, x = block.with_text(*inputs)
         hidden = rearrange(self.final_norm(x[:, trained]), "b t n d -> (b t n) d")
         targets = frames[:, trained].long()
         losses = linear_cross_entropy(hidden, self.word_embedding.weight[: c.image_tokens], targets.flatten())
@@ -415,9 +353,3 @@ class CogVideoTransformer(nn.Module):
                 f"This model takes up to {c.num_frames} frames of {c.frame_tokens} tokens, "
                 f"not {frames.shape[1]} of {frames.shape[2]}."
             )
-
-
-def _join(text_bias: Tensor, frame_bias: Tensor) -> Tensor:
-    """Put the biases of text places [..,1,L] and of frame places [..,Q,K] side by side -> [..,Q,L+K]."""
-    shape = torch.broadcast_shapes(text_bias.shape[:-1], frame_bias.shape[:-1])
-    return torch.cat([text_bias.expand(*shape, -1), frame_bias.expand(*shape, -1)], -1)

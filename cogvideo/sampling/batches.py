@@ -1,60 +1,22 @@
-"""Many clips: batches that are halved when memory runs out, and folders of clips that several processes fill."""
+"""Folders of clips, which several processes can fill together and a stopped run resumes."""
 
 import hashlib
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_whole
+from cogvideo.sampling.pipeline import Pipeline
 
-if TYPE_CHECKING:
-    from cogvideo.sampling.pipeline import Pipeline
-
-Result = TypeVar("Result")
 READ_BYTES = 10**9
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error tells that memory ran out, on CUDA, in Python or in torch's CPU allocator."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory: you tried to allocate" in str(error)
-
-
-def halving(make: Callable[[slice], list[Result]], clips: int) -> list[Result]:
-    """`make(slice)` for all clips at once, or in halves, quarters, .. of them where memory does not suffice.
-
-    Rows do not depend on each other, so the results are those of the whole batch. Raises what `make` raises, and its
-    out-of-memory error where even one clip is too much.
-    """
-    done: list[Result] = []
-    size = clips
-    while len(done) < clips:
-        part = slice(len(done), min(len(done) + size, clips))
-        try:
-            done += make(part)
-            continue
-        except (MemoryError, RuntimeError) as error:
-            tried = part.stop - part.start
-            if not out_of_memory(error) or tried == 1:
-                raise
-            size = tried // 2
-        if torch.cuda.is_available():  # outside of `except`: there the error's frames still hold the tensors
-            torch.cuda.empty_cache()
-        warnings.warn(
-            f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3
-        )
-    return done
 
 
 def slug(prompt: str) -> str:
@@ -63,7 +25,7 @@ def slug(prompt: str) -> str:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, without empty ones. Raises CogVideoError for a file that cannot be read or has none."""
+    """The lines of a UTF-8 file, without empty ones."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -71,14 +33,14 @@ def read_prompts(path: str | Path) -> list[str]:
             f"The prompts {path} cannot be read ({error}): give a text file, one prompt a line."
         ) from None
     if not (prompts := [line.strip() for line in lines if line.strip()]):
-        raise CogVideoError(f"{path} holds no prompts: write one on each line.")
+        raise CogVideoError(f"{path} holds no prompts: write one a line.")
     return prompts
 
 
 def identity(folder: str | Path) -> str:
-    """What tells weights from others: 16 digits over the names and contents of their files.
+    """A fingerprint of weights: 16 digits over the names and contents of their files.
 
-    Of more than READ_BYTES, sizes and times stand for the contents: reading the release takes longer than a sample.
+    Above READ_BYTES, sizes and times stand for the contents: reading the release takes longer than a sample.
     """
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -92,7 +54,7 @@ def identity(folder: str | Path) -> str:
 
 
 def fill_folder(
-    pipe: "Pipeline",
+    pipe: Pipeline,
     prompts: Sequence[str],
     folder: str | Path,
     *,
@@ -102,21 +64,18 @@ def fill_folder(
     progress: bool = True,
     **settings: Any,
 ) -> list[Path]:
-    """Make this process's share of the prompts' clips, as torchrun's RANK and WORLD_SIZE tell it -> the clips' files.
+    """Make this process's part of the prompts' clips (torchrun sets RANK and WORLD_SIZE) -> the clips' files.
 
-    Clip i has seed `seed + i`, whoever makes it. Beside every NNNN-slug.mp4 lies a .json of how it was made; a clip whose
-    .json tells the same is not made again, so that a stopped run goes on; what was not finished are at most at_once clips.
-    made_with: what else belongs to a clip (weights, precision). settings: those of `Pipeline.__call__`. Raises CogVideoError
-    for a folder that cannot be written.
+    Clip i has seed `seed + i`, whichever process makes it. Beside every NNNN-slug.mp4 lies a .json with its settings; a
+    clip whose .json says the same is not made again, so a stopped run resumes and repeats at most at_once clips.
+    made_with: what else defines a clip (weights, precision). settings: those of `Pipeline.__call__`.
     """
     folder = Path(folder)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CogVideoError(
-            f"The folder {folder} cannot be made ({error.strerror}): choose another."
-        ) from None
+        raise CogVideoError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from None
     paths = {i: folder / f"{i:04d}-{slug(prompts[i])}.mp4" for i in range(rank, len(prompts), world)}
     common = dict(made_with or {}) | settings | {"sampling": to_dict(pipe.sampling)}
     records = {i: {"prompt": prompts[i], "seed": seed + i} | common for i in paths}
@@ -131,7 +90,7 @@ def fill_folder(
             assert isinstance(videos, list)  # one for each prompt
             for i, video in zip(some, videos, strict=True):
                 note, part = paths[i].with_suffix(".json"), paths[i].with_suffix(".part.mp4")
-                note.unlink(missing_ok=True)  # it tells of an older clip
+                note.unlink(missing_ok=True)  # it describes an older clip
                 video.save(part)
                 os.replace(part, paths[i])
                 write_whole(note, _text(records[i]))

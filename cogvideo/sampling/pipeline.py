@@ -24,8 +24,8 @@ from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
-from cogvideo.sampling.batches import halving
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer

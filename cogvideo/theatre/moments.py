@@ -49,7 +49,7 @@ class Moments(nn.Module):
             return out + written if out.ndim == written.ndim else out  # the text's has fewer dimensions
 
         with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(write):
-            return model.frame_losses(*batch.inputs, shift=told).mean()
+            return model.frame_losses(*batch.inputs, conditioning=told).mean()
 
     @torch.no_grad()
     def tell_frames(self, model: CogVideoTransformer) -> None:

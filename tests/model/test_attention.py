@@ -1,4 +1,4 @@
-"""Attention in pieces against the dense mask, and the loss of a frozen head against torch's own."""
+"""Block-sparse attention against the dense mask, and the loss of a frozen head against torch's own."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cogvideo.config import ModelConfig
 from cogvideo.model import masks
-from cogvideo.model.attention import hidden_bias, temporal_pieces
+from cogvideo.model.attention import block_sparse_bias, hidden_bias
 from cogvideo.model.losses import ROWS, linear_cross_entropy
 from cogvideo.model.transformer import CogVideoTransformer
 
@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.mark.parametrize("changes", CASES)
 @pytest.mark.parametrize("layer", [0, 1])
-def test_pieces_equal_the_dense_mask(changes, layer):
+def test_the_block_sparse_bias_equals_the_dense_mask(changes, layer):
     c = replace(CONFIG, **changes)
     p = c.num_frames * c.frame_tokens
     generator = torch.Generator().manual_seed(0)
@@ -33,9 +33,9 @@ def test_pieces_equal_the_dense_mask(changes, layer):
     visible = masks.temporal_visible(c, layer)
     whole = torch.cat([text.expand(2, 1, p, 4), visible.expand(2, 1, p, p)], -1)
     expected = ((q @ k.mT / 8**0.5).masked_fill(~whole, float("-inf"))).softmax(-1) @ v
-    pieces = temporal_pieces(c, layer, visible, hidden_bias(text))
-    torch.testing.assert_close(pieces.attend(q, k, v), expected, atol=1e-5, rtol=0)
-    computed = sum(g.windows * (b.last - b.first) * b.last for g in pieces.groups for b in g.pieces)
+    sparse = block_sparse_bias(c, layer, visible, hidden_bias(text))
+    torch.testing.assert_close(sparse.attend(q, k, v), expected, atol=1e-5, rtol=0)
+    computed = sum(g.windows * (b.last - b.first) * b.last for g in sparse.groups for b in g.blocks)
     needed = int(visible.sum())
     assert needed <= computed < p * p and computed < 2.2 * needed + p * c.frame_tokens
 
@@ -82,7 +82,7 @@ def test_the_loss_of_a_head_and_its_gradients(frozen):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_no_scores_of_all_places_are_held():
+def test_no_scores_of_all_positions_are_held():
     """What a step saves for its gradients, at the release's frame size: nothing as large as one head's scores."""
     c = replace(
         CONFIG, frame_height=20, frame_width=20, text_length=64, first_frame_position=64, base_positions=464,

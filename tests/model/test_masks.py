@@ -163,7 +163,7 @@ def test_decoding_steps_equal_the_slow_schedule(geometry):
     assert steps.tolist() == slow_schedule(c, times)
     for step in range(
         1, int(steps.max()) + 1
-    ):  # frames that are decoded together follow each other: model.Wave.rows
+    ):  # frames that are decoded together follow each other: model.cache.CacheWrite
         frames = (steps == step).nonzero()[:, 0].tolist()
         assert frames == list(range(frames[0], frames[-1] + 1))
 

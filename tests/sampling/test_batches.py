@@ -11,7 +11,8 @@ import torch
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.data.video import read_video
-from cogvideo.sampling.batches import fill_folder, halving, identity, read_prompts, slug
+from cogvideo.sampling.batches import fill_folder, identity, read_prompts, slug
+from cogvideo.sampling.halving import halving
 
 PROMPTS = ["a red seven crosses right", "a green two grows slowly", "a blue four bounces"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
 
-from cogvideo.sampling import TopKStrategy, decode
+from cogvideo.sampling import TopKStrategy, backends
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
 
 
@@ -54,7 +54,7 @@ def test_random_draws_equal_those_of_one_after_the_other(order, window, several,
     made, after = [], []
     for wavefront, plain in ((False, False), (True, False), (True, True)):
         if plain:
-            monkeypatch.setattr(decode, "prepare_for_decoding", lambda model: model)
+            monkeypatch.setattr(backends, "backend_of", lambda model: "plain")
         streams = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
         settings = {
             "text_mask": mask, "guidance_ids": torch.tensor([[18, 17]]), "strategy": strategy, "wavefront": wavefront,

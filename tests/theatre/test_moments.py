@@ -67,7 +67,7 @@ def test_the_moment_joins_the_stream_with_the_first_layers_attention(image):
         x = image.embed_frames(batch.frames) + torch.stack(told)[:, None, None]
         text = image.encode_text(batch.text_ids, batch.text_mask)
         block.add_attention = add_attention
-        logits = image.head(image.run(x, text, image._spatial_bias(text.bias, 1), None))
+        logits = image.head(image.run(x, text.layers, image._spatial_bias(text.bias, 1), None))
     assert torch.allclose(found, F.cross_entropy(logits.flatten(0, 2), batch.frames.flatten()), atol=1e-5)
     assert not torch.allclose(found, image.loss(batch.text_ids, batch.frames, batch.text_mask), atol=1e-3)
     moments.loss(image, batch).backward()

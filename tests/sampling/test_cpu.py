@@ -6,10 +6,12 @@ from sampling.test_decode import FixtureDraw, fixture, released, tiny
 from torch import nn
 
 from cogvideo.model.attention import hidden_bias
+from cogvideo.model.cache import KVCache
 from cogvideo.model.transformer import LayerMemory
 from cogvideo.runtime.offload import StreamedBlocks
-from cogvideo.sampling import decode
-from cogvideo.sampling.fast import FusedBlock, SmallBatchLinear, prepare_for_decoding
+from cogvideo.sampling import backends, decode
+from cogvideo.sampling.backends import backend_of
+from cogvideo.sampling.cpu import FusedBlock, SmallBatchLinear, packed_view
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 8, 17, 65])
@@ -38,8 +40,8 @@ def test_weights_packed_once_serve_all_numbers_of_rows():
 def test_the_fast_clip_is_that_of_the_plain_path(monkeypatch):
     model, io = released("interpolation"), fixture("interpolation_sampling")
     seen = []
-    for prepare in (prepare_for_decoding, lambda model: model):
-        monkeypatch.setattr(decode, "prepare_for_decoding", prepare)
+    for backend in ("cpu", "plain"):
+        monkeypatch.setattr(backends, "backend_of", lambda model, backend=backend: backend)
         draw = FixtureDraw()
         tokens = decode.interpolate_frames(model, io["text_ids"], io["given_frames"].long(), strategy=draw)
         seen.append((tokens, draw.seen()))
@@ -47,24 +49,24 @@ def test_the_fast_clip_is_that_of_the_plain_path(monkeypatch):
     torch.testing.assert_close(seen[0][1], seen[1][1], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("places", [1, 3])
+@pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("both", [False, True])
 @torch.no_grad()
-def test_a_fused_block_is_the_block(places, frames, both):
+def test_a_fused_block_is_the_block(positions, frames, both):
     torch.manual_seed(0)
     block = tiny("sequential", None).blocks[0]
     for parameter in block.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
     size, heads, length = len(block.gate), block.spatial.num_heads, 4
-    x = torch.randn(2, frames, places, size)
+    x = torch.randn(2, frames, positions, size)
     text = [torch.randn(2, heads, length, size // heads) for _ in range(4)]
-    hidden = torch.rand(2, frames, 1, places, length + places) < 0.3
+    hidden = torch.rand(2, frames, 1, positions, length + positions) < 0.3
     spatial = hidden_bias(~hidden)
     temporal = (
-        hidden_bias(torch.rand(2, 1, frames * places, length + frames * places) > 0.3) if both else None
+        hidden_bias(torch.rand(2, 1, frames * positions, length + frames * positions) > 0.3) if both else None
     )
-    memory = LayerMemory((text[0], text[1]), (text[2], text[3]))
+    memory = LayerMemory(KVCache((text[0], text[1])), KVCache((text[2], text[3])))
     ours, theirs = (b(x, memory, spatial, temporal) for b in (FusedBlock(block), block))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -72,14 +74,14 @@ def test_a_fused_block_is_the_block(places, frames, both):
 def test_blocks_with_other_layers_are_not_fused():
     model = tiny("sequential", None)
     model.blocks[0].mlp = nn.Identity()
-    assert [type(block) is FusedBlock for block in prepare_for_decoding(model).blocks][:2] == [False, True]
+    assert [type(block) is FusedBlock for block in packed_view(model).blocks][:2] == [False, True]
 
 
 def test_large_models_are_not_copied(monkeypatch):
     model = tiny("sequential", None)
-    assert isinstance(prepare_for_decoding(model).blocks[0], FusedBlock)
-    monkeypatch.setattr("cogvideo.sampling.fast.MOST_COPIED", 1000)
-    view = prepare_for_decoding(model)
+    assert isinstance(packed_view(model).blocks[0], FusedBlock)
+    monkeypatch.setattr("cogvideo.sampling.cpu.MOST_COPIED", 1000)
+    view = packed_view(model)
     layers = [layer for layer in view.modules() if isinstance(layer, SmallBatchLinear)]
     assert len(layers) == 6 * len(model.blocks) + 1 and not any(layer.packing for layer in layers)
     assert not any(isinstance(block, FusedBlock) for block in view.blocks)
@@ -88,7 +90,7 @@ def test_large_models_are_not_copied(monkeypatch):
 def test_the_model_keeps_its_layers_and_the_view_its_weights():
     model = tiny("sequential", None)
     before = list(map(id, model.modules()))
-    view = prepare_for_decoding(model)
+    view = packed_view(model)
     assert list(map(id, model.modules())) == before and model.image_head is None
     assert view.blocks[0].mlp.up.weight.data_ptr() == model.blocks[0].mlp.up.weight.data_ptr()
 
@@ -103,4 +105,4 @@ def streamed(model):
 )
 def test_other_precisions_and_hooked_models_stay_as_they_are(change):
     model = change(tiny("sequential", None))
-    assert prepare_for_decoding(model) is model
+    assert backend_of(model) == "plain"

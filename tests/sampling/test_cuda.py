@@ -1,23 +1,21 @@
-"""The step with static shapes, run as it is, against the simple path (whose tokens and logits are the release's)."""
+"""Steps with static shapes, run uncaptured, against the plain ones (whose tokens and logits are the release's)."""
 
 import pytest
 import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
 
-from cogvideo.sampling import TopKStrategy, decode, static_step
+from cogvideo.sampling import TopKStrategy, backends, cuda, decode
 
 
-@pytest.fixture(params=[False, True], ids=["view", "model"])
+@pytest.fixture(params=["cpu", "plain"])
 def both_ways(request, monkeypatch):
-    """Calls a sampler with the simple path and with static steps; buckets of 5 places, so that there are several."""
-    monkeypatch.setattr(static_step, "BUCKET", 5)
+    """Calls a sampler with another backend and with static steps; buckets of 5 positions, so that there are several."""
+    monkeypatch.setattr(cuda, "BUCKET", 5)
 
     def call(sample):
         results = []
-        for static in (False, True):
-            monkeypatch.setattr(decode, "static_step_pays", lambda model, static=static: static)
-            if request.param:
-                monkeypatch.setattr(decode, "prepare_for_decoding", lambda model: model)
+        for backend in (request.param, "cuda"):
+            monkeypatch.setattr(backends, "backend_of", lambda model, backend=backend: backend)
             results.append(sample())
         return results
 
@@ -26,13 +24,14 @@ def both_ways(request, monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("order", ["sequential", "interpolation"])
-def test_tokens_equal_those_of_the_simple_path(order, window, both_ways):
+@pytest.mark.parametrize("wavefront", [False, True])
+def test_tokens_equal_those_of_other_backends(order, window, wavefront, both_ways):
     model = tiny(order, window)
     known = torch.randint(10, (2, 3, 12), generator=torch.Generator().manual_seed(0))
     text = torch.tensor([[11, 11, 12, 13], [14, 15, 16, 17]])
     settings = {
         "text_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), "guidance_ids": torch.tensor([[18, 17]]),
-        "strategy": TopKStrategy(top_k=5), "text_bonus": 1.4, "wavefront": False,
+        "strategy": TopKStrategy(top_k=5), "text_bonus": 1.4, "wavefront": wavefront,
     }  # fmt: skip
 
     def sample():
@@ -46,7 +45,7 @@ def test_tokens_equal_those_of_the_simple_path(order, window, both_ways):
 
 
 @pytest.mark.parametrize("order", ["first", "interpolation"])
-def test_logits_equal_those_of_the_simple_path(order, both_ways):
+def test_logits_equal_those_of_other_backends(order, both_ways):
     model, io = released("interpolation"), fixture("interpolation_sampling")
 
     def sample():

@@ -1,0 +1,164 @@
+"""A view of the model laid out for decoding, where a step has a few rows and its time is that of reading weights.
+
+On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives, `x @ W.T`
+at a fifth (see `cogvideo bench sampler`). On any device the products of both attention channels are fused.
+"""
+
+from copy import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_heads
+
+MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
+MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
+ROWS_AHEAD = 16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
+# Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used while decoding;
+# larger ones are read as they lie.
+MOST_COPIED = 2 * 10**9
+
+
+class SmallBatchLinear(nn.Module):
+    """The same as nn.Linear up to rounding. Packs its weights (a second copy of them) when packed ones are first needed."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, copies: bool = True):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.packed: Tensor | None = None
+        self.packing = copies and weight.dtype == torch.float32 and weight.is_cpu and _packing_works()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*,I] -> [*,O]."""
+        count = x.numel() // x.shape[-1]
+        if self.packing and count <= MAX_PACKED:
+            return self._packed(x, "none")
+        if count > MAX_TRANSPOSED or not x.is_cpu:
+            return F.linear(x, self.weight, self.bias)
+        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be contiguous.
+        rows = x.reshape(count, -1).contiguous()
+        columns = (rows if count > 1 else rows.repeat(2, 1)).t()
+        bias = self.bias
+        out = self.weight @ columns if bias is None else torch.addmm(bias[:, None], self.weight, columns)
+        return out.t()[:count].reshape(*x.shape[:-1], -1)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The same with the MLP's GELU after it, in one pass where weights are packed."""
+        if self.packing and x.numel() <= MAX_PACKED * x.shape[-1]:
+            return self._packed(x, "gelu")
+        return F.gelu(self(x), approximate="tanh")
+
+    def _packed(self, x: Tensor, then: str) -> Tensor:
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), ROWS_AHEAD)
+        how = "tanh" if then == "gelu" else ""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], how)
+
+
+class SmallBatchMlp(nn.Module):
+    """A view of an Mlp."""
+
+    def __init__(self, mlp: Mlp, copies: bool = True):
+        super().__init__()
+        self.up, self.down = _small_batch_linear(mlp.up, copies), _small_batch_linear(mlp.down, copies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up.gelu(x))
+
+
+class FusedBlock(Block):
+    """A view of a block of both channels: one product makes all queries, keys and values, one closes both channels.
+
+    The gate goes into the latter's weights, [diag(s) W, diag(1 - s) W']. The fused matrices are copies: half as many
+    numbers as the block has.
+    """
+
+    def __init__(self, block: Block):
+        nn.Module.__init__(self)
+        self.__dict__.update(copy(block).__dict__)
+        self._modules = {name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()}
+        self.mlp = SmallBatchMlp(block.mlp)
+        self.block = [block]  # in a list: no part of this module
+        qkv, qkv_bias, dense, dense_bias = self._fused()
+        self.qkv, self.dense = SmallBatchLinear(qkv, qkv_bias), SmallBatchLinear(dense, dense_bias)
+
+    def _fused(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        (block,) = self.block
+        assert block.temporal is not None and block.gate is not None
+        both = block.spatial, block.temporal
+        weight = torch.sigmoid(block.gate.detach())
+        gates = weight, 1 - weight
+        return (
+            torch.cat([channel.qkv.weight.detach() for channel in both]),
+            torch.cat([channel.qkv.bias.detach() for channel in both]),
+            torch.cat([g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)], 1),
+            gates[0] * both[0].dense.bias.detach() + gates[1] * both[1].dense.bias.detach(),
+        )
+
+    def refresh(self) -> None:
+        """Copy the block's weights again: they may have been trained since."""
+        own = self.qkv.weight, self.qkv.bias, self.dense.weight, self.dense.bias
+        for tensor, new in zip(own, self._fused(), strict=True):
+            assert tensor is not None
+            tensor.copy_(new)
+
+    def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
+        return split_heads(self.qkv(h), 6, self.spatial.num_heads) if both else super().project(h, both)
+
+    def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return self.dense(torch.cat([spatial, temporal], -1))
+
+
+@torch.no_grad()
+def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
+    """A view of an fp32 model on the CPU that is quick with few rows, for one call under inference mode.
+
+    Fused and packed weights do not follow when the model is trained or moved; the others are the model's own.
+    """
+    copies = sum(p.nbytes for p in model.parameters()) <= MOST_COPIED
+    view = _with_small_batch_linears(model, copies)
+    assert isinstance(view, CogVideoTransformer)
+    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
+    view.image_head = SmallBatchLinear(head, None, copies)
+    return view
+
+
+@torch.no_grad()
+def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
+    """A view of the model whose blocks are fused, on any device; the model itself where the copies would be too large."""
+    if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
+        return model
+    view = copy(model)
+    blocks = nn.ModuleList(FusedBlock(block) if _can_be_fused(block) else block for block in model.blocks)
+    view._modules = model._modules | {"blocks": blocks}
+    return view
+
+
+def _can_be_fused(block: nn.Module) -> bool:
+    if type(block) is not Block or block.temporal is None or type(block.mlp) is not Mlp:
+        return False
+    linears = [block.spatial.qkv, block.spatial.dense, block.temporal.qkv, block.temporal.dense]
+    return all(type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down])  # not those in int8
+
+
+def _small_batch_linear(linear: nn.Linear, copies: bool) -> SmallBatchLinear:
+    return SmallBatchLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies)
+
+
+def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:
+    if type(module) is nn.Linear:
+        return _small_batch_linear(module, copies)
+    if copies and _can_be_fused(module):
+        assert isinstance(module, Block)
+        return FusedBlock(module)
+    view = copy(module)
+    view._modules = {
+        name: None if child is None else _with_small_batch_linears(child, copies)
+        for name, child in module._modules.items()
+    }
+    return view
+
+
+def _packing_works() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
