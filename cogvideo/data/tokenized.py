@@ -313,9 +313,9 @@ class TokenizedBatches:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder; CogVideoError where it is missing or damaged."""
     again = "delete it and run `cogvideo data tokenize` again"
-    manifest = read_json(folder / MANIFEST, advice=again, default={})
-    if not manifest:
+    if not (folder / MANIFEST).exists():
         raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.")
+    manifest = read_json(folder / MANIFEST, advice=again)
     if (
         manifest.get("version") != 1
         or not isinstance(manifest.get("files"), dict)
