@@ -60,8 +60,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
                 bar.update(sizes[name])
             save_tensors(tensors, folder / file)
     if count > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
         write_json(folder / INDEX, index)
         files.append(INDEX)
     for path in (folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
@@ -87,28 +87,26 @@ def read_weights(folder: Path) -> Weights:
     """The weights of a native folder, read when asked for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
-        places = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
+        file_of = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
-        places: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
-        named = isinstance(places, dict) and all(
-            isinstance(v, str) and Path(v).name == v for v in places.values()
+        file_of: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
+        named = isinstance(file_of, dict) and all(
+            isinstance(v, str) and Path(v).name == v for v in file_of.values()
         )
         if not named:
             raise CogVideoError(
                 f"{folder / INDEX} should name a file of the folder for every weight; {ADVICE}."
             )
-        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(places.values()))}
-    for name, file in places.items():
+        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
+    for name, file in file_of.items():
         if name not in files[file].meta:
-            raise CogVideoError(
-                f"{name} is missing from {folder / file}, where the index places it; {ADVICE}."
-            )
+            raise CogVideoError(f"{name} is missing from {folder / file}, where the index has it; {ADVICE}.")
 
     def fill(name: str, out: Tensor) -> None:
-        out.copy_(files[places[name]].view(name))
+        out.copy_(files[file_of[name]].view(name))
         release_pages(files.values())
 
-    return Weights({name: files[file].meta[name] for name, file in places.items()}, fill)
+    return Weights({name: files[file].meta[name] for name, file in file_of.items()}, fill)
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
