@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import repeat
@@ -147,14 +147,14 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     """Write config.json (`model.config`) and the weights (in `dtype`, or as they are); see write_weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", to_dict(model.config))
+    write_json(folder / "config.json", to_dict(cast(Any, model.config)))
     write_weights(folder, model.state_dict(), dtype=dtype)
 
 
 def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
     """Configuration and weights of a folder written by save_model."""
-    file = Path(folder) / "config.json"
-    return from_dict(config_class, read_json(file, advice=ADVICE), str(file)), read_weights(Path(folder))
+    file, config_type = Path(folder) / "config.json", cast(Any, config_class)
+    return from_dict(config_type, read_json(file, advice=ADVICE), str(file)), read_weights(Path(folder))
 
 
 def load_native(
