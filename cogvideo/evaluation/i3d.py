@@ -137,9 +137,8 @@ class ScriptedI3D(I3D):
 
     def forward(self, video: Tensor) -> Tensor:
         check_video(video)
-        like = next(self.script.parameters())
         with full_precision(video):
-            video = video.to(like.device, like.dtype)
+            video = video.to(next(self.script.parameters()))
             # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 

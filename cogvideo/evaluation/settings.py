@@ -25,6 +25,11 @@ class Settings:
     out: str | Path | None = None
     progress: bool = True
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What all sides share that are opened (sources.open_side)."""
+        return {"device": self.device, "progress": self.progress}
+
     def count(self, default: int) -> int:
         """The number of clips a side; CogVideoError for fewer than FVD can compare."""
         n = default if self.n is None else self.n

@@ -2,7 +2,11 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from einops import rearrange
+
+from cogvideo.explore.recording import CHANNELS, query_groups
 
 
 def sees(c, kind: str, layer: int, query: tuple[int, int], key: tuple[int, int]) -> bool:
@@ -77,3 +81,21 @@ def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head
         x = x + block.mlp_out_norm(block.mlp(block.mlp_norm(x)))
     result.append(model.head(x[length:]))
     return result
+
+
+@torch.inference_mode()
+def mix(recording, captured) -> np.ndarray:
+    """[layers,Q,D]: each layer's attention output, computed from captured maps of all heads and channels."""
+    c = recording.model.config
+    out = np.empty((len(captured.layers), len(captured.queries), c.hidden_size), np.float32)
+    for number, index in enumerate(captured.layers):
+        block, read = recording.model.blocks[index], []
+        for kind in CHANNELS if c.temporal else CHANNELS[:1]:
+            rows = torch.empty(len(captured.queries), c.hidden_size)
+            _, _, v, _ = recording.project(block, index, kind)
+            for some, time in query_groups(captured.queries, kind):
+                weights = torch.from_numpy(captured.maps(kind)[number][:, some])
+                rows[some] = rearrange(weights @ v[time], "h q d -> q (h d)")
+            read.append(rows)
+        out[number] = block.merge(*read) if c.temporal else block.spatial.dense(read[0])
+    return out
