@@ -182,12 +182,12 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
         batches = -(-sequences // (pipe.sequences_at_once or sequences))
         tokens = timed(
             f"between, round {number}",
-            partial(pipe.fill_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
+            partial(pipe.interpolate_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
             steps=2 * n * batches, tokens=2 * n * sequences, moved=decoded(pipe.stage2),
         )  # fmt: skip
     frames = tokens.shape[0] * tokens.shape[1]
     large = timed(
-        "enlarging", lambda: pipe.enlarge(tokens, prompts, seeds, progress=progress),
+        "enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress),
         tokens=frames * pipe.superres.config.high_tokens,
     )  # fmt: skip
     pixels = timed("pixels", lambda: pipe.pixels(large))

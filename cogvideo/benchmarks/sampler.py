@@ -221,7 +221,7 @@ def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) 
     """
     n = config.frame_tokens
     known = config.num_frames - len(times)
-    steps = masks.decoding_steps(config, list(times)) if wavefront else _one_by_one(len(times), n)
+    steps = masks.decoding_steps(config, list(times)) if wavefront else masks.one_by_one_steps(len(times), n)
     places = []
     for step in range(1, int(steps.max()) + 1):
         frames, own = (steps == step).nonzero(as_tuple=True)
@@ -229,10 +229,6 @@ def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) 
         temporal = TEXT_SLOTS + known * n + int((frames * n + own).max()) + 1
         places.append(spatial + temporal)
     return places
-
-
-def _one_by_one(frames: int, n: int) -> Tensor:
-    return torch.arange(1, frames * n + 1).view(frames, n)
 
 
 def _on_device(settings: Settings) -> tuple[Settings, torch.device]:

@@ -111,7 +111,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | Non
     """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
-    if q.ndim == 5 and bias is not None and k.stride(0) < k.stride(1):  # a cache whose memory has the frames first
+    if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
+        # A cache of several frames has them first in memory, and is read where it lies.
         q, k, v, bias = (t.transpose(0, 1) for t in (q, k, v, bias))
         return _attend(q, k, v, bias).transpose(0, 1)
     return _attend(q, k, v, bias)
@@ -125,7 +126,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
             bias = None if bias is None else bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(shape)
     # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
-    q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
+    q, k, v = (
+        t.flatten(0, -3) for t in (q, k, v)
+    )  # no copy where heads and rows follow each other in memory
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
@@ -134,7 +137,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )
 
 
 def additive_bias(visible: Tensor, text_bias: Tensor, text_bonus: float = 0.0) -> Tensor:

@@ -56,7 +56,11 @@ class KVCache:
         Without `write` nothing is kept: the text and the chunk itself are returned.
         """
         if write is None or self.buffers is None:
-            text = self.text if k.ndim == 4 else (t[:, None].expand(-1, k.shape[1], -1, -1, -1) for t in self.text)
+            text = (
+                self.text
+                if k.ndim == 4
+                else (t[:, None].expand(-1, k.shape[1], -1, -1, -1) for t in self.text)
+            )
             return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))
         live, index = self.buffers, write.index
         if k.ndim == 5:

@@ -28,7 +28,12 @@ from cogvideo.model.attention import (
     hidden_bias,
 )
 from cogvideo.model.cache import CacheWrite, KVCache
-from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
+from cogvideo.model.initialization import (
+    EMBEDDING_SCALE,
+    codebook_embedding,
+    grid_positions,
+    initialize_weights,
+)
 from cogvideo.model.losses import linear_cross_entropy
 
 Bias = Tensor | BlockSparseBias
@@ -120,7 +125,8 @@ class Block(nn.Module):
         spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
-        q, k, v = (t.transpose(1, 2).flatten(2, 3) for t in later)  # each [B,H,F*Q,d]
+        one = x.shape[2] == 1  # then nothing is copied or looked up
+        q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
         temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
@@ -165,7 +171,9 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
+        )
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.cpu)
         self._masks: dict[str, Tensor] = {}
@@ -275,7 +283,9 @@ class CogVideoTransformer(nn.Module):
         text, t = self.encode_text(text_ids, text_mask), frames.shape[1]
         temporal = None
         if self.config.temporal:
-            temporal = [additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)]
+            temporal = [
+                additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)
+            ]
         return self.embed_frames(frames), text, self._spatial_bias(text.bias, t), temporal
 
     def _spatial_bias(self, text_bias: Tensor, t: int) -> Tensor:
@@ -321,7 +331,9 @@ class CogVideoTransformer(nn.Module):
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]
         if not trained:
-            raise CogVideoError(f"None of these {t} frames is trained by this stage: give all {c.num_frames}.")
+            raise CogVideoError(
+                f"None of these {t} frames is trained by this stage: give all {c.num_frames}."
+            )
         self._check(text_ids, frames)
         text, text_bias = self.embed_text(text_ids, text_mask)
         x = self.embed_frames(frames, conditioning=conditioning)
@@ -329,7 +341,9 @@ class CogVideoTransformer(nn.Module):
         if c.temporal:
             own = replace(c, num_frames=t)
             visible = self._temporal_visible(t, x.device)
-            temporal = [block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)]
+            temporal = [
+                block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)
+            ]
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             inputs = (text, x, text_bias, spatial, temporal[index % len(temporal)])

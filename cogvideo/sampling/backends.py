@@ -34,7 +34,12 @@ def view_for(model: CogVideoTransformer, backend: Backend) -> CogVideoTransforme
 
 
 def steps_for(
-    model: CogVideoTransformer, backend: Backend, view: CogVideoTransformer, decoding: Decoding, frames: int, temporal: int
+    model: CogVideoTransformer,
+    backend: Backend,
+    view: CogVideoTransformer,
+    decoding: Decoding,
+    frames: int,
+    temporal: int,
 ) -> tuple[Decoding, Callable[[Step], Tensor]]:
     """A decoding with room in its caches, and what makes its steps: Step -> logits [B,F,V], valid until the next.
 

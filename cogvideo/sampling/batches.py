@@ -75,7 +75,9 @@ def fill_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CogVideoError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from None
+        raise CogVideoError(
+            f"The folder {folder} cannot be made ({error.strerror}): choose another."
+        ) from None
     paths = {i: folder / f"{i:04d}-{slug(prompts[i])}.mp4" for i in range(rank, len(prompts), world)}
     common = dict(made_with or {}) | settings | {"sampling": to_dict(pipe.sampling)}
     records = {i: {"prompt": prompts[i], "seed": seed + i} | common for i in paths}

@@ -14,7 +14,9 @@ from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_he
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
-ROWS_AHEAD = 16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
+ROWS_AHEAD = (
+    16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
+)
 # Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used while decoding;
 # larger ones are read as they lie.
 MOST_COPIED = 2 * 10**9
@@ -77,7 +79,9 @@ class FusedBlock(Block):
     def __init__(self, block: Block):
         nn.Module.__init__(self)
         self.__dict__.update(copy(block).__dict__)
-        self._modules = {name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()}
+        self._modules = {
+            name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()
+        }
         self.mlp = SmallBatchMlp(block.mlp)
         self.block = [block]  # in a list: no part of this module
         qkv, qkv_bias, dense, dense_bias = self._fused()
@@ -92,7 +96,10 @@ class FusedBlock(Block):
         return (
             torch.cat([channel.qkv.weight.detach() for channel in both]),
             torch.cat([channel.qkv.bias.detach() for channel in both]),
-            torch.cat([g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)], 1),
+            torch.cat(
+                [g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)],
+                1,
+            ),
             gates[0] * both[0].dense.bias.detach() + gates[1] * both[1].dense.bias.detach(),
         )
 
@@ -139,11 +146,15 @@ def _can_be_fused(block: nn.Module) -> bool:
     if type(block) is not Block or block.temporal is None or type(block.mlp) is not Mlp:
         return False
     linears = [block.spatial.qkv, block.spatial.dense, block.temporal.qkv, block.temporal.dense]
-    return all(type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down])  # not those in int8
+    return all(
+        type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down]
+    )  # not those in int8
 
 
 def _small_batch_linear(linear: nn.Linear, copies: bool) -> SmallBatchLinear:
-    return SmallBatchLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies)
+    return SmallBatchLinear(
+        linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies
+    )
 
 
 def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:

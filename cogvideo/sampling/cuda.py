@@ -74,7 +74,10 @@ class StaticSteps:
         graph = torch.cuda.CUDAGraph()
         # All graphs share the memory of the first: they never run at the same time, and only the last output is read.
         pool = next(iter(self.graphs.values()))[1].pool() if self.graphs else None
-        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):  # the first: a failed end leaves its stream
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=pool),
+        ):  # the first: a failed end leaves its stream
             out = self.decoding.logits(self.model, step)
         return step, graph, out
 

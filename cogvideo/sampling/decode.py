@@ -94,7 +94,9 @@ def generate_key_frames(
     _check_frames(c, first_frames, (given, c.frame_tokens), "first_frames")
     texts = Texts.of(c, len(first_frames), (text_ids, guidance_ids), guidance_scale, options)
     order = list(range(num_frames))
-    made = _decode(model, texts, first_frames, order, text_bonus=text_bonus, strategy=strategy, options=options)
+    made = _decode(
+        model, texts, first_frames, order, text_bonus=text_bonus, strategy=strategy, options=options
+    )
     return torch.cat([first_frames, made], 1)
 
 
@@ -150,7 +152,10 @@ class Texts:
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
         length = max(text.shape[1], guide.shape[1])
-        stacked = (torch.cat([_pad(above, length), _pad(below, length)]) for above, below in ((text, guide), (mask, other)))
+        stacked = (
+            torch.cat([_pad(above, length), _pad(below, length)])
+            for above, below in ((text, guide), (mask, other))
+        )
         return cls(*stacked, clips, scale)
 
     def double(self, rows: Tensor) -> Tensor:
@@ -193,7 +198,9 @@ def _decode(
     decoding, logits_of = backends.steps_for(model, backend, view, decoding, *rooms)
     if given is not None:
         seen = seen_in_order(model, known, known, device, quirks=quirks)
-        prefill(view, decoding.text, texts.double(given), known, seen, (text_bonus, 0.0 if quirks else text_bonus))
+        prefill(
+            view, decoding.text, texts.double(given), known, seen, (text_bonus, 0.0 if quirks else text_bonus)
+        )
 
     generator, progress = options.get("generator"), options.get("progress")
     steps, streams = masks.one_by_one_steps(len(times), n), [generator] * len(times)

@@ -39,5 +39,7 @@ def halving(
         release()  # outside of `except`: there the error's frames still hold the tensors
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3)
+        warnings.warn(
+            f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3
+        )
     return done

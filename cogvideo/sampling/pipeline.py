@@ -1,4 +1,4 @@
-"""From sentences to videos: key frames, the frames between them, enlargement, pixels (paper section 3)."""
+"""From sentences to videos: key frames, interpolation, upsampling, pixels (paper section 3)."""
 
 import hashlib
 import math
@@ -22,6 +22,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.offload import Offload
+from cogvideo.sampling.cuda import release
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
@@ -30,7 +31,7 @@ from cogvideo.tokenizers.text import TextTokenizer
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 Seeds = int | Sequence[int]  # one for all clips, or one for each
-# How many stage 2 sequences are decoded at once (None: all) and how many frames are enlarged at once, as in the release or
+# How many stage 2 sequences are decoded at once (None: all) and how many frames are upsampled at once, as in the release or
 # fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches at full size in 16 bit.
 AT_ONCE: dict[str, tuple[int | None, int]] = {"none": (None, 12), "stages": (4, 4), "layers": (4, 2)}
 
@@ -65,7 +66,8 @@ class Pipeline:
         one, two, large = self.stage1.config, self.stage2.config, self.superres.config
         if (one.order, two.order) != ("sequential", "interpolation"):
             raise CogVideoError(
-                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: were the folders exchanged?"
+                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: "
+                "were the folders exchanged?"
             )
         if two.num_frames != 5 or one.num_frames % 2 == 0:
             raise CogVideoError(
@@ -80,12 +82,13 @@ class Pipeline:
             or self.text.begin_of_image != one.begin_of_image
         ):
             raise CogVideoError(
-                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: take all from one set of weights."
+                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: "
+                "take all from one set of weights."
             )
         if self.cluster_labels is not None and len(self.cluster_labels) != one.image_tokens:
             raise CogVideoError(
-                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have {one.image_tokens}: "
-                "take the cluster file of these weights."
+                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have "
+                f"{one.image_tokens}: take the cluster file of these weights."
             )
 
     @classmethod
@@ -99,11 +102,11 @@ class Pipeline:
     ) -> "Pipeline":
         """Load "demo", a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json), or the released files.
 
-        The released files lie in one folder under their own names (sampling/released.py). device "auto" takes CUDA where
-        there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in bf16 on CUDA, in fp32 on CPU); None
-        takes fp32 for pipeline folders and the files' own for the release. offload: "none" keeps everything on the device,
-        "stages" only the part that works, "layers" two of its blocks (see `cogvideo bench full-size --plan` for what each
-        needs). Raises CogVideoError for unknown weights, damaged files, a device that is not there.
+        The released files lie in one folder under their own names (checkpoints/released.py). device "auto" takes CUDA where
+        there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in bf16 on CUDA, in fp32 on CPU);
+        None takes fp32 for pipeline folders and the files' own for the release. offload: "none" keeps everything on the
+        device, "stages" only the part that works, "layers" two of its blocks (`cogvideo bench full-size --plan` shows what
+        each needs).
         """
         device = choose_device(device)
         home = device if check_offload(offload) == "none" else "cpu"
@@ -131,10 +134,10 @@ class Pipeline:
         """Make a video of a sentence, or a list of videos of several.
 
         seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
-        double the frame rate up to `sampling.fps`. The same seed on the same device gives the same video, whatever else is
-        in the batch; prompts that share a seed share their random numbers and so tend to begin at the same place. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
-        prompt and for seconds that were not trained. Where memory does not suffice for all prompts at once, halves of them
-        are made after each other, with a warning.
+        double the frame rate up to `sampling.fps`. enlarge: upsample the frames. The same seed on the same device gives
+        the same video, whatever else is in the batch; prompts that share a seed share their random numbers, so their clips
+        tend to begin alike. guidance_scale overrides the key frames' guidance. Where memory does not suffice for all
+        prompts at once, they are made in halves, with a warning.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._spans(prompts, seconds)
@@ -149,8 +152,8 @@ class Pipeline:
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
             tokens = self.key_frame_tokens(texts, seconds, own, guidance_scale=scale, progress=progress)
-            tokens = self.fill(tokens, texts, seconds, own, progress=progress)
-            pixels = self.pixels(self.enlarge(tokens, texts, own, progress=progress) if enlarge else tokens)
+            tokens = self.interpolate(tokens, texts, seconds, own, progress=progress)
+            pixels = self.pixels(self.upsample(tokens, texts, own, progress=progress) if enlarge else tokens)
             settings = {"seconds": float(seconds), "guidance_scale": scale}
             fps = (tokens.shape[1] - 1) / seconds
             return [
@@ -158,7 +161,7 @@ class Pipeline:
                 for clip, text, number in zip(pixels, texts, own, strict=True)
             ]
 
-        videos = halving(make, len(prompts))
+        videos = halving(make, len(prompts), release=release)
         return videos[0] if isinstance(prompt, str) else videos
 
     def key_frames(
@@ -224,12 +227,12 @@ class Pipeline:
         with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as advance:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
-                text_bonus=s.key_text_bonus if guide else unguided, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
-                generator=self._generators("key", seed, len(prompts)), **guide,
+                text_bonus=s.key_text_bonus if guide else unguided, progress=advance,
+                strategy=self._strategy(s.temperature, s.top_k), generator=self._generators("key", seed, len(prompts)), **guide,
             )  # fmt: skip
 
     @torch.inference_mode()
-    def fill(
+    def interpolate(
         self,
         tokens: Tensor,
         prompts: Sequence[str],
@@ -242,7 +245,9 @@ class Pipeline:
         rounds = self.rounds(tokens.shape[1], seconds)
         for number in range(1, rounds + 1):
             title = f"frames between {number}/{rounds}"
-            tokens = self.fill_once(tokens, prompts, seconds, number, seed, title=title, progress=progress)
+            tokens = self.interpolate_once(
+                tokens, prompts, seconds, number, seed, title=title, progress=progress
+            )
         return tokens
 
     def rounds(self, frames: int, seconds: float) -> int:
@@ -250,7 +255,7 @@ class Pipeline:
         return max(0, round(math.log2(seconds * self.sampling.fps / (frames - 1))))
 
     @torch.inference_mode()
-    def fill_once(
+    def interpolate_once(
         self,
         tokens: Tensor,
         prompts: Sequence[str],
@@ -285,13 +290,13 @@ class Pipeline:
                         generator=generators[some], **guide,
                     )
                 )  # fmt: skip
-        filled = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
-        filled[:, 0::2] = tokens
-        filled[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
-        return filled
+        denser = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
+        denser[:, 0::2] = tokens
+        denser[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
+        return denser
 
     @torch.inference_mode()
-    def enlarge(
+    def upsample(
         self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False
     ) -> Tensor:
         """Direct super-resolution of every frame: [B,T,N] -> [B,T,9N]."""
@@ -301,18 +306,13 @@ class Pipeline:
         ids, mask = self._text(prompts, [None] * len(prompts), "")
         clips = []
         with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as advance:
-            for clip, row, real, generator in zip(
-                tokens, ids, mask, self._generators("large", seed, len(tokens)), strict=True
-            ):
+            generators = self._generators("large", seed, len(tokens))
+            for clip, row, real, generator in zip(tokens, ids, mask, generators, strict=True):
                 parts = []
                 for part in clip.split(self.frames_at_once):
-                    texts = (t.expand(len(part), -1) for t in (row, real))
-                    text_ids, text_mask = texts
-                    parts.append(
-                        self.superres(
-                            text_ids, part, text_mask=text_mask, strategy=strategy, generator=generator
-                        )
-                    )
+                    text, text_mask = (t.expand(len(part), -1) for t in (row, real))
+                    options = {"text_mask": text_mask, "strategy": strategy, "generator": generator}
+                    parts.append(self.superres(text, part, **options))
                     advance(len(part))
                 clips.append(torch.cat(parts))
         return torch.stack(clips)
@@ -327,7 +327,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> np.ndarray:
-        """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames have the shape of the model's, or an enlarged one."""
+        """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames of the models' size, or upsampled."""
         c = self.stage1.config
         self._use(self.frames)
         scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
@@ -348,6 +348,8 @@ class Pipeline:
     def _use(self, part: nn.Module) -> None:
         """Have a part's weights on the device."""
         if self._offload is not None:
+            if part is not self._offload.present:  # what others keep there has to leave with them
+                release()
             self._offload.use(part)
 
     def _spans(self, prompts: Sequence[str], seconds: float | Sequence[float]) -> list[float]:
@@ -369,8 +371,8 @@ class Pipeline:
         longest = max(len(row) for row in ids)
         if longest > self.stage1.config.text_length:
             raise CogVideoError(
-                f"The prompt has {longest} tokens with its frame-rate text, but there are {self.stage1.config.text_length} "
-                "text slots: shorten it."
+                f"The prompt has {longest} tokens with its frame-rate text, but there are "
+                f"{self.stage1.config.text_length} text slots: shorten it."
             )
         padded, mask = self.text.left_pad(ids)
         return padded.to(self.device), mask.to(self.device)
@@ -392,7 +394,7 @@ class Pipeline:
     def _generators(
         self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1
     ) -> list[torch.Generator]:
-        """One random stream for every row; they depend on the seed, the stage and the row's place in its clip alone."""
+        """One random stream for every row; they depend on the seed, the stage and the row's number in its clip alone."""
         made = []
         for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
             for row in range(rows):
@@ -414,13 +416,8 @@ class _bar:
     """A tqdm bar as a context that hands out its `update`; silent when progress is off."""
 
     def __init__(self, title: str, total: int, progress: bool):
-        self.bar = tqdm(
-            total=total,
-            desc=f"{title:>14}",
-            disable=not progress,
-            leave=True,
-            unit="token" if title != "enlarging" else "frame",
-        )
+        unit = "token" if title != "enlarging" else "frame"
+        self.bar = tqdm(total=total, desc=f"{title:>14}", disable=not progress, unit=unit)
 
     def __enter__(self) -> Callable[[int], object]:
         return self.bar.update

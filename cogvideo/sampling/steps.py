@@ -38,7 +38,9 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
     order = steps.flatten().argsort(stable=True)
     frames, positions = order // n, order % n
     counts = torch.bincount(steps.flatten())[1:].tolist()
-    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(device)
+    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(
+        device
+    )
     made = []
     parts = (index, order, frames, positions)
     for on_device, numbers, where, inside in zip(*(p.split(counts, -1) for p in parts), strict=True):
@@ -57,11 +59,18 @@ class Decoding:
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
     position_vectors: Tensor  # [F*N,D]
     spatial_bias: Tensor  # [B,N,1,1,L+N]
-    temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
+    temporal_bias: (
+        list[Tensor] | None
+    )  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
 
     @classmethod
     def begin(
-        cls, model: CogVideoTransformer, text: EncodedText, times: list[int], temporal: list[Tensor] | None, bonus: float
+        cls,
+        model: CogVideoTransformer,
+        text: EncodedText,
+        times: list[int],
+        temporal: list[Tensor] | None,
+        bonus: float,
     ) -> "Decoding":
         """Without room in the caches yet. times: the frames to decode; temporal: what they see, `seen_in_order`."""
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
@@ -75,7 +84,13 @@ class Decoding:
         )
 
     def tables(self) -> list[Tensor]:
-        return [self.text.bias, self.tokens, self.position_vectors, self.spatial_bias, *(self.temporal_bias or [])]
+        return [
+            self.text.bias,
+            self.tokens,
+            self.position_vectors,
+            self.spatial_bias,
+            *(self.temporal_bias or []),
+        ]
 
     def allocate(self, frames: int, temporal: int) -> "Decoding":
         """Make room in the caches for so many frames at a time, and positions of the temporal channel."""
@@ -88,22 +103,37 @@ class Decoding:
     def logits(self, model: CogVideoTransformer, step: Step) -> Tensor:
         """Logits [B,F,V] of a step's positions."""
         inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(0, numbers)
-        bias, later = self.spatial_bias.index_select(1, positions)[..., : step.spatial_end], self.temporal_bias
+        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(
+            0, numbers
+        )
+        bias, later = (
+            self.spatial_bias.index_select(1, positions)[..., : step.spatial_end],
+            self.temporal_bias,
+        )
         if later is not None:
             later = [table.index_select(2, numbers)[..., : step.temporal_end] for table in later]
-        write = CacheWrite(spatial, step.spatial_end, step.cache_frames), CacheWrite(temporal, step.temporal_end)
+        write = (
+            CacheWrite(spatial, step.spatial_end, step.cache_frames),
+            CacheWrite(temporal, step.temporal_end),
+        )
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
 
 
 def seen_in_order(
-    model: CogVideoTransformer, times: list[int], order: list[int], device: torch.device, *, quirks: bool = False
+    model: CogVideoTransformer,
+    times: list[int],
+    order: list[int],
+    device: torch.device,
+    *,
+    quirks: bool = False,
 ) -> list[Tensor]:
     """Temporal masks [len(times)*N, len(order)*N] of even and odd layers (or one for all), frames in these orders."""
     made = []
     for parity in range(2 if model.config.window else 1):
         mask = model.mask(f"temporal_{parity}" + "_quirks" * quirks, device)
-        mask = rearrange(mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens)
+        mask = rearrange(
+            mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens
+        )
         made.append(rearrange(mask[times][:, :, order], "t n s m -> (t n) (s m)"))
     return made
 

@@ -44,7 +44,7 @@ def test_a_clip_does_not_depend_on_the_others_in_its_batch(pipe):
 
 def test_interpolation_keeps_the_frames_it_was_given(pipe):
     keys = pipe.key_frame_tokens([PROMPT], 2.0, 0)
-    filled = pipe.fill(keys, [PROMPT], 2.0, 0)
+    filled = pipe.interpolate(keys, [PROMPT], 2.0, 0)
     assert filled.shape[1] == 17 and torch.equal(filled[:, ::4], keys)
 
 
