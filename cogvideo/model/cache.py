@@ -12,8 +12,8 @@ KeysValues = tuple[Tensor, ...]  # two of [B,H,P,d]
 class CacheWrite(NamedTuple):
     """Where a chunk goes in a cache, and how much of the cache is read with it.
 
-    index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which follow each
-    other so that reading them copies nothing.
+    index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which
+    follow each other so that reading them copies nothing.
     """
 
     index: Tensor | slice
@@ -23,10 +23,10 @@ class CacheWrite(NamedTuple):
 
 @dataclass
 class KVCache:
-    """Keys and values of one channel of one layer: the text's [B,H,L,d], and room for positions that are kept.
+    """Keys and values of one channel of one layer: the text's [B,H,L,d], and room for more.
 
-    buffers: [B,H,L+P,d] of the temporal channel, [B,F,H,L+N,d] of the spatial one, whose memory has the frames first.
-    The first L positions are the text. Only `update` writes to them.
+    buffers: [B,H,L+P,d] of the temporal channel, [B,F,H,L+N,d] of the spatial one, whose memory has the
+    frames first. The first L positions are the text. Only `update` writes to them.
     """
 
     text: KeysValues

@@ -41,8 +41,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy [M] in nats, fp32, of the scores x [M,D] @ weight [V,D]^T against targets [M].
 
-    With frozen weights only the scores of ROWS places are in memory, and nothing is computed twice; weights that are
-    trained take the plain way. Under autocast the products are in its type, softmax and loss in fp32.
+    With frozen weights only the scores of ROWS places are in memory, and nothing is computed twice; weights
+    that are trained take the plain way. Under autocast the products are in its type, softmax and loss in
+    fp32.
     """
     dtype = compute_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)

@@ -66,9 +66,10 @@ def fill_folder(
 ) -> list[Path]:
     """Make this process's part of the prompts' clips (torchrun sets RANK and WORLD_SIZE) -> the clips' files.
 
-    Clip i has seed `seed + i`, whichever process makes it. Beside every NNNN-slug.mp4 lies a .json with its settings; a
-    clip whose .json says the same is not made again, so a stopped run resumes and repeats at most at_once clips.
-    made_with: what else defines a clip (weights, precision). settings: those of `Pipeline.__call__`.
+    Clip i has seed `seed + i`, whichever process makes it. Beside every NNNN-slug.mp4 lies a .json with its
+    settings; a clip whose .json says the same is not made again, so a stopped run resumes and repeats at most
+    at_once clips. made_with: what else defines a clip (weights, precision). settings: those of
+    `Pipeline.__call__`.
     """
     folder = Path(folder)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,7 +1,8 @@
-"""A view of the model laid out for decoding, where a step has a few rows and its time is that of reading weights.
+"""A view of the model laid out for decoding, where a step has few rows and mostly reads weights.
 
-On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives, `x @ W.T`
-at a fifth (see `cogvideo bench sampler`). On any device the products of both attention channels are fused.
+On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory
+gives, `x @ W.T` at a fifth (see `cogvideo bench sampler`). On any device the products of both attention
+channels are fused.
 """
 
 from copy import copy
@@ -17,13 +18,16 @@ MAX_PACKED = 64  # rows; with more of them a plain product computes more than it
 ROWS_AHEAD = (
     16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
 )
-# Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used while decoding;
-# larger ones are read as they lie.
+# Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used
+# while decoding; larger ones are read as they lie.
 MOST_COPIED = 2 * 10**9
 
 
 class SmallBatchLinear(nn.Module):
-    """The same as nn.Linear up to rounding. Packs its weights (a second copy of them) when packed ones are first needed."""
+    """The same as nn.Linear up to rounding.
+
+    Packs its weights (a second copy of them) when packed ones are first needed.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, copies: bool = True):
         super().__init__()
@@ -38,7 +42,8 @@ class SmallBatchLinear(nn.Module):
             return self._packed(x, "none")
         if count > MAX_TRANSPOSED or not x.is_cpu:
             return F.linear(x, self.weight, self.bias)
-        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be contiguous.
+        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be
+        # contiguous.
         rows = x.reshape(count, -1).contiguous()
         columns = (rows if count > 1 else rows.repeat(2, 1)).t()
         bias = self.bias
@@ -70,10 +75,10 @@ class SmallBatchMlp(nn.Module):
 
 
 class FusedBlock(Block):
-    """A view of a block of both channels: one product makes all queries, keys and values, one closes both channels.
+    """A view of a block of both channels: one product makes all queries, keys and values, one closes both.
 
-    The gate goes into the latter's weights, [diag(s) W, diag(1 - s) W']. The fused matrices are copies: half as many
-    numbers as the block has.
+    The gate goes into the latter's weights, [diag(s) W, diag(1 - s) W']. The fused matrices are copies: half
+    as many numbers as the block has.
     """
 
     def __init__(self, block: Block):
@@ -133,7 +138,10 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 @torch.no_grad()
 def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model whose blocks are fused, on any device; the model itself where the copies would be too large."""
+    """A view of the model whose blocks are fused, on any device.
+
+    The model itself where the copies would be too large.
+    """
     if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
         return model
     view = copy(model)

@@ -21,8 +21,9 @@ def halving(
 ) -> list[Result]:
     """`make(slice)` for all clips at once, or in halves, quarters, .. of them where memory does not suffice.
 
-    Rows do not depend on each other, so the results are those of the whole batch. release: called before fewer clips are
-    tried. Raises what `make` raises, and its out-of-memory error where even one clip is too much.
+    Rows do not depend on each other, so the results are those of the whole batch. release: called before
+    fewer clips are tried. Raises what `make` raises, and its out-of-memory error where even one clip is too
+    much.
     """
     done: list[Result] = []
     size = clips

@@ -31,8 +31,10 @@ from cogvideo.tokenizers.text import TextTokenizer
 
 DEMO = Path(__file__).parent.parent / "weights" / "demo"
 Seeds = int | Sequence[int]  # one for all clips, or one for each
-# How many stage 2 sequences are decoded at once (None: all) and how many frames are upsampled at once, as in the release or
-# fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches at full size in 16 bit.
+Seconds = float | Sequence[float]  # the same
+# How many stage 2 sequences are decoded at once (None: all) and how many frames are upsampled at once, as in
+# the release or fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches
+# at full size in 16 bit.
 AT_ONCE: dict[str, tuple[int | None, int]] = {"none": (None, 12), "stages": (4, 4), "layers": (4, 2)}
 
 
@@ -52,7 +54,10 @@ class Pipeline:
         device: str | torch.device = "cpu",
         offload: str = "none",
     ):
-        """Parts of one set of weights. Without offloading they are on `device`; with it, on the CPU (see offload.py)."""
+        """Parts of one set of weights.
+
+        Without offloading they are on `device`; with it, on the CPU (see offload.py).
+        """
         self.text, self.frames, self.sampling = text, frames, sampling
         self.stage1, self.stage2, self.superres = stage1, stage2, superres
         self.cluster_labels, self.device = cluster_labels, torch.device(device)
@@ -71,8 +76,8 @@ class Pipeline:
             )
         if two.num_frames != 5 or one.num_frames % 2 == 0:
             raise CogVideoError(
-                "Frames between are made from three at a time: stage 2 needs sequences of five frames and stage 1 an odd "
-                f"number, not {two.num_frames} and {one.num_frames}."
+                "Frames between are made from three at a time: stage 2 needs sequences of five frames "
+                f"and stage 1 an odd number, not {two.num_frames} and {one.num_frames}."
             )
         geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
         geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
@@ -100,13 +105,13 @@ class Pipeline:
         dtype: str | None = None,
         offload: str = "none",
     ) -> "Pipeline":
-        """Load "demo", a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json), or the released files.
+        """Load "demo", a pipeline folder (it holds pipeline.json), or the folder of the released files.
 
-        The released files lie in one folder under their own names (checkpoints/released.py). device "auto" takes CUDA where
-        there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in bf16 on CUDA, in fp32 on CPU);
-        None takes fp32 for pipeline folders and the files' own for the release. offload: "none" keeps everything on the
-        device, "stages" only the part that works, "layers" two of its blocks (`cogvideo bench full-size --plan` shows what
-        each needs).
+        The released files lie in one folder under their own names (checkpoints/released.py). device "auto"
+        takes CUDA where there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in
+        bf16 on CUDA, in fp32 on CPU); None takes fp32 for pipeline folders and the files' own for the
+        release. offload: "none" keeps everything on the device, "stages" only the part that works, "layers"
+        two of its blocks (`cogvideo bench full-size --plan` shows what each needs).
         """
         device = choose_device(device)
         home = device if check_offload(offload) == "none" else "cpu"
@@ -133,11 +138,12 @@ class Pipeline:
     ) -> "Video | list[Video]":
         """Make a video of a sentence, or a list of videos of several.
 
-        seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
-        double the frame rate up to `sampling.fps`. enlarge: upsample the frames. The same seed on the same device gives
-        the same video, whatever else is in the batch; prompts that share a seed share their random numbers, so their clips
-        tend to begin alike. guidance_scale overrides the key frames' guidance. Where memory does not suffice for all
-        prompts at once, they are made in halves, with a warning.
+        seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of
+        interpolation double the frame rate up to `sampling.fps`. enlarge: upsample the frames. The same seed
+        on the same device gives the same video, whatever else is in the batch; prompts that share a seed
+        share their random numbers, so their clips tend to begin alike. guidance_scale overrides the key
+        frames' guidance. Where memory does not suffice for all prompts at once, they are made in halves, with
+        a warning.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._spans(prompts, seconds)
@@ -165,18 +171,20 @@ class Pipeline:
         return videos[0] if isinstance(prompt, str) else videos
 
     def key_frames(
-        self, prompts: Sequence[str], seconds: float | Sequence[float] = 4.0, seed: int | Sequence[int] = 0, *,
-        progress: bool = False,
-    ) -> np.ndarray:  # fmt: skip
-        """Only stage 1's five frames of every prompt, small: uint8 [B,5,H,W,3]. seconds and seed may differ by prompt."""
+        self, prompts: Sequence[str], seconds: Seconds = 4.0, seed: Seeds = 0, *, progress: bool = False
+    ) -> np.ndarray:
+        """Only stage 1's five frames of every prompt, small.
+
+        Uint8 [B,5,H,W,3]. seconds and seed may differ by prompt.
+        """
         return self.pixels(self.key_frame_tokens(prompts, seconds, seed, progress=progress))
 
     @torch.inference_mode()
     def key_frame_tokens(
         self,
         prompts: Sequence[str],
-        seconds: float | Sequence[float],
-        seed: int | Sequence[int] = 0,
+        seconds: Seconds,
+        seed: Seeds = 0,
         *,
         guidance_scale: float | None = None,
         progress: bool = False,
@@ -199,8 +207,9 @@ class Pipeline:
         guide = self._guide([None] * len(prompts)) if s.first_guidance != 1 else {}
         with _bar("first frame", c.frame_tokens, progress) as advance:
             return generate_first_frame(
-                self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus, guidance_scale=s.first_guidance,
-                strategy=self._strategy(s.first_temperature, s.first_top_k), progress=advance,
+                self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus,
+                guidance_scale=s.first_guidance, progress=advance,
+                strategy=self._strategy(s.first_temperature, s.first_top_k),
                 generator=self._generators("first", seed, len(prompts)), **guide,
             )  # fmt: skip
 
@@ -209,7 +218,7 @@ class Pipeline:
         self,
         first: Tensor,
         prompts: Sequence[str],
-        seconds: float | Sequence[float],
+        seconds: Seconds,
         seed: Seeds = 0,
         *,
         guidance_scale: float | None = None,
@@ -228,7 +237,8 @@ class Pipeline:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
                 text_bonus=s.key_text_bonus if guide else unguided, progress=advance,
-                strategy=self._strategy(s.temperature, s.top_k), generator=self._generators("key", seed, len(prompts)), **guide,
+                strategy=self._strategy(s.temperature, s.top_k),
+                generator=self._generators("key", seed, len(prompts)), **guide,
             )  # fmt: skip
 
     @torch.inference_mode()
@@ -241,7 +251,10 @@ class Pipeline:
         *,
         progress: bool = False,
     ) -> Tensor:
-        """Stage 2, recursively: [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached."""
+        """Stage 2, recursively.
+
+        [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached.
+        """
         rounds = self.rounds(tokens.shape[1], seconds)
         for number in range(1, rounds + 1):
             title = f"frames between {number}/{rounds}"
@@ -284,9 +297,9 @@ class Pipeline:
                 guide = self._guide(spans[some]) if s.fill_guidance != 1 else {}
                 between.append(
                     interpolate_frames(
-                        self.stage2, ids[some], given[some], text_mask=mask[some], guidance_scale=s.fill_guidance,
-                        text_bonus=s.fill_text_bonus, release_quirks=s.release_quirks,
-                        strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                        self.stage2, ids[some], given[some], text_mask=mask[some],
+                        guidance_scale=s.fill_guidance, text_bonus=s.fill_text_bonus,
+                        release_quirks=s.release_quirks, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
                         generator=generators[some], **guide,
                     )
                 )  # fmt: skip
@@ -339,10 +352,10 @@ class Pipeline:
             (frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens)
         )
 
-    def with_sampling(self, **changes: object) -> "Pipeline":
+    def with_sampling(self, **changes: Any) -> "Pipeline":
         """The same models with other sampling settings."""
         other = object.__new__(Pipeline)
-        other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}  # type: ignore[arg-type]
+        other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}
         return other
 
     def _use(self, part: nn.Module) -> None:
@@ -352,7 +365,7 @@ class Pipeline:
                 release()
             self._offload.use(part)
 
-    def _spans(self, prompts: Sequence[str], seconds: float | Sequence[float]) -> list[float]:
+    def _spans(self, prompts: Sequence[str], seconds: Seconds) -> list[float]:
         """The seconds of every prompt; refuses none at all and what was not trained."""
         if not prompts:
             raise CogVideoError("There is no prompt: give at least one.")
@@ -391,10 +404,11 @@ class Pipeline:
         inner = self.sampling.inner_temperature if inner is None else inner
         return ClusterStrategy(self.cluster_labels, temperature=temperature, top_k=top_k, temperature2=inner)
 
-    def _generators(
-        self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1
-    ) -> list[torch.Generator]:
-        """One random stream for every row; they depend on the seed, the stage and the row's number in its clip alone."""
+    def _generators(self, stage: str, seed: Seeds, clips: int, rows: int = 1) -> list[torch.Generator]:
+        """One random stream for every row.
+
+        They depend on the seed, the stage and the row's number in its clip alone.
+        """
         made = []
         for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
             for row in range(rows):

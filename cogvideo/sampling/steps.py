@@ -1,7 +1,8 @@
 """A step of decoding: its schedule, what it reads and writes, and the plain way to make it.
 
-One frame after another is the schedule with one position a step; the wavefront (frame-parallel steps) has one position in
-each of several frames. Other backends make the same step: cpu.py with packed weights, cuda.py as a captured graph.
+One frame after another is the schedule with one position a step; the wavefront (frame-parallel steps) has one
+position in each of several frames. Other backends make the same step: cpu.py with packed weights, cuda.py as
+a captured graph.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from cogvideo.model.transformer import CogVideoTransformer, EncodedText
 
 @dataclass(frozen=True)
 class Step:
-    """Positions that are decoded together, one in each of `frames` (neighbours; counted among the generated ones).
+    """Positions that are decoded together, one in each of `frames` (neighbours, numbered from 0).
 
-    index [5,F] on the device: where each finds its input (in `Decoding.tokens`), its position in the frame, its number
-    through the generated frames, where it goes in the spatial and in the temporal cache. spatial_end, temporal_end: how
-    much of the caches is read.
+    index [5,F] on the device: where each finds its input (in `Decoding.tokens`), its position in the frame,
+    its number through the generated frames, where it goes in the spatial and in the temporal cache.
+    spatial_end, temporal_end: how much of the caches is read.
     """
 
     frames: list[int]
@@ -33,7 +34,7 @@ class Step:
 
 
 def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device: torch.device) -> list[Step]:
-    """The steps of masks.decoding_steps [F,N], after a text of `length` tokens and `known` frame positions."""
+    """The steps of masks.decoding_steps [F,N], after `length` text tokens and `known` frame positions."""
     n = steps.shape[1]
     order = steps.flatten().argsort(stable=True)
     frames, positions = order // n, order % n
@@ -53,7 +54,10 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
 
 @dataclass
 class Decoding:
-    """The tensors that the steps of one call read and write: caches with room for the frames, and tables of their rows."""
+    """The tensors that the steps of one call read and write.
+
+    Caches with room for the frames, and tables of their rows.
+    """
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
@@ -72,7 +76,10 @@ class Decoding:
         temporal: list[Tensor] | None,
         bonus: float,
     ) -> "Decoding":
-        """Without room in the caches yet. times: the frames to decode; temporal: what they see, `seen_in_order`."""
+        """Without room in the caches yet.
+
+        times: the frames to decode; temporal: what they see, `seen_in_order`.
+        """
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
         return cls(
@@ -127,7 +134,7 @@ def seen_in_order(
     *,
     quirks: bool = False,
 ) -> list[Tensor]:
-    """Temporal masks [len(times)*N, len(order)*N] of even and odd layers (or one for all), frames in these orders."""
+    """Temporal masks [len(times)*N, len(order)*N] of even and odd layers (or one for all)."""
     made = []
     for parity in range(2 if model.config.window else 1):
         mask = model.mask(f"temporal_{parity}" + "_quirks" * quirks, device)
@@ -142,7 +149,10 @@ def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
     bonus: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Put known frames [B,F,N] into the temporal caches; seen: `seen_in_order`; bonus towards text: of both channels."""
+    """Put known frames [B,F,N] into the temporal caches.
+
+    Seen: `seen_in_order`; bonus towards text: of both channels.
+    """
     length = text.bias.shape[-1]
     spatial = model.mask("spatial", frames.device)[times][:, None]
     biases = [additive_bias(visible, text.bias, bonus[1]) for visible in seen]

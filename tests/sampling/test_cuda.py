@@ -1,4 +1,4 @@
-"""Steps with static shapes, run uncaptured, against the plain ones (whose tokens and logits are the release's)."""
+"""Steps with static shapes, run uncaptured, against backends that give the release's tokens and logits."""
 
 import pytest
 import torch
@@ -9,7 +9,10 @@ from cogvideo.sampling import TopKStrategy, backends, cuda, decode
 
 @pytest.fixture(params=["cpu", "plain"])
 def both_ways(request, monkeypatch):
-    """Calls a sampler with another backend and with static steps; buckets of 5 positions, so that there are several."""
+    """Calls a sampler with another backend and with static steps.
+
+    Buckets of 5 positions, so that there are several.
+    """
     monkeypatch.setattr(cuda, "BUCKET", 5)
 
     def call(sample):

@@ -94,8 +94,8 @@ def test_unknown_weights_and_devices_are_refused():
 
 @pytest.mark.parametrize(
     "file",
-    ["stage1/model.safetensors", "stage2/config.json", "superres/model.safetensors", "tokenizers/frames.safetensors",
-     "tokenizers/text.model", "pipeline.json"],
+    ["stage1/model.safetensors", "stage2/config.json", "superres/model.safetensors",
+     "tokenizers/frames.safetensors", "tokenizers/text.model", "pipeline.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["truncated", "corrupt", "missing"])
 def test_damaged_weights_are_named(tmp_path, file, how):
