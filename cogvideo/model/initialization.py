@@ -30,7 +30,7 @@ def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
 def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tensor:
     """[height*width, size] of unit scale: sines and cosines of the row, then of the column.
 
-    "The same place, one to the left" is then one linear map for all places, instead of one to be learned for
+    "The same position, one to the left" is then one linear map for all positions, not one to be learned for
     each. With `step` s, cells stand at the centres of s x s cells of a finer grid, and get positions between
     those of its rows.
     """

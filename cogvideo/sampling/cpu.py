@@ -81,16 +81,17 @@ class FusedBlock(Block):
     as many numbers as the block has.
     """
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, packed: bool = True):
         nn.Module.__init__(self)
         self.__dict__.update(copy(block).__dict__)
         self._modules = {
-            name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()
+            name: child and _with_small_batch_linears(child, packed) for name, child in block.named_children()
         }
-        self.mlp = SmallBatchMlp(block.mlp)
+        self.mlp = SmallBatchMlp(block.mlp, packed)
         self.block = [block]  # in a list: no part of this module
         qkv, qkv_bias, dense, dense_bias = self._fused()
-        self.qkv, self.dense = SmallBatchLinear(qkv, qkv_bias), SmallBatchLinear(dense, dense_bias)
+        self.qkv = SmallBatchLinear(qkv, qkv_bias, packed)
+        self.dense = SmallBatchLinear(dense, dense_bias, packed)
 
     def _fused(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (block,) = self.block
@@ -109,7 +110,7 @@ class FusedBlock(Block):
         )
 
     def refresh(self) -> None:
-        """Copy the block's weights again: they may have been trained since."""
+        """Copy the block's weights again, which may have been trained since; not where they are packed."""
         own = self.qkv.weight, self.qkv.bias, self.dense.weight, self.dense.bias
         for tensor, new in zip(own, self._fused(), strict=True):
             assert tensor is not None
@@ -145,7 +146,9 @@ def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
     if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
         return model
     view = copy(model)
-    blocks = nn.ModuleList(FusedBlock(block) if _can_be_fused(block) else block for block in model.blocks)
+    blocks = nn.ModuleList(
+        FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in model.blocks
+    )
     view._modules = model._modules | {"blocks": blocks}
     return view
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,10 +205,10 @@ class Pipeline:
         self._use(self.stage1)
         ids, mask = self._text(prompts, [None] * len(prompts), s.first_frame_suffix)
         guide = self._guide([None] * len(prompts)) if s.first_guidance != 1 else {}
-        with _bar("first frame", c.frame_tokens, progress) as advance:
+        with _bar("first frame", c.frame_tokens, progress) as bar:
             return generate_first_frame(
                 self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus,
-                guidance_scale=s.first_guidance, progress=advance,
+                guidance_scale=s.first_guidance, progress=bar.update,
                 strategy=self._strategy(s.first_temperature, s.first_top_k),
                 generator=self._generators("first", seed, len(prompts)), **guide,
             )  # fmt: skip
@@ -233,10 +233,10 @@ class Pipeline:
         guide = self._guide(spans) if scale != 1 else {}
         unguided = s.key_text_bonus if s.unguided_text_bonus is None else s.unguided_text_bonus
         given = 1 if first.ndim == 2 else first.shape[1]
-        with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as advance:
+        with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as bar:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
-                text_bonus=s.key_text_bonus if guide else unguided, progress=advance,
+                text_bonus=s.key_text_bonus if guide else unguided, progress=bar.update,
                 strategy=self._strategy(s.temperature, s.top_k),
                 generator=self._generators("key", seed, len(prompts)), **guide,
             )  # fmt: skip
@@ -292,15 +292,15 @@ class Pipeline:
         generators = self._generators(f"fill {number}", seed, b, pairs)
         size = self.sequences_at_once or len(texts)
         between = []
-        with _bar(title, -(-len(texts) // size) * 2 * c.frame_tokens, progress) as advance:
+        with _bar(title, -(-len(texts) // size) * 2 * c.frame_tokens, progress) as bar:
             for some in (slice(first, first + size) for first in range(0, len(texts), size)):
                 guide = self._guide(spans[some]) if s.fill_guidance != 1 else {}
                 between.append(
                     interpolate_frames(
                         self.stage2, ids[some], given[some], text_mask=mask[some],
                         guidance_scale=s.fill_guidance, text_bonus=s.fill_text_bonus,
-                        release_quirks=s.release_quirks, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
-                        generator=generators[some], **guide,
+                        release_quirks=s.release_quirks, strategy=self._strategy(s.temperature, s.top_k),
+                        generator=generators[some], progress=bar.update, **guide,
                     )
                 )  # fmt: skip
         denser = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
@@ -318,7 +318,7 @@ class Pipeline:
         strategy = self._strategy(s.large_temperature, s.large_top_k, s.large_inner_temperature)
         ids, mask = self._text(prompts, [None] * len(prompts), "")
         clips = []
-        with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as advance:
+        with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as bar:
             generators = self._generators("large", seed, len(tokens))
             for clip, row, real, generator in zip(tokens, ids, mask, generators, strict=True):
                 parts = []
@@ -326,7 +326,7 @@ class Pipeline:
                     text, text_mask = (t.expand(len(part), -1) for t in (row, real))
                     options = {"text_mask": text_mask, "strategy": strategy, "generator": generator}
                     parts.append(self.superres(text, part, **options))
-                    advance(len(part))
+                    bar.update(len(part))
                 clips.append(torch.cat(parts))
         return torch.stack(clips)
 
@@ -426,15 +426,6 @@ def _seeds(seed: Seeds, clips: int) -> list[int]:
     return np.broadcast_to(seeds, clips).tolist()
 
 
-class _bar:
-    """A tqdm bar as a context that hands out its `update`; silent when progress is off."""
-
-    def __init__(self, title: str, total: int, progress: bool):
-        unit = "token" if title != "enlarging" else "frame"
-        self.bar = tqdm(total=total, desc=f"{title:>14}", disable=not progress, unit=unit)
-
-    def __enter__(self) -> Callable[[int], object]:
-        return self.bar.update
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
+def _bar(title: str, total: int, progress: bool) -> tqdm:
+    unit = "token" if title != "enlarging" else "frame"
+    return tqdm(total=total, desc=f"{title:>14}", disable=not progress, unit=unit)

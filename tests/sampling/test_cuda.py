@@ -63,3 +63,24 @@ def test_logits_equal_those_of_other_backends(order, both_ways):
 
     plain, static = both_ways(sample)
     torch.testing.assert_close(static, plain, atol=1e-4, rtol=0)
+
+
+def test_what_is_kept_serves_other_texts_and_changed_weights(monkeypatch):
+    model = tiny("interpolation", 2)
+    known = torch.randint(10, (1, 3, 12), generator=torch.Generator().manual_seed(0))
+    kept = []
+    for text in ([11, 12, 13], [14, 15, 16]):
+        made = []
+        for backend in ("plain", "cuda"):
+            monkeypatch.setattr(backends, "backend_of", lambda model, backend=backend: backend)
+            draw = FixtureDraw()
+            decode.interpolate_frames(model, torch.tensor([text]), known, strategy=draw)
+            made.append(draw.seen())
+        torch.testing.assert_close(made[1], made[0], atol=1e-4, rtol=0)
+        kept.append(next(iter(cuda._KEPT[model].steps.values())))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)
+    assert kept[0] is kept[1]
+    cuda.release(model)
+    assert model not in cuda._KEPT

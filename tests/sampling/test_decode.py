@@ -146,3 +146,10 @@ def test_frames_of_another_codebook_are_refused():
     given = torch.full((1, 3, 12), 10)
     with pytest.raises(CogVideoError, match="given_frames holds ids outside 0..9"):
         interpolate_frames(tiny("interpolation", None), torch.tensor([[12]]), given, strategy=FixtureDraw())
+
+
+def test_an_unknown_keyword_is_a_type_error():
+    with pytest.raises(TypeError, match="wavefrond"):
+        generate_first_frame(
+            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), wavefrond=1
+        )
