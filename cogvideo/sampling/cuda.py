@@ -45,7 +45,7 @@ class StaticSteps:
         """Logits [B,F,V]; valid until the next call."""
         tables = self.decoding.temporal_bias
         end = min(-(-step.temporal_end // BUCKET) * BUCKET, tables[0].shape[-1]) if tables else 0
-        step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end)
+        step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end, static=True)
         key = step.cache_frames.start, step.cache_frames.stop, end
         if self.capture and key not in self.graphs:
             try:

@@ -31,6 +31,7 @@ class Step:
     cache_frames: slice
     spatial_end: int
     temporal_end: int
+    static: bool = False  # more of the caches is read than is live, and all that changes is on the device
 
 
 def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device: torch.device) -> list[Step]:
@@ -119,6 +120,8 @@ class Decoding:
         )
         if later is not None:
             later = [table.index_select(2, numbers)[..., : step.temporal_end] for table in later]
+        if len(step.frames) == 1 and not step.static:  # it is the end of both caches, and slices are quicker
+            spatial, temporal = (slice(end - 1, end) for end in (step.spatial_end, step.temporal_end))
         write = (
             CacheWrite(spatial, step.spatial_end, step.cache_frames),
             CacheWrite(temporal, step.temporal_end),
