@@ -1,8 +1,4 @@
-"""Clips to I3D features, kept on disk by what the clips hold, so that they are computed once.
-
-Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever
-their number.
-"""
+"""Clips to I3D features, kept on disk by what the clips hold; CHUNK clips are in memory at a time."""
 
 import hashlib
 import zipfile
@@ -136,9 +132,8 @@ def rows_of(
 ) -> np.ndarray:
     """Rows [n,D] that compute(some clips) gives, one for each clip; those computed before come from `folder`.
 
-    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added
-    chunk by chunk. total: how many clips there will be, for the progress bar. Without clips the result is
-    [0,0].
+    key: unique for a network and its settings. folder: by default `features` in the cache. total: how many
+    clips there will be, for the progress bar. Without clips the result is [0,0].
     """
     folder = (folder or cache_dir() / "features") / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)

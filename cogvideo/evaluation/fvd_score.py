@@ -1,7 +1,7 @@
 """FVD with what is needed to trust it: its recipe, its floor, its spread, and its value for endless samples.
 
-And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n
-distinct ones, and the distance grows as samples get fewer (study_gaussians).
+No score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n distinct
+ones, and the distance grows as samples get fewer (study_gaussians).
 """
 
 import platform

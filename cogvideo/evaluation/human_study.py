@@ -1,9 +1,8 @@
 """Which of two clips fits its prompt better? Blinded pairs, strengths with intervals, agreement of raters.
 
-The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry
-(1952): the odds that a is preferred to b are exp(strength of a - strength of b), "same" counts half for each.
-Their intervals count all answers about one pair of clips as one observation, since raters see the same two
-clips. Agreement is Krippendorff's alpha for nominal answers, which allows for missing answers.
+Strengths are those of Bradley and Terry (1952): the odds that a is preferred to b are exp(strength of a -
+strength of b), "same" counts half for each. Their intervals count all answers about one pair of clips as one
+observation. Agreement is Krippendorff's alpha for nominal answers.
 """
 
 import json
@@ -75,8 +74,7 @@ def make_pairs(
     """All pairs of variants for every clip that both have, in an order and on sides of the rater's own.
 
     clips: by variant, by key (such as prompt and seed) the prompt and the file. The same rater and seed give
-    the same order, so that an interrupted study can be resumed. most: how many pairs are asked, the same ones
-    of all raters.
+    the same order. most: how many pairs are asked, the same ones of all raters.
     """
     found = [
         (key, a, b)
@@ -170,8 +168,7 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
 
     Where some variants have won all or none of their answers against the others, the most likely strengths
     are infinite: then SMOOTHING answers for each side are added to every pair of variants that was asked, and
-    intervals are at least those of independent answers. CogVideoError where variants were not compared, not
-    even by way of others.
+    intervals are at least those of independent answers.
     """
     names = sorted({name for r in ratings for name in (r.left, r.right)})
     if not names:
@@ -238,10 +235,7 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
 
 
 def agreement(ratings: Sequence[Rating]) -> float | None:
-    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance.
-
-    None where no pair has two answers, or where all answers are the same.
-    """
+    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance; see `alpha`."""
     answers: dict[str, dict[str, str]] = defaultdict(dict)
     for r in ratings:
         answers[r.pair][r.rater] = r.choice
@@ -249,7 +243,10 @@ def agreement(ratings: Sequence[Rating]) -> float | None:
 
 
 def alpha(units: Sequence[Sequence[str]]) -> float | None:
-    """Krippendorff's alpha for nominal values: units of any number of values each (Krippendorff 2011)."""
+    """Krippendorff's alpha for nominal values: units of any number of values each (Krippendorff 2011).
+
+    None where no unit has two values, or where all values are the same.
+    """
     units = [unit for unit in units if len(unit) > 1]
     total: Counter[str] = Counter(value for unit in units for value in unit)
     n = sum(total.values())

@@ -1,8 +1,7 @@
-"""I3D on Kinetics-400 (Carreira and Zisserman 2017): the features behind FVD.
+"""I3D on Kinetics-400 (Carreira and Zisserman 2017): the features behind FVD, for inference alone.
 
-For inference: BatchNorm is folded into the convolutions when weights are loaded, which is exact, and
-everything runs in channels-last memory, where 1x1x1 convolutions are matrix products and pooling is about ten
-times as fast on a CPU.
+BatchNorm is folded into the convolutions when weights are loaded. Memory is channels-last, where 1x1x1
+convolutions are matrix products and pooling is about ten times as fast on a CPU.
 """
 
 from collections import OrderedDict
@@ -64,17 +63,12 @@ class I3D(nn.Module):
     ) -> "I3D":
         """The network with weights, in eval mode; its weights need no gradients.
 
-        path: None for the weights in the cache (`cogvideo weights get i3d`), else one of
-        - i3d.safetensors, as fetched,
-        - a PyTorch state dict with the names of pytorch-i3d (VideoGPT's and TATS' i3d_pretrained_400.pt),
-        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt): a program, so only from people you trust.
-
-        dtype: scores are compared in float32. bfloat16 takes 0.56 of the time on a CPU that has it and moves
-        logits by 1 to 2 % of their spread: 24 clips of the demo world against shuffled ones score FVD 250.31
-        instead of 250.36, but 251.00 if only one side is in bfloat16. Use one type for both. float16 (GPUs
-        only) has not been measured. batch_norm_eps: 1e-3 is the original's. VideoGPT and TATS, hence
-        CogVideo's paper, built the network with 1e-5, which moves logits by up to 0.07. A TorchScript file
-        keeps its own.
+        path: None for the weights in the cache (`cogvideo weights get i3d`), a copy of those, a PyTorch state
+        dict with the names of pytorch-i3d (VideoGPT, TATS), or a TorchScript file (StyleGAN-V): a program, so
+        only from people you trust. dtype: bfloat16 takes 0.56 of the time on a CPU that has it and moves
+        logits by 1 to 2 % of their spread; use one type for both sides. batch_norm_eps: 1e-3 is the
+        original's. VideoGPT and TATS, hence CogVideo's paper, used 1e-5, which moves logits by up to 0.07. A
+        TorchScript file keeps its own.
         """
         if path is None:
             path = cache_dir() / "i3d.safetensors"

@@ -30,8 +30,7 @@ def evaluate(
     """FVD between two sides (see sources.open_side), with the preset's number of clips if n is None.
 
     Up to n other real clips give the floor. seeds: how many independent generations are scored (see
-    generations): their mean and deviation are beside the value, which stays that of the first. Each costs n
-    clips sampled and put through I3D: with the demo weights 2 s and 0.7 s a clip on one core.
+    generations): their mean and deviation are beside the value, which stays that of the first.
     """
     recipe = find_recipe(preset)
     n, seed = settings.count(recipe.samples), settings.seed
@@ -78,8 +77,7 @@ def evaluate_ucf101(
     """Class-conditional UCF-101: FVD with preset `paper` and, given C3D, Inception Score; n: 2048 if None.
 
     split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd",
-    "inception_score", "protocol"} as written to `out`. Mistakes in folder, weights and files raise
-    before anything is sampled where possible.
+    "inception_score", "protocol"} as written to `out`.
     """
     settings.check_out()
     find_weights(weights)

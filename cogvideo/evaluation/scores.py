@@ -50,8 +50,7 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, fl
     """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and deviation over splits.
 
     Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation
-    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so
-    that no epsilon is needed.
+    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). On log-probabilities: no epsilon.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
@@ -193,9 +192,8 @@ def evaluate_clipsim(
 ) -> ClipSim:
     """CLIPSIM over all frames of the videos (by default 2048) of a side with known prompts; prints the card.
 
-    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
-    writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
-    matching (RM, equation 15).
+    real: a side with real videos of the same prompts in the same order, for GODIVA's relative matching (RM,
+    equation 15).
     """
     settings.check_out()
     n, seed = N if settings.n is None else settings.n, settings.seed

@@ -59,8 +59,7 @@ def sensitivity(
 
     real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with
     fewer than 2 n videos, each half is used. strengths: see damage. A picture goes beside the result in
-    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one
-    core; clips that any score has met before are free.
+    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D.
     """
     n, seed = settings.count(64), settings.seed
     recipes = [find_recipe(name) for name in presets]

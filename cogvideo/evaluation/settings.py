@@ -13,9 +13,8 @@ from cogvideo.io import write_json
 class Settings:
     """How many clips are scored, by which seed, and where.
 
-    n: clips a side; None for the number that the evaluation names. seed: chooses videos, the frames of each,
-    classes, and draws. i3d: a file of I3D weights; None for the one in the cache. out: a JSON file for the
-    result.
+    n: clips a side; None for the number that the evaluation names. seed: of all random choices. i3d: a file
+    of I3D weights; None for the one in the cache. out: a JSON file for the result.
     """
 
     n: int | None = None

@@ -1,8 +1,7 @@
 """Where attention goes, as tables: to which words and frames, how far in space and time, how evenly.
 
 Functions take what `capture` returns. Rows of a table are means over the captured positions of one frame;
-`where` [Q] bool selects positions, such as those of an object. Keys are named after the patches they hold
-(recording.py).
+`where` [Q] bool selects positions. Keys are named after the patches they hold (recording.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,7 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 
     Parts of the attention, which sum to 1: "text", "begin" (the begin-of-images), and "frame -4" .. "frame
     +4", counted from the query's own frame 0 (NaN: no such frame). "entropy" in nats, "evenness" (entropy
-    over that of equal weights on all visible keys, 0..1), "distance" (patches, from the query's patch to
-    those it looks at) and "lag" (frames back; negative: ahead), both over patches alone.
+    over that of equal weights, 0..1), "distance" (patches) and "lag" (frames back), both over patches alone.
     """
     import pandas as pd
 
@@ -66,9 +64,8 @@ def word_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 def gate_table(captured: Captured) -> Any:
     """DataFrame with a row a layer: the gate's spread over dimensions, and how much each channel contributes.
 
-    "mean", "std", "least", "lower", "median", "upper", "most" of the spatial channel's gate weight
-    sigmoid(gate); lower and upper are quartiles. "spatial", "temporal": mean length of the channels' outputs.
-    "temporal part": that of the temporal channel in the mixed output, mean gate weight times length.
+    "mean", "std", "least", "lower", "median", "upper", "most" of the spatial channel's gate weight.
+    "spatial", "temporal": mean length of the channels' outputs. "temporal part": that of the mixed output.
     """
     import pandas as pd
 
@@ -112,8 +109,7 @@ def rollout(captured: Captured) -> np.ndarray:
     """[T*N, L+T*N]: attention through all captured layers (Abnar & Zuidema 2020); rows sum to 1.
 
     A layer passes on one half by its residual stream and one half by `both_channels`. What has reached a word
-    stays there: words attend to each other as well, which is not followed. Needs all positions as queries,
-    and both channels; layers are taken in the model's order.
+    stays there. Needs all positions as queries, and both channels; layers are taken in the model's order.
     """
     length, t, n = captured.sizes
     _needs_all_positions(captured)
@@ -131,10 +127,9 @@ def rollout(captured: Captured) -> np.ndarray:
 
 
 def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mean") -> np.ndarray:
-    """[T, rows, columns]: how much every patch of the clip attends to a text slot.
+    """[T, rows, columns]: how much every patch of the clip attends to a text slot; NaN as in `at_readers`.
 
-    reduce: "mean" or "max" over captured layers and heads. NaN at the last patch of given frames, see
-    `Captured.at_readers`. Needs all positions as queries.
+    reduce: "mean" or "max" over captured layers and heads. Needs all positions as queries.
     """
     _needs_all_positions(captured)
     if not 0 <= slot < len(captured.text_ids) or not captured.text_mask[slot]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cogvideo.config import ModelConfig
-from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW
+from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, labelled
 from cogvideo.explore.recording import to_patches
 from cogvideo.model import masks
 
@@ -28,20 +28,16 @@ EXAMPLES = {
 }
 
 
-def plot_stage(
-    c: ModelConfig, title: str = "", *, time: int | None = None, position: int | None = None
-) -> Any:
+def plot_stage(c: ModelConfig, title: str) -> Any:
     """One kind of model.
 
-    At the left, the frames with their position ids, what one position sees, and the earliest steps of
-    decoding; at the right, the masks of both channels and the windows.
-    time, position: whose view is drawn (None: the middle of the last generated frame).
+    At the left, the frames with their position ids, what the middle position of the last generated frame
+    sees, and the earliest steps of decoding; at the right, the masks of both channels and the windows.
     """
     import matplotlib.pyplot as plt
 
     generated, channels = masks.trained_frames(c), _channels(c)
-    time = generated[-1] if time is None else time
-    position = c.frame_tokens // 2 + c.frame_width // 2 if position is None else position
+    time, position = generated[-1], c.frame_tokens // 2 + c.frame_width // 2
     rows = 2 + len(channels)
     figure = plt.figure(figsize=(12.5, 2.0 + 1.55 * rows), facecolor="white", layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
@@ -57,9 +53,8 @@ def plot_stage(
         axis.set_title(f"mask, {name}", fontsize=9)
         _draw_mask(axis, c, mask, color, time * c.frame_tokens + position)
     _draw_windows(last, c)
-    figure.suptitle(title or f"{c.order}, {c.num_frames} frames", fontsize=13)
-    figure.set_label(f"{title or c.order}: positions, masks, windows and decoding order")
-    return figure
+    figure.suptitle(title, fontsize=13)
+    return labelled(figure, f"{title}: positions, masks, windows and decoding order")
 
 
 def _channels(c: ModelConfig) -> dict[str, tuple[np.ndarray, str]]:
@@ -148,10 +143,8 @@ def _draw_windows(axis: Any, c: ModelConfig) -> None:
 
     if not c.window:
         axis.axis("off")
-        said = (
-            "coloured: may be looked at\ndotted: the position whose view is drawn\n"
-            "position j holds patch j-1 and predicts patch j"
-        )
+        said = "coloured: may be looked at\ndotted: the position whose view is drawn"
+        said += "\nposition j holds patch j-1 and predicts patch j"
         axis.text(0.5, 0.9, said, va="top", ha="center", fontsize=9)
         return
     h, w = c.frame_height, c.frame_width

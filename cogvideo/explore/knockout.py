@@ -1,8 +1,7 @@
 """What a head's attention is good for: the clip's loss when heads cannot see a word, or a channel is silent.
 
-A weight says what a head looks at, not whether it matters. So the model is run again over the same clip from
-the first layer that changes, with the forbidden keys hidden before the softmax (attention knockout, Geva et
-al. 2023).
+The model is run again from the first layer that changes, with the forbidden keys hidden before the softmax
+(attention knockout, Geva et al. 2023).
 """
 
 from collections.abc import Sequence

@@ -4,18 +4,15 @@
     captured.temporal[layer, head, query]      # weights over text slots and the positions of all frames
     captured.patches(captured.temporal)        # the same as words, begin-of-images and a grid for every frame
 
-The model runs once over the finished clip and the inputs of the chosen layers are kept (`record`); maps are
-computed from those, with the model's own masks, for the chosen layers, heads and queries alone
-(`Recording.capture`), as in training: without the sampler's text bonus.
-
+The model runs once over the finished clip and the inputs of chosen layers are kept (`record`); maps come from
+those, with the model's own masks (`Recording.capture`), as in training: without the sampler's text bonus.
 Letters: L text slots, T frames, N token positions a frame, Q queries, D hidden, H heads, d = D / H.
 
 **Which patch is which.** Position j of a frame takes token j-1 as its input (position 0: begin-of-image) and
 predicts token j. So what patch j looked at while it was drawn is the row of the *query* at position j, and
-weight on the *key* at position j is weight on patch j-1. The last patch of a frame is no key: nothing ever
-looks at it. This shift is made in `to_patches` and nowhere else. Rows of given frames (frame 0 of stage 1,
-every other frame of stage 2) predict nothing: there, what a patch looks at is the row of the position that
-holds it as input, one later (`Captured.at_readers`, `Captured.reader`).
+weight on the *key* at position j is weight on patch j-1; the last patch of a frame is no key. This shift is
+made in `to_patches` and nowhere else. Rows of given frames (frame 0 of stage 1, every other frame of stage 2)
+predict nothing: what a patch looks at is the row of the position that holds it as input, one later.
 """
 
 from collections.abc import Sequence
@@ -249,11 +246,7 @@ class Recording:
 
 
 def to_patches(keys: np.ndarray, text_length: int, height: int, width: int) -> Patches:
-    """Keys [..., L+F*N] (weights or bools) -> words, begin-of-images and patch grids.
-
-    The key at position j holds patch j-1, at position 0 the begin-of-image; the last patch of a frame, never
-    a key, gets 0.
-    """
+    """Keys [..., L+F*N] (weights or bools) -> words, begins, patch grids; the last patch, no key, gets 0."""
     frames = keys[..., text_length:]
     frames = frames.reshape(*frames.shape[:-1], -1, height * width)
     grid = np.concatenate([frames[..., 1:], np.zeros_like(frames[..., :1])], -1)
@@ -303,8 +296,7 @@ def capture(
     """Attention of one finished clip: text_ids [L] or [1,L], frames [T,N] or [1,T,N], text_mask [L] or [1,L].
 
     layers, heads: numbers from 0; None for all. queries: (time, position) pairs; None for all positions.
-    channels: of "spatial" and "temporal" (an image model has no temporal one).
-    words: L labels for the text, such as TextTokenizer.pieces gives.
+    channels: of "spatial" and "temporal". words: L labels for the text, such as TextTokenizer.pieces gives.
     max_bytes: the most memory this may take beside the model (`memory_needed`); above 1 GB it is announced.
     """
     text_ids, frames, mask = one_clip(model, text_ids, frames, text_mask)

@@ -50,8 +50,7 @@ class SuperResolutionConfig(MapConfig):
 class DirectSuperResolution(SuperResolution):
     """Low-resolution tokens [B,n] and text [B,L] -> enlarged tokens [B,scale^2*n], row-major.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
-    stands.
+    text_mask [B,L] is true at real tokens; padding is hidden wherever it stands.
     """
 
     config: SuperResolutionConfig
@@ -117,11 +116,7 @@ class DirectSuperResolution(SuperResolution):
         high_res: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B,9n,V] fp32 of the token at each position of the enlarged map.
-
-        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged positions
-        (None: begin-of-image everywhere, as in use).
-        """
+        """Logits [B,9n,V] fp32 of the token at each position of the enlarged map; high_res: its inputs."""
         return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
 
     def loss(

@@ -54,8 +54,7 @@ class IterativeConfig(MapConfig):
 class IterativeSuperResolution(SuperResolution):
     """Text [B,L] and a map of tokens [B,N] -> the map with parts drawn again.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
-    stands.
+    text_mask [B,L] is true at real tokens; padding is hidden wherever it stands.
     """
 
     config: IterativeConfig
@@ -89,10 +88,7 @@ class IterativeSuperResolution(SuperResolution):
         return drawn
 
     def logits(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Logits [B,N,V] fp32 of the token at each position of the map.
-
-        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image where to draw.
-        """
+        """Logits [B,N,V] fp32 at each position of the map; tokens [B,N] hold begin-of-image where to draw."""
         return self.head(self.hidden_states(text_ids, tokens, text_mask))
 
     @torch.no_grad()
@@ -125,8 +121,8 @@ class IterativeSuperResolution(SuperResolution):
         """The six steps of the release's fixed pattern -> [B,N]; the input map is not changed.
 
         strategy(logits [n,V], step 0..5) draws; None: plain top-k with the release's k for each step.
-        `generator` may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
-        change (completion of a part).
+        generator: may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
+        change.
         """
         c = self.config
         down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))

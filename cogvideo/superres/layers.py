@@ -1,9 +1,8 @@
 """What direct and iterative super-resolution share: the sandwich-LN block with local attention, and the head.
 
 Both hold *given* tokens (text, and the low-resolution image) that attend densely among themselves, and
-*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
-
-Shapes: B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
+*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4). Shapes:
+B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -136,10 +135,7 @@ class SuperResolution(nn.Module):
     def draw_at(
         self, chosen: Tensor, hidden: Tensor, strategy: Strategy, generator: Generators, step: int = 0
     ) -> list[Tensor]:
-        """Tokens drawn at the `chosen` [B,N] positions of each sample, from the hidden states [B,N,D].
-
-        generator: may be a list, one for each sample.
-        """
+        """Tokens drawn at the `chosen` [B,N] positions of each sample, from the hidden states [B,N,D]."""
         generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
         # One sample at a time: logits of the release's size take 288 MB each.
         samples = zip(hidden, chosen, generators, strict=True)

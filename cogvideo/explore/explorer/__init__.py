@@ -22,7 +22,7 @@ __all__ = ["Page", "Scene", "clip_scene", "live", "page", "scenes", "select"]
 
 
 def live(scenes: Sequence[Scene], **chosen: Any) -> "LiveExplorer":
-    """A Jupyter widget over scenes that computes maps on demand; chosen: layers, heads, patch as in `page`."""
+    """A Jupyter widget over scenes that computes maps on demand. chosen: as in `page`."""
     try:
         from cogvideo.explore.explorer.widget import LiveExplorer
     except ImportError:

@@ -1,8 +1,7 @@
 """What the front end is given: what there is to see as plain values (`describe`), and packed maps (`pack`).
 
-A weight a of a row whose largest is m is stored as the byte round(255 sqrt(a / m)) and read back as
-m (byte / 255)^2. The error is at most sqrt(a m) / 255 + m / 260100: under 0.4 % of the largest weight, and
-less for small ones.
+A weight a of a row whose largest is m is stored as the byte round(255 sqrt(a / m)): the error is at most
+sqrt(a m) / 255 + m / 260100.
 """
 
 import base64

@@ -42,8 +42,8 @@ class LiveExplorer(anywidget.AnyWidget):
     def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         """{scene, layer, place} or {scene, layer, word} -> values, [spatial, temporal].
 
-        place: the number of a position of the clip. scene and layer count what was chosen. The two buffers
-        hold float32 [heads, keys], or for a word [heads, positions].
+        place: the number of a position of the clip. The buffers hold float32 [heads, keys or, for a word,
+        positions].
         """
         column = "word" in question
         n = self.info["height"] * self.info["width"]
