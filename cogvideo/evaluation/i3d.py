@@ -5,6 +5,7 @@ convolutions are matrix products and pooling is about ten times as fast on a CPU
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -118,8 +119,7 @@ class I3D(nn.Module):
         return outputs
 
     def _prepared(self, video: Tensor) -> Tensor:
-        like = self.logits.weight
-        return video.to(like.device, like.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return video.to(self.logits.weight).contiguous(memory_format=torch.channels_last_3d)
 
 
 class ScriptedI3D(I3D):
@@ -147,8 +147,7 @@ class Convolution(nn.Conv3d):
         super().__init__(channels, width, kernel, stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        sizes = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
-        pads = [same_padding(n, k, s) for n, k, s in sizes]
+        pads = same_padding(input.shape[2:], self.kernel_size, self.stride)
         if any(before != after for before, after in pads):  # the odd one goes behind; this copies the input
             input, pads = F.pad(input, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
         return F.conv3d(input, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
@@ -170,8 +169,7 @@ class MaxPool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
-        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
+        before = [before for before, _ in same_padding(x.shape[2:], self.kernel, self.stride)]
         # With ceil_mode the last window may reach beyond the edge, which pads the odd one without a copy.
         return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
 
@@ -194,10 +192,11 @@ class Mixed(nn.Module):
         return torch.cat([b0, self.b1b(b1), self.b2b(b2), self.b3b(self.b3a(x))], 1)
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding before and behind one axis so that ceil(size / stride) windows fit; the odd one goes behind."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+def same_padding(*axes: Sequence[int]) -> list[tuple[int, int]]:
+    """Padding before and behind axes of sizes, kernels, strides: ceil(size / stride) windows fit."""
+    sizes = zip(*axes, strict=True)
+    totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size, kernel, stride in sizes]
+    return [(total // 2, total - total // 2) for total in totals]  # the odd one goes behind
 
 
 def check_video(video: Tensor) -> None:

@@ -167,10 +167,7 @@ class ClipEncoder:
             pictures = torch.stack([transform(Image.fromarray(frame)) for frame in frames])
             return model.encode_image(pictures.to(device))
 
-        def texts(some: list[str]) -> Tensor:
-            return model.encode_text(tokenizer(some).to(device))
-
-        return cls(images, texts, digest.hexdigest())
+        return cls(images, lambda some: model.encode_text(tokenizer(some).to(device)), digest.hexdigest())
 
 
 def frame_mean(encoder: ClipEncoder, frames: np.ndarray) -> np.ndarray:

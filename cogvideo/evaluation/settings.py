@@ -1,10 +1,10 @@
 """What all evaluations share: settings, and the card of two columns that they print."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogvideo.data.video import check_place
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_json
 
@@ -46,12 +46,6 @@ class Settings:
         print(card)
         if self.out:
             write_json(self.out, result)
-
-
-def check_place(out: str | Path) -> None:
-    """CogVideoError unless a file can be made at `out`."""
-    if Path(out).is_dir() or not os.access(Path(out).resolve().parent, os.W_OK):
-        raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
 
 
 def lines(*rows: tuple[str, str]) -> str:

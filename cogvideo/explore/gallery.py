@@ -77,11 +77,10 @@ def _draw_positions(line: Any, c: ModelConfig, generated: list[int]) -> None:
         in_base, first = masks.first_position(c, time)
         given = "given" if c.order == "interpolation" else "by the image model"
         color, kind = (SKY, "generated") if time in generated else (GREEN, given)
+        label = f"{'base' if in_base else 'new'} table; {order.index(time) + 1}. computed"
         ids = range(first, first + c.frame_tokens)
-        _draw_frame(axis, c, [color] * c.frame_tokens, dict(enumerate(map(str, ids))))
+        _draw_frame(axis, c, [color] * c.frame_tokens, dict(enumerate(map(str, ids))), label=label)
         axis.set_title(f"frame {time}\n{kind}", fontsize=9)
-        table = "base" if in_base else "new"
-        axis.set_xlabel(f"{table} table; {order.index(time) + 1}. computed", fontsize=7.5)
 
 
 def _draw_view(line: Any, c: ModelConfig, mask: np.ndarray, color: str, time: int, position: int) -> None:
@@ -90,9 +89,8 @@ def _draw_view(line: Any, c: ModelConfig, mask: np.ndarray, color: str, time: in
     _draw_text(line[0], color, "all words")
     for other, axis in enumerate(line[1:]):
         colors = [color if cell else PALE for cell in seen.grid[0, other].flat]
-        _draw_frame(axis, c, colors, {position: "?"} if other == time else {})
-        if seen.begin[0, other]:
-            axis.set_xlabel("and begin-of-image", fontsize=7)
+        label = "and begin-of-image" if seen.begin[0, other] else ""
+        _draw_frame(axis, c, colors, {position: "?"} if other == time else {}, label=label)
         if other == time:
             _square(axis, c, position, fill=False, ec="black", lw=2)
 
@@ -101,21 +99,19 @@ def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
     """The earliest step of every token; given frames have none."""
     import matplotlib.pyplot as plt
 
-    steps = dict(zip(generated, masks.decoding_steps(c, generated).numpy(), strict=True))
-    last = max(int(values.max()) for values in steps.values())
-    shades = plt.get_cmap("cividis")
+    steps, shades = masks.decoding_steps(c, generated).numpy(), plt.get_cmap("cividis")
+    last = steps.max()
     line[0].axis("off")
-    said = f"earliest decoding:\n{len(generated) * c.frame_tokens} tokens\nin {last} steps"
+    said = f"earliest decoding:\n{steps.size} tokens\nin {last} steps"
     line[0].text(0.5, 0.5, said, ha="center", va="center", fontsize=9)
     for time, axis in enumerate(line[1:]):
-        values = steps.get(time)
-        if values is None:
-            _draw_frame(axis, c, [PALE] * c.frame_tokens)
-            axis.set_xlabel("known", fontsize=7)
+        if time not in generated:
+            _draw_frame(axis, c, [PALE] * c.frame_tokens, label="known")
             continue
+        values = steps[generated.index(time)]
         ink = ["black" if value / last > 0.55 else "white" for value in values]
-        _draw_frame(axis, c, [shades(v / last) for v in values], dict(enumerate(map(str, values))), ink)
-        axis.set_xlabel(f"steps {values.min()}..{values.max()}", fontsize=7.5)
+        texts, label = dict(enumerate(map(str, values))), f"steps {values.min()}..{values.max()}"
+        _draw_frame(axis, c, [shades(v / last) for v in values], texts, ink, label)
 
 
 def _draw_mask(axis: Any, c: ModelConfig, mask: np.ndarray, color: str, row: int) -> None:
@@ -171,9 +167,11 @@ def _draw_text(axis: Any, color: str, label: str) -> None:
 
 
 def _draw_frame(
-    axis: Any, c: ModelConfig, colors: Sequence[Any], texts: Mapping[int, str] = {}, ink: Sequence[str] = ()
-) -> None:
+    axis: Any, c: ModelConfig, colors: Sequence[Any], texts: Mapping[int, str] = {}, ink: Sequence[str] = (),
+    label: str = "",
+) -> None:  # fmt: skip
     """A frame's positions as squares [N] with texts by position, if there is room, in colours `ink` [N]."""
+    axis.set_xlabel(label, fontsize=7.5)
     for number, color in enumerate(colors):
         _square(axis, c, number, fc=color, ec="white", lw=0.8)
     for number, text in texts.items() if c.frame_width <= 6 else ():

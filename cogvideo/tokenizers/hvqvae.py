@@ -32,14 +32,8 @@ class HVQVAE(nn.Module):
         decoder_mults: tuple[tuple[int, ...], ...] = ((1, 1, 1, 2, 4), (1, 1, 2, 4), (1, 2, 4)),
     ):
         super().__init__()
-        self.architecture = {
-            "kind": "icetk",
-            "codes": codes,
-            "dim": dim,
-            "channels": channels,
-            "encoder_mult": list(encoder_mult),
-            "decoder_mults": [list(mult) for mult in decoder_mults],
-        }
+        mults = {"encoder_mult": list(encoder_mult), "decoder_mults": list(map(list, decoder_mults))}
+        self.architecture = {"kind": "icetk", "codes": codes, "dim": dim, "channels": channels} | mults
         self.rates = tuple(2 ** (len(encoder_mult) - 1 + level) for level in range(len(decoder_mults)))
         self.enc = _encoder(dim, channels, encoder_mult)
         self.down_samplers = nn.ModuleList(ResidualDownSampler(dim) for _ in self.rates[1:])
