@@ -21,7 +21,7 @@ def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
     mean_a, mean_b = a.mean(0), b.mean(0)
     factor_a, factor_b = (_factor(x - mean, len(x) - unbiased) for x, mean in ((a, mean_a), (b, mean_b)))
     traces = np.square(factor_a).sum() + np.square(factor_b).sum()
-    return _distance(mean_a - mean_b, traces, _singular_values(factor_a @ factor_b.T).sum())
+    return _distance(mean_a - mean_b, traces, factor_a @ factor_b.T)
 
 
 def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covariance_b: Any) -> float:
@@ -38,7 +38,7 @@ def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covaria
         raise CogVideoError(f"Statistics must be means [D] and covariances [D, D] of one D; got {shapes}.")
     root_a, root_b = _root(covariance_a), _root(covariance_b)
     traces = np.trace(covariance_a) + np.trace(covariance_b)
-    return _distance(mean_a - mean_b, traces, _singular_values(root_a @ root_b).sum())
+    return _distance(mean_a - mean_b, traces, root_a @ root_b)
 
 
 class KernelDistance(NamedTuple):
@@ -97,12 +97,10 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def _singular_values(matrix: np.ndarray) -> np.ndarray:
-    return torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-
-
-def _distance(difference: np.ndarray, traces: float, root_trace: float) -> float:
-    return float(difference @ difference + traces - 2 * root_trace)
+def _distance(difference: np.ndarray, traces: float, roots: np.ndarray) -> float:
+    """The trace of the common root is the sum of the singular values of the product of both roots."""
+    trace = torch.linalg.svdvals(torch.from_numpy(roots)).numpy().sum()
+    return float(difference @ difference + traces - 2 * trace)
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.recording import CHANNELS, Captured
@@ -20,8 +21,6 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
     +4", counted from the query's own frame 0 (NaN: no such frame). "entropy" in nats, "evenness" (entropy
     over that of equal weights, 0..1), "distance" (patches) and "lag" (frames back), both over patches alone.
     """
-    import pandas as pd
-
     rows, (_, t, _), times = [], captured.sizes, captured.queries[:, 0]
     for channel in _channels(captured):
         maps, visible = captured.maps(channel), captured.visible(channel)
@@ -47,8 +46,6 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 
 def word_table(captured: Captured, where: np.ndarray | None = None) -> Any:
     """DataFrame of the "weight" on every word, by channel, layer, head, frame ("time") and text slot."""
-    import pandas as pd
-
     rows = []
     for channel in _channels(captured):
         text = captured.patches(captured.maps(channel)).words
@@ -67,8 +64,6 @@ def gate_table(captured: Captured) -> Any:
     "mean", "std", "least", "lower", "median", "upper", "most" of the spatial channel's gate weight.
     "spatial", "temporal": mean length of the channels' outputs. "temporal part": that of the mixed output.
     """
-    import pandas as pd
-
     if captured.gate is None:
         raise CogVideoError("An image model has no gates: look at a stage 1 or stage 2 model.")
     quartiles = np.quantile(captured.gate, [0, 0.25, 0.5, 0.75, 1], axis=1)
@@ -142,8 +137,6 @@ def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mea
 
 def side_by_side(tables: Mapping[str, Any], label: str = "of") -> Any:
     """One table of several (of two prompts, two checkpoints), with a column that names each."""
-    import pandas as pd
-
     return pd.concat(tables, names=[label]).reset_index(level=0).reset_index(drop=True)
 
 

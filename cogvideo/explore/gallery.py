@@ -6,8 +6,11 @@ gallery.plot_stage(gallery.EXAMPLES["stage 1, windows"])
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from cogvideo.config import ModelConfig
 from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, labelled
@@ -34,8 +37,6 @@ def plot_stage(c: ModelConfig, title: str) -> Any:
     At the left, the frames with their position ids, what the middle position of the last generated frame
     sees, and the earliest steps of decoding; at the right, the masks of both channels and the windows.
     """
-    import matplotlib.pyplot as plt
-
     generated, channels = masks.trained_frames(c), _channels(c)
     time, position = generated[-1], c.frame_tokens // 2 + c.frame_width // 2
     rows = 2 + len(channels)
@@ -97,8 +98,6 @@ def _draw_view(line: Any, c: ModelConfig, mask: np.ndarray, color: str, time: in
 
 def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
     """The earliest step of every token; given frames have none."""
-    import matplotlib.pyplot as plt
-
     steps, shades = masks.decoding_steps(c, generated).numpy(), plt.get_cmap("cividis")
     last = steps.max()
     line[0].axis("off")
@@ -116,8 +115,6 @@ def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
 
 def _draw_mask(axis: Any, c: ModelConfig, mask: np.ndarray, color: str, row: int) -> None:
     """A mask [T*N, T*N] with the text before it as a matrix, a dotted line at a row."""
-    from matplotlib.colors import to_rgb
-
     n, total = c.frame_tokens, c.num_frames * c.frame_tokens
     whole = np.concatenate([np.ones((total, TEXT), bool), mask], 1)
     shown = np.where(whole[..., None], to_rgb(color), 1.0)
@@ -135,8 +132,6 @@ def _draw_mask(axis: Any, c: ModelConfig, mask: np.ndarray, color: str, row: int
 
 def _draw_windows(axis: Any, c: ModelConfig) -> None:
     """The windows of even and of odd layers, side by side, one colour a window; without windows a legend."""
-    from matplotlib.colors import to_rgb
-
     if not c.window:
         axis.axis("off")
         said = "coloured: may be looked at\ndotted: the position whose view is drawn"
@@ -157,8 +152,6 @@ def _draw_windows(axis: Any, c: ModelConfig) -> None:
 
 
 def _draw_text(axis: Any, color: str, label: str) -> None:
-    from matplotlib.patches import Rectangle
-
     for slot in range(TEXT):
         axis.add_patch(Rectangle((slot, 0), 1, 1, fc=color, ec="white"))
     axis.set(xlim=(0, TEXT), ylim=(2, -1), xticks=[], yticks=[], aspect="equal")
@@ -183,7 +176,5 @@ def _draw_frame(
 
 
 def _square(axis: Any, c: ModelConfig, position: int, **look: Any) -> None:
-    from matplotlib.patches import Rectangle
-
     row, column = divmod(position, c.frame_width)
     axis.add_patch(Rectangle((column, row), 1, 1, **look))

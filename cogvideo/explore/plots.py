@@ -7,7 +7,9 @@ Colours can be told apart by colour-blind readers. Functions return a labelled m
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.patches import Rectangle
 
 from cogvideo.explore.analysis import both_channels, gate_table, rollout, word_heat
 from cogvideo.explore.recording import CHANNELS, Captured, Patches
@@ -233,8 +235,6 @@ def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | No
 
     most: the end of the scale; mark: (time, patch) to be framed.
     """
-    from matplotlib.patches import Rectangle
-
     h, w = pixels.shape[1:3]
     high, wide = h / heat.shape[1], w / heat.shape[2]
     for time, axis in enumerate(axes):
@@ -287,8 +287,6 @@ def _dress(axis: Any, title: str) -> None:
 
 
 def _grid(rows: int, columns: int, width: float, height: float, **shared) -> Any:
-    import matplotlib.pyplot as plt
-
     size = (width * columns + 0.8, height * rows + 0.4)
     look = {"squeeze": False, "facecolor": "white", "layout": "constrained"}
     return plt.subplots(rows, columns, figsize=size, **look, **shared)

@@ -156,7 +156,7 @@ def test_a_key_is_the_patch_before_its_place():
 
 @torch.no_grad()
 def test_changing_a_token_changes_values_at_the_key_of_its_patch_alone():
-    """The shift is true of the model: patch 4 of frame 1 enters at key place 5."""
+    """The shift is true of the model: patch 4 of frame 1 enters at key position 5."""
     config = CONFIGS["stage 1"]
     model, frames = small_model(config), clip(config)
     changed = frames.clone()
@@ -170,7 +170,7 @@ def test_changing_a_token_changes_values_at_the_key_of_its_patch_alone():
 
 @pytest.mark.parametrize("name", ["stage 1", "stage 2", "image model"])
 def test_known_frames_are_read_one_place_later(name):
-    """A patch that is made reads at its own place; one that is known, where it is held: one place later."""
+    """A patch that is made reads at its own position; one that is known, where it is held: one later."""
     config = CONFIGS[name]
     known = {"stage 1": {0}, "stage 2": {0, 2, 4}, "image model": set()}[name]
     found = capture(small_model(config), TEXT, clip(config), layers=[0], channels=["spatial"])
