@@ -195,9 +195,8 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     if infinite:  # unanimous answers are so near to their expectation that this is far too small
         deviation = np.maximum(deviation, np.sqrt(np.diag(inverse)))
     low, high = mean - WITHIN * deviation, mean + WITHIN * deviation
-    table = np.stack([mean, low, high, won.sum(1)], 1).tolist()
-    answers = (won + won.T).sum(1).astype(int).tolist()
-    found = {name: Strength(*table[i], answers[i]) for i, name in enumerate(names)}
+    table = [values.tolist() for values in (mean, low, high, won.sum(1), (won + won.T).sum(1).astype(int))]
+    found = {name: Strength(*row) for name, *row in zip(names, *table, strict=True)}
     return dict(sorted(found.items(), key=lambda item: -item[1].mean))
 
 

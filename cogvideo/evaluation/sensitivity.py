@@ -82,10 +82,10 @@ def sensitivity(
         options = {"seed": seed, "progress": settings.progress}
         truth = features_of(first, recipe, network, title=f"{recipe.name}, real", **options)
         for kind, strength, side in jobs:
-            own: dict[str, Any] = {"title": f"{recipe.name}, {'other real' if kind == 'real' else kind}"}
+            more: dict[str, Any] = {"title": f"{recipe.name}, {'other real' if kind == 'real' else kind}"}
             if strength is not None:
-                own["change"] = partial(_damaged, kind=kind, strength=strength, seed=seed)
-            found = features_of(side, recipe, network, size=truth.size, **own, **options)
+                more["change"] = partial(_damaged, kind=kind, strength=strength, seed=seed)
+            found = features_of(side, recipe, network, size=truth.size, **more, **options)
             score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
             rows.append(Row(recipe.name, kind, strength, score))
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.patches import Rectangle
 
 from cogvideo.explore.analysis import both_channels, gate_table, rollout, word_heat
@@ -70,9 +71,9 @@ def plot_frames(tables: Mapping[str, Any]) -> Any:
         part = table[table["channel"] == "temporal"]
         for axis, layer in zip(row, layers, strict=True):
             means = part[part["layer"] == layer].groupby("time").mean(numeric_only=True)
-            parts = means.filter(regex=r"^frame ").stack().dropna()
-            times = parts.index.get_level_values(1).str.split().str[1].astype(int)
-            matrix = parts.groupby(["time", parts.index.get_level_values("time") + times]).sum().unstack()
+            frames = means.filter(regex="^frame ").rename(columns=lambda column: int(column.split()[1]))
+            moved = {time: row.set_axis(row.index + time).dropna() for time, row in frames.iterrows()}
+            matrix = pd.DataFrame(moved).T
             _cells(figure, axis, matrix, (0, 1), f"{name}, layer {layer}", bar=layer == layers[-1])
             axis.set_xlabel("frame looked at", fontsize=8)
             axis.set_ylabel("frame", fontsize=8)
