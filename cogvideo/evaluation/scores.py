@@ -189,8 +189,9 @@ def evaluate_clipsim(
 ) -> ClipSim:
     """CLIPSIM over all frames of the videos (by default 2048) of a side with known prompts; prints the card.
 
-    real: a side with real videos of the same prompts in the same order, for GODIVA's relative matching (RM,
-    equation 15).
+    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
+    writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
+    matching (RM, equation 15).
     """
     settings.check_out()
     n, seed = N if settings.n is None else settings.n, settings.seed
