@@ -36,8 +36,8 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
             raise CogVideoError(f"{path} has no {own}: give the weights of C3D with its eight convolutions.")
         if tuple(found[own].shape) != shape:
             raise CogVideoError(
-                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: "
-                f"give C3D for UCF-101's {CLASSES} classes."
+                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: give C3D for "
+                f"UCF-101's {CLASSES} classes."
             )
         state[name] = found[own].float()
     tensors = [state[name] for name in sorted(state)]

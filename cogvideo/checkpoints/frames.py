@@ -139,7 +139,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
             problem = f"{key} is {list(tensors[key].shape)} where {list(value.shape)} belongs"
     if problem:
         raise CogVideoError(
-            f"The weights in {name} do not fit this frame tokenizer: {problem} "
-            f"(missing {len(missing)}, unknown {len(unknown)}); check the channels and multipliers."
+            f"The weights in {name} do not fit this frame tokenizer: {problem} (missing {len(missing)}, "
+            f"unknown {len(unknown)}); check the channels and multipliers."
         )
     network.load_state_dict(dict(tensors))

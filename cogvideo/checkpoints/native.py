@@ -135,8 +135,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         if free < needed:
             raise CogVideoError(
                 f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or "
-                "choose "
-                "another disk."
+                "choose another disk."
             )
         yield part
         if target.exists():  # and empty; not all systems replace a folder

@@ -101,8 +101,7 @@ def read_sampling(folder: Path) -> SamplingConfig:
     if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
         raise CogVideoError(
             f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or "
-            "with all of "
-            "the release's files in it."
+            "with all of the release's files in it."
         )
     return from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))
 

@@ -106,8 +106,7 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
             f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights "
-            "get` or unpack "
-            "the download there."
+            "get` or unpack the download there."
         )
 
 
@@ -126,8 +125,7 @@ def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
         return read_labels(folder / CLUSTERS)
     warnings.warn(
         f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: samples will differ "
-        "from the "
-        "release's.",
+        "from the release's.",
         stacklevel=2,
     )
     return cluster_codebook(frames.codebook.detach(), min(NUM_CLUSTERS, frames.num_codes)).numpy()

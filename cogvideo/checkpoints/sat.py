@@ -125,8 +125,7 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
         if not (folder / name).exists():
             raise CogVideoError(
                 f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, "
-                "model_config.json "
-                "and the weights."
+                "model_config.json and the weights."
             )
     settings = read_json(folder / "model_config.json", advice="download it again")
     try:
@@ -137,8 +136,7 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
     if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
         raise CogVideoError(
             f"{folder / 'model_config.json'} describes a model without sandwich LayerNorm, which all of "
-            "CogVideo's have: "
-            "choose another folder."
+            "CogVideo's have: choose another folder."
         )
     if not re.fullmatch(r"\w[\w.-]*", iteration):
         raise CogVideoError(f"{folder / 'latest'} should name a folder beside it, not {iteration!r}.")
@@ -183,8 +181,7 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
         if differing := file.meta.keys() ^ first.meta.keys():
             raise CogVideoError(
                 f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them "
-                "alone; "
-                "download the checkpoint again."
+                "alone; download the checkpoint again."
             )
     meta = {}
     for name, part in first.meta.items():
@@ -203,15 +200,13 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
             shapes = ", ".join(str(list(file.meta[name].shape)) for file in files)
             raise CogVideoError(
                 f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download "
-                "the "
-                "checkpoint again."
+                "the checkpoint again."
             )
         if name.endswith("query_key_value.weight") and len(shape) == 2 and shape[0] != 3 * shape[1]:
             ranks = 3 * shape[1] * len(files) / max(1, shape[0])
             raise CogVideoError(
                 f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not "
-                f"{len(files)} "
-                f"(together, {name} is {shape}); download the checkpoint again."
+                f"{len(files)} (together, {name} is {shape}); download the checkpoint again."
             )
 
     def fill(name: str, out: Tensor) -> None:
@@ -261,8 +256,7 @@ def infer_config(
     if settings.get("num_layers", num_layers) != num_layers:
         raise CogVideoError(
             f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: "
-            "download "
-            "them again."
+            "download them again."
         )
     # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
     stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
@@ -321,9 +315,8 @@ def invalid_release(path: str | Path) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
-            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is "
-            "missing or "
-            "invalid; download it again."
+            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is missing"
+            " or invalid; download it again."
         ) from None
     except CogVideoError as error:  # weights and settings that contradict each other
         raise CogVideoError(f"{path} is damaged or mixed from several checkpoints: {error}") from None

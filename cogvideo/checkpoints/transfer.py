@@ -123,9 +123,8 @@ def _unreachable(url: str, part: Path, item: Known, reason: str) -> CogVideoErro
 def _by_hand(url: str, item: Known) -> str:
     page = f" (if it has moved, look at {item.page})" if item.page else ""
     return (
-        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file "
-        "DOWNLOADED`, "
-        "or give another address with --url."
+        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file DOWNLOADED`"
+        ", or give another address with --url."
     )
 
 

@@ -96,8 +96,7 @@ def check_room(folder: Path, need: int) -> None:
     if need > free:
         raise CogVideoError(
             f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free: make room, or set "
-            "COGVIDEO_CACHE "
-            "to a folder on a larger disk."
+            "COGVIDEO_CACHE to a folder on a larger disk."
         )
 
 
@@ -131,10 +130,8 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     if len(infos) > MAX_FILES or total > MAX_BYTES or total > max(SMALL, MAX_RATIO * path.stat().st_size):
         raise CogVideoError(
             f"{path} is not unpacked because its {path.stat().st_size / 1e9:.3f} GB would become "
-            f"{total / 1e9:.3f} GB in "
-            f"{len(infos)} files (at most {MAX_RATIO} times as much, {MAX_BYTES / 1e9:.0f} GB and "
-            f"{MAX_FILES} files): it may be "
-            "a bomb; download the release's own."
+            f"{total / 1e9:.3f} GB in {len(infos)} files (at most {MAX_RATIO} times as much, "
+            f"{MAX_BYTES / 1e9:.0f} GB and {MAX_FILES} files): it may be a bomb; download the release's own."
         )
 
 

@@ -72,8 +72,7 @@ def report(found: Inspection) -> str:
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
         lines += [
             f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest "
-            f"{seconds.max():.2f}, "
-            f"all {seconds.sum():.0f}",
+            f"{seconds.max():.2f}, all {seconds.sum():.0f}",
             f"frames a second: lowest {fps.min():.3g}, median {np.median(fps):.3g}, highest {fps.max():.3g}",
             f"pixels: {', '.join(f'{size} ({count})' for size, count in sizes)}",
         ]

@@ -242,8 +242,8 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(
-            f"The text model of these weights cannot write the rate {wrong[0]:g} "
-            f"({(FRAMES - 1) / wrong[0]:g} s): choose others."
+            f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g}"
+            " s): choose others."
         )
     return replace(settings, rates=rates)
 
@@ -333,8 +333,7 @@ def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar:
                 raise
             raise CogVideoError(
                 "A process that tokenizes was killed, perhaps because memory ran out: run again with fewer "
-                "--workers; "
-                "finished shards are kept."
+                "--workers; finished shards are kept."
             ) from None
 
 

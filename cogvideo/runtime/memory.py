@@ -116,9 +116,8 @@ def check_fits(need: int, device: str | torch.device, what: str) -> None:
     free = free_memory(device)
     if need > free:
         raise CogVideoError(
-            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 "
-            "bits or as "
-            "int8, offload its layers, choose another device, or close other programs."
+            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 bits"
+            " or as int8, offload its layers, choose another device, or close other programs."
         )
     if need > TOLD_BYTES:
         print(f"{what} needs {need / GB:.1f} GB on {device}; {free / GB:.1f} GB are free.", file=sys.stderr)

@@ -200,8 +200,8 @@ def _host_memory(size: int) -> Tensor:
             with contextlib.suppress(RuntimeError):  # which else the next launch would raise
                 torch.zeros(1, device="cuda")
             warnings.warn(
-                "Host memory cannot be page-locked, so copies to the GPU will be slower: "
-                "allow it with `ulimit -l unlimited`.",
+                "Host memory cannot be page-locked, so copies to the GPU will be slower: allow it with "
+                "`ulimit -l unlimited`.",
                 stacklevel=2,
             )
     return memory
