@@ -1,6 +1,5 @@
 """Native model folders (config.json + model.safetensors) and inheriting an image model."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +10,14 @@ import torch
 from einops import repeat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.sat import Load, fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.unzip import check_room
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json, replacing, write_json
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import (
     TensorFile,
     Weights,
@@ -111,13 +111,10 @@ def read_weights(folder: Path) -> Weights:
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, mapped."""
-    try:
+    damaged = explained(f"{path} is damaged (REASON): copy or download it again.", SafetensorError, OSError)
+    with damaged, explained(f"{path} is missing: {ADVICE}.", FileNotFoundError):
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise CogVideoError(f"{path} is missing; {ADVICE}.") from None
-    except (SafetensorError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
 
 
 @contextmanager
@@ -131,12 +128,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
     with replacing(target, parents=True, one_writer=True) as part:
         part.mkdir()
-        free = shutil.disk_usage(part).free
-        if free < needed:
-            raise CogVideoError(
-                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or "
-                "choose another disk."
-            )
+        check_room(part, needed, "choose another disk")
         yield part
         if target.exists():  # and empty; not all systems replace a folder
             target.rmdir()
@@ -157,33 +149,19 @@ def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
 
 
 def load_native(
-    model: Callable[[C], M],
-    config_class: type[C],
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-    block_done: Callable[[nn.Module], Any] | None = None,
+    model: Callable[[C], M], config_class: type[C], folder: str | Path, **load: Unpack[Load]
 ) -> M:
-    """The model in a folder written by save_model, in eval mode; dtype None keeps the types of the files.
+    """The model in a folder written by save_model, in eval mode, as float32 unless `load` has another dtype.
 
-    block_done: see fill_model.
+    load: see sat.fill_model; dtype None keeps the types of the files.
     """
     config, weights = read_folder(folder, config_class)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
-    return fill_model(lambda: model(config), weights, where=str(folder), **options)
+    return fill_model(lambda: model(config), weights, where=str(folder), **{"dtype": torch.float32, **load})
 
 
-def load_model(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-    block_done: Callable[[nn.Module], Any] | None = None,
-) -> CogVideoTransformer:
+def load_model(folder: str | Path, **load: Unpack[Load]) -> CogVideoTransformer:
     """The CogVideoTransformer in a native folder; see load_native."""
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
-    return load_native(CogVideoTransformer, ModelConfig, folder, **options)
+    return load_native(CogVideoTransformer, ModelConfig, folder, **load)
 
 
 def inherit_image_model(

@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import check_fits
@@ -30,6 +30,15 @@ from cogvideo.runtime.tensors import (
 )  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Load(TypedDict, total=False):
+    """How a model is filled: the last arguments of fill_model."""
+
+    device: str | torch.device
+    dtype: torch.dtype | None
+    block_done: Callable[[nn.Module], Any] | None
+
 
 # DeepSpeed stores the states of the random generators beside the weights, numpy's as an array, which
 # torch.load would refuse. Its module was renamed with numpy 2.
@@ -128,10 +137,8 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
                 "model_config.json and the weights."
             )
     settings = read_json(folder / "model_config.json", advice="download it again")
-    try:
+    with explained(f"Cannot read {folder / 'latest'} (REASON): download it again.", ValueError, OSError):
         iteration = (folder / "latest").read_text().strip()
-    except (UnicodeDecodeError, OSError) as error:
-        raise CogVideoError(f"Cannot read {folder / 'latest'}: {error}; download it again.") from None
     # The newer spelling, then the older one; the weights decide where neither is given.
     if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
         raise CogVideoError(
@@ -161,13 +168,9 @@ def _rank_files(folder: Path) -> list[Path]:
 
 def _open_rank(path: Path) -> dict[str, Tensor]:
     """The table under `module` of a torch file: mapped, or in memory if it is in the format before 2020."""
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}); download it again."
-        ) from None
+    damaged = f"{path} is damaged or holds more than tensors (REASON): download it again."
+    with explained(damaged), torch.serialization.safe_globals(_NUMPY):
+        table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     table = table.get("module", table) if isinstance(table, dict) else table
     if not isinstance(table, dict) or not all(isinstance(value, Tensor) for value in table.values()):
         raise CogVideoError(f"{path} holds no table of weights under the key 'module'; download it again.")
@@ -294,8 +297,8 @@ def load_sat_checkpoint(
     Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model.
     """
     config, weights = open_sat_checkpoint(folder, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
-    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **options)
+    load: Load = {"device": device, "dtype": dtype, "block_done": block_done}
+    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **load)
 
 
 def open_sat_checkpoint(

@@ -1,14 +1,14 @@
 """Super-resolution models from the files of the release."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
-from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
+from cogvideo.checkpoints.sat import Load, fill_model, our_name, read_sat_folder
 from cogvideo.errors import CogVideoError
 from cogvideo.runtime.tensors import meta_of
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -31,13 +31,11 @@ def load_sat_superres(
     num_heads: int,
     image_tokens: int,
     begin_of_image: int,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    block_done: Callable[[nn.Module], Any] | None = None,
+    **load: Unpack[Load],
 ) -> S:
     """A model of the class `model` from the release's folder or its state dict, in eval mode.
 
-    dtype None keeps the type of the weights. block_done: see fill_model.
+    load: see sat.fill_model.
     """
     weights: Mapping[str, Tensor]
     if isinstance(source, dict):
@@ -53,9 +51,7 @@ def load_sat_superres(
     config = released_config(
         model, weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
     )
-    return fill_model(
-        lambda: model(config), weights, where=where, device=device, dtype=dtype, block_done=block_done
-    )
+    return fill_model(lambda: model(config), weights, where=where, **load)
 
 
 def released_config(

@@ -83,14 +83,12 @@ def model_root(archive: zipfile.ZipFile, path: Path) -> str:
     return roots[0]
 
 
-def check_room(folder: Path, need: int) -> None:
+def check_room(folder: Path, need: int, advice: str = "set COGVIDEO_CACHE to a folder elsewhere") -> None:
     """Raise CogVideoError when fewer than `need` bytes are free on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise CogVideoError(
-            f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free: make room, or set "
-            "COGVIDEO_CACHE to a folder on a larger disk."
-        )
+        sizes = f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free"
+        raise CogVideoError(f"{sizes}: make room, or {advice}.")
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, bar: tqdm) -> str:
