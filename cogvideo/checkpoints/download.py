@@ -69,9 +69,9 @@ def _get(item: Known, target: Path, url: str | None, file: Path | None) -> tuple
 
 def _given(file: Path, target: Path, item: Known) -> Path:
     """The user's own file, its first bytes checked: a zip as it is, any other file copied to `target`."""
-    with explained(f"{file} cannot be read (REASON): give the downloaded file.", OSError):
-        with open(file, "rb") as content:
-            right = content.read(16).startswith(item.starts)
+    unread = explained(f"{file} cannot be read (REASON): give the downloaded file.", OSError)
+    with unread, open(file, "rb") as content:
+        right = content.read(16).startswith(item.starts)
     if not right:
         raise CogVideoError(f"{file} is not {item.name} as {item.source} sends it: download it again.")
     if item.zipped:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import read_table
@@ -31,12 +31,12 @@ def save_frames(tokenizer: FrameTokenizer, path: str | Path, dtype: torch.dtype 
 
 def load_frames(path: str | Path, device: str | torch.device) -> FrameTokenizer:
     """Read what save_frames wrote, as float32 and in eval mode."""
-    damaged = f"The frame tokenizer {path} is damaged (REASON): copy the file again."
-    missing = f"There is no frame tokenizer at {path}: check the path."
-    with explained(damaged, OSError, SafetensorError), explained(missing, FileNotFoundError):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    if not Path(path).exists():
+        raise CogVideoError(f"There is no frame tokenizer at {path}: check the path.")
+    damaged = explained(f"The frame tokenizer {path} is damaged (REASON): copy the file again.")
+    with damaged, safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
     if "frame_tokenizer" not in metadata:
         raise CogVideoError(f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote.")
     with explained(f"The description inside the frame tokenizer {path} is invalid (REASON): copy it again."):

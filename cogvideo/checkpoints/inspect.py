@@ -6,7 +6,6 @@ of files.
 
 import json
 import re
-import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from cogvideo.checkpoints.sat import (
 from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import CUDA_BYTES, cache_numbers, free_memory, int8_bytes
@@ -136,11 +135,8 @@ def _release(path: Path) -> Inspection:
             f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
         )
     needed = [name for name in FILES if not ((path / name).exists() or (path / f"{name}.zip").exists())]
-    note = (
-        f"to generate videos from here, {', '.join(needed)} are still needed"
-        if needed
-        else "ready for --weights"
-    )
+    still = f"to generate videos from here, {', '.join(needed)} are still needed"
+    note = still if needed else "ready for --weights"
     return _of_parts(path, "files of the release", "folder", found, note=note)
 
 
@@ -228,13 +224,9 @@ def _zip(path: Path) -> Inspection:
             raise CogVideoError(
                 f"{path} is no zip of the release: it should hold weights and a small model_config.json."
             )
-        try:
+        with explained(f"The model_config.json in {path} cannot be read (REASON): download it again."):
             settings = json.loads(archive.read(info))
             layers, hidden = int(settings["num_layers"]), int(settings["hidden_size"])
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CogVideoError(
-                f"The model_config.json in {path} cannot be read ({error}): download it again."
-            ) from None
     place = f"{path.name}/{root}".lower()
     named = next((kind for part, kind in NAMED.items() if part in place), "model of the release")
     kind = {1: STAGE1, 2: STAGE2}.get(settings.get("cogvideo_stage"), named)
@@ -285,13 +277,11 @@ def _torch_file(path: Path) -> Inspection:
 def _safetensors(path: Path) -> Inspection:
     if path.name.startswith("model") and (path.parent / "config.json").exists():
         return _native_folder(path.parent)
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Tensors are mapped, and nothing of them is read.
-            meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
-            return _table(path, meta, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged or half downloaded ({error}): {AGAIN}.") from None
+    damaged = explained(f"{path} is damaged or half downloaded (REASON): {AGAIN}.", SafetensorError, OSError)
+    with damaged, safe_open(path, framework="pt") as file:
+        # Tensors are mapped, and nothing of them is read.
+        meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
+        return _table(path, meta, file.metadata() or {})
 
 
 def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Inspection:
@@ -321,17 +311,13 @@ def _frame_tokenizer(
     path: Path, meta: dict[str, Tensor], metadata: dict[str, str], facts: dict[str, Any]
 ) -> Inspection:
     """Our own network or icetk's, whose sizes come from the shapes."""
-    try:
+    with explained(f"{path} is no whole image tokenizer (REASON is missing or invalid): download it again."):
         if "frame_tokenizer" in metadata:
             sizes, ours = json.loads(metadata["frame_tokenizer"]), set(meta)
         else:
             sizes, ours = {"kind": "icetk", **icetk_sizes(meta)}, loaded_names(meta)
         network: Callable[..., nn.Module] = NETWORKS[sizes.pop("kind")]
         expected = _empty(lambda: network(**sizes)).state_dict()
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise CogVideoError(
-            f"{path} is no whole image tokenizer ({error} is missing or invalid): download it again."
-        ) from None
     geometry = {name: value if isinstance(value, int) else str(value) for name, value in sizes.items()}
     return Inspection(path, "image tokenizer", geometry=geometry, **facts, **_compare(expected, meta, ours))
 

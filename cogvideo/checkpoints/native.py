@@ -111,10 +111,11 @@ def read_weights(folder: Path) -> Weights:
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, mapped."""
+    if not path.exists():
+        raise CogVideoError(f"{path} is missing: {ADVICE}.")
     damaged = explained(f"{path} is damaged (REASON): copy or download it again.", SafetensorError, OSError)
-    with damaged, explained(f"{path} is missing: {ADVICE}.", FileNotFoundError):
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+    with damaged, safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cogvideo.data.frame_rates import FRAMES, RATES, choose_rate, plan
 from cogvideo.data.reading import Timeline
 from cogvideo.data.sources import Clip, Dataset
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 BAR = 40  # characters of the longest bar of the histogram
 SHOWN = 10  # files with something wrong that are named
@@ -127,10 +127,7 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
         draw.text((4, top + CELL // 2 - 16), f"{row + 1}\n{window.rate:g} fps", fill="black")
         times = f"{window.times[0]:.2f} to {window.times[-1]:.2f} s"
         lines.append(f"{row + 1}  {window.rate:g} fps, {times}, {clip.source}: {clip.caption}")
-    try:
+    unwritten = f"The contact sheet cannot be written to {path} (REASON): name a .png file."
+    with explained(unwritten, OSError, ValueError):
         sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise CogVideoError(
-            f"The contact sheet cannot be written to {path} ({error}): name a .png file."
-        ) from None
     return lines

@@ -26,7 +26,7 @@ from cogvideo.data.classes import (
     videos_below,
 )
 from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 WORLDS = {"digits": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "digits:..."
 OPTIONS = {
@@ -170,7 +170,8 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for line, row in _rows(file):
-        try:
+        wrong = "must have path and caption, and start before end where it has them: correct it."
+        with explained(f"Line {line} of {file} {wrong}", StopIteration, KeyError, TypeError, ValueError):
             path = next(row[key] for key in PATH_KEYS if row.get(key))
             start, end = (
                 float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end")
@@ -178,38 +179,27 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
             caption = str(row["caption"]).strip()
             if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
-        except (StopIteration, KeyError, TypeError, ValueError):
-            raise CogVideoError(
-                f"Line {line} of {file} must have path and caption, and start before end where it has them: "
-                "correct it."
-            ) from None
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
     return rows
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a .jsonl or .csv file."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            if file.suffix.lower() == ".csv":
-                reader = csv.DictReader(lines)
-                for row in reader:
-                    yield reader.line_num, row
-            else:
-                for line, text in enumerate(lines, 1):
-                    if text.strip():
-                        row = json.loads(text)
-                        if not isinstance(row, dict):
-                            raise ValueError(f"line {line} is no object")
-                        yield line, row
-    except OSError as error:
-        raise CogVideoError(
-            f"The captions {file} cannot be read ({error.strerror}): check the path."
-        ) from None
-    except (ValueError, csv.Error) as error:
-        raise CogVideoError(
-            f"{file} is damaged ({error}): it must be UTF-8, one JSON object a line or CSV."
-        ) from None
+    unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
+    damaged = f"{file} is damaged (REASON): it must be UTF-8, one JSON object a line or CSV."
+    wrong = explained(damaged, ValueError, csv.Error)
+    with unread, wrong, file.open(newline="", encoding="utf-8-sig") as lines:
+        if file.suffix.lower() == ".csv":
+            reader = csv.DictReader(lines)
+            for row in reader:
+                yield reader.line_num, row
+        else:
+            for line, text in enumerate(lines, 1):
+                if text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {line} is no object")
+                    yield line, row
 
 
 def _captioned(spec: str) -> Dataset:
@@ -262,7 +252,9 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
     if language not in keys or each < 1:
         raise CogVideoError(f"{spec} should have language=en or zh and each=1 or more.")
     clips, missing = [], []
-    try:
+    unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
+    wrong = f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
+    with unread, explained(wrong, ValueError, KeyError, TypeError):
         for row in json.loads(file.read_text("utf-8")):
             name, captions = str(row["videoID"]), [str(text) for text in row[keys[language]]]
             video, start, end = name.rsplit("_", 2)
@@ -275,14 +267,6 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
                 continue
             for caption in captions[:each]:
                 clips.append(FileClip(name, part[0], caption, video, part[1], part[2]))
-    except OSError as error:
-        raise CogVideoError(
-            f"The captions {file} cannot be read ({error.strerror}): check the path."
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise CogVideoError(
-            f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
-        ) from None
     return Dataset(spec, clips, missing)
 
 

@@ -38,7 +38,7 @@ from cogvideo.data.tokenized import (
     span_key,
     write_shard,
 )
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json, write_json
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
@@ -158,12 +158,9 @@ def _shards(dataset: Dataset, size: int) -> list[_Shard]:
 
 def _part(clip: FileClip) -> tuple[float, float | None, int]:
     """Where a clip begins and ends, and the size of its file."""
-    try:
+    gone = f"{clip.path} cannot be read any more (REASON): put it back, or run again without it."
+    with explained(gone, OSError):
         return clip.start, clip.end, clip.path.stat().st_size
-    except OSError as error:
-        raise CogVideoError(
-            f"{clip.path} cannot be read any more ({error.strerror}): put it back, or run again without it."
-        ) from None
 
 
 def sequences(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
-from cogvideo.data.reading import upright
-from cogvideo.errors import CogVideoError
+from cogvideo.data.reading import opened, upright
+from cogvideo.errors import CogVideoError, explained
 
 if TYPE_CHECKING:
     import av
@@ -101,16 +101,13 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
             "[T,H,W,3] and fps > 0."
         )
     rate = Fraction(fps).limit_denominator(1001)
-    part = path.with_name(
-        f".{path.stem}.{os.getpid()}{path.suffix}"
-    )  # FFmpeg chooses the format by the suffix
+    # FFmpeg chooses the format by the suffix.
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unwritten = f"{path} cannot be written (REASON): choose another place or size."
     try:
-        (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
-        os.replace(part, path)
-    except (OSError, FFmpegError) as error:
-        raise CogVideoError(
-            f"{path} cannot be written ({error.strerror}): choose another place or size."
-        ) from None
+        with explained(unwritten, OSError, FFmpegError):
+            (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -131,31 +128,16 @@ def check_place(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise CogVideoError(f"{path} is a folder: give the name of a file.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
-    except OSError as error:
-        raise CogVideoError(
-            f"{path} cannot be written ({error.strerror}): choose a folder that exists."
-        ) from None
+    with explained(f"{path} cannot be written (REASON): choose a folder that exists.", OSError):
+        tempfile.TemporaryFile(dir=path.parent).close()
+    return path
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """Read any video file that FFmpeg knows -> (frames uint8 [T,H,W,3], frames a second)."""
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise CogVideoError(f"{path} holds no video: give a video file.")
-            stream = container.streams.video[0]
-            decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
-            rate, tick = stream.average_rate, stream.time_base
-    except (OSError, FFmpegError) as error:
-        raise CogVideoError(
-            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
-        ) from None
+    with opened(path) as (container, stream):
+        decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
+        rate, tick = stream.average_rate, stream.time_base
     if not decoded or not rate:
         raise CogVideoError(f"{path} holds no frames: give a whole video file.")
     first, last = decoded[0][0], decoded[-1][0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.tensors import DTYPES, tensor_bytes
 
@@ -55,11 +55,9 @@ def free_memory(device: str | torch.device = "cpu") -> int:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        try:
+        with explained(f"There is no device {device} here: choose cpu or another device."):
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return torch.cuda.mem_get_info(device)[0] + kept
-        except (RuntimeError, AssertionError):  # torch raises either, by how it was built
-            raise CogVideoError(f"There is no device {device} here: choose cpu or another device.") from None
     try:
         available = _number(MEMINFO, r"MemAvailable:\s+(\d+) kB") * 1024
     except (OSError, ValueError):
