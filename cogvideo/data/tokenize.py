@@ -27,7 +27,7 @@ from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates,
 from cogvideo.data.reading import CannotReadNow, Size, Timeline
 from cogvideo.data.sources import Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
-    FINISHING,
+    INDEX,
     MANIFEST,
     Sample,
     TokenFormat,
@@ -266,7 +266,8 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
     note, values = out / SETTINGS, {"format": asdict(made), "settings": asdict(settings)}
     # First what else is there, then the note: another process may write it, and then shards, at this moment.
     others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
-    if not (_same(note, values) if note.exists() else not others):
+    same = note.exists() and read_json(note) == json.loads(json.dumps(values))
+    if not (same if note.exists() else not others):
         raise CogVideoError(
             f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
         )
@@ -274,25 +275,24 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
         write_json(note, values)
 
 
-def _same(note: Path, values: dict[str, Any]) -> bool:
-    """Whether a JSON file holds these values."""
-    return read_json(note) == json.loads(json.dumps(values))
-
-
 def _is_done(out: Path, shard: _Shard) -> bool:
     notes = read_notes(out / shard_name(shard.number))
     return notes is not None and notes["clips"] == shard.digest
 
 
+@dataclass(frozen=True)
 class _Worker:
     """Makes shards in one process."""
 
-    def __init__(self, parts: Tokenizers, settings: Settings, made: TokenFormat, out: Path, device: str):
-        self.parts, self.settings, self.made, self.out, self.device = parts, settings, made, out, device
-        self.parts.frames.to(device)
+    parts: Tokenizers
+    settings: Settings
+    made: TokenFormat
+    out: Path
+    device: str
 
-    def __call__(self, shard: _Shard, tick: Callable[[], object]) -> None:
-        """Write a shard; tick() is called after every clip."""
+    def __call__(self, shard: _Shard, tick: Callable[[], object] = lambda: None) -> int:
+        """Write a shard -> its clips; tick() is called after every clip."""
+        self.parts.frames.to(self.device)
         samples, problems = [], []
         for clip in shard.clips:
             try:
@@ -305,13 +305,10 @@ class _Worker:
             if problem:
                 problems.append([clip.source, problem])
             tick()
-        notes = {"clips": shard.digest, "problems": problems, "rates": _rates(samples)}
+        rates = Counter(f"{(FRAMES - 1) / s.span if s.span else 0:g}" for s in samples)  # 0: without one
+        notes = {"clips": shard.digest, "problems": problems, "rates": rates}
         write_shard(self.out / shard_name(shard.number), samples, self.made, notes)
-
-
-def _rates(samples: list[Sample]) -> dict[str, int]:
-    """How many sequences there are of each frame rate; 0: without one."""
-    return dict(Counter(f"{(FRAMES - 1) / sample.span if sample.span else 0:g}" for sample in samples))
+        return len(shard.clips)
 
 
 def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar: tqdm) -> None:
@@ -354,8 +351,7 @@ def _end_with_parent() -> None:
 
 
 def _work(shard: _Shard) -> int:
-    _worker(shard, lambda: None)
-    return len(shard.clips)
+    return _worker(shard)
 
 
 def _finish(
@@ -376,7 +372,7 @@ def _finish(
     except FileNotFoundError:  # another process was faster, and took ours for what a killed one left
         if not (manifest := _finished(out, dataset)):
             raise
-    for file in (*out.glob(FINISHING + "*"), *out.glob(SETTINGS + ".*")):
+    for file in (*out.glob(INDEX + ".*"), *out.glob(SETTINGS + ".*")):
         file.unlink(missing_ok=True)
     return manifest
 
