@@ -13,17 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cogvideo.checkpoints import released
+from cogvideo.checkpoints import released, sat
 from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.native import ADVICE, new_folder, read_folder, write_weights
-from cogvideo.checkpoints.sat import (
-    empty_model,
-    fill_model,
-    invalid_release,
-    open_sat_checkpoint,
-    read_sat_folder,
-    released_kind,
-)  # fmt: skip
 from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
@@ -98,7 +90,7 @@ def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> No
 def _checked(source: Path, *, image_tokens: int, begin_of_image: int) -> tuple[Any, Weights]:
     """Configuration and weights; that they fit each other is checked now, not after an hour of writing."""
     model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    empty_model(lambda: model(config), weights, str(source))
+    sat.empty_model(lambda: model(config), weights, str(source))
     return config, weights
 
 
@@ -122,7 +114,7 @@ def measure_load(
     """Load the model in a released or native folder -> a line with its size, the time and the peak memory."""
     kind, start = _dtype(dtype), time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    model = fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
+    model = sat.fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
     size = sum(map(tensor_bytes, model.state_dict().values()))
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
@@ -144,14 +136,14 @@ def open_checkpoint(
             f"There are no weights at {folder}: give a released folder or zip, a native folder, or "
             "ice_image.pt."
         )
-    weights, _ = read_sat_folder(folder)
-    kind = released_kind(weights)
+    weights, _ = sat.read_sat_folder(folder)
+    kind = sat.released_kind(weights)
     if kind in ("image", "video"):
-        return CogVideoTransformer, *open_sat_checkpoint(folder, **ids)
+        return CogVideoTransformer, *sat.open_sat_checkpoint(folder, **ids)
     model = DirectSuperResolution if kind == "direct" else IterativeSuperResolution
     heads = released.superres_heads(folder)
     weights = weights.renamed(our_superres_name)
-    with invalid_release(folder):
+    with sat.invalid_release(folder):
         config = released_config(model, weights, num_heads=heads, **ids)
     return model, config, weights
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from cogvideo.checkpoints import sat
 from cogvideo.checkpoints.convert import open_checkpoint
 from cogvideo.checkpoints.frames import NETWORKS, icetk_sizes, loaded_names
 from cogvideo.checkpoints.i3d_weights import unit_shapes
@@ -22,14 +23,6 @@ from cogvideo.checkpoints.native import ADVICE, INDEX
 from cogvideo.checkpoints.pipeline_folder import read_labels
 from cogvideo.checkpoints.registry import KNOWN, size_text
 from cogvideo.checkpoints.released import FILES
-from cogvideo.checkpoints.sat import (
-    infer_config,
-    invalid_release,
-    our_name,
-    read_sat_folder,
-    released_kind,
-    released_name,
-)  # fmt: skip
 from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
@@ -154,7 +147,7 @@ def _native_folder(path: Path) -> Inspection:
 
 
 def _released_folder(path: Path) -> Inspection:
-    weights, settings = read_sat_folder(path)
+    weights, settings = sat.read_sat_folder(path)
     ranks = list((path / (path / "latest").read_text().strip()).glob("mp_rank_*_model_states.pt"))
     size = sum(rank.stat().st_size for rank in ranks)
     return _released(path, weights.meta, settings, layout="released folder", files=len(ranks), size=size)
@@ -162,13 +155,13 @@ def _released_folder(path: Path) -> Inspection:
 
 def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], **facts: Any) -> Inspection:
     """Weights under the names of the release; `settings` of model_config.json may be empty."""
-    kind, whole = released_kind(meta), dict(meta)
+    kind, whole = sat.released_kind(meta), dict(meta)
     superres: type[SuperResolution] | None = {
         "direct": DirectSuperResolution,
         "iterative": IterativeSuperResolution,
     }.get(kind)
-    rename = our_superres_name if superres else our_name
-    with invalid_release(path):
+    rename = our_superres_name if superres else sat.our_name
+    with sat.invalid_release(path):
         for name, shape in _expected_tables(settings, meta, superres is not None).items():
             whole.setdefault(name, torch.empty(shape, device="meta"))
         # Which ids are image tokens is not in the files; no shape follows from it.
@@ -177,10 +170,10 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
             ours = {new: tensor for name, tensor in whole.items() if (new := rename(name))}
             config = released_config(superres, ours, num_heads=heads, **ids)
         else:
-            config = infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
+            config = sat.infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
     model: Callable[[Any], nn.Module] = superres or CogVideoTransformer
     empty = _empty(lambda: model(config))
-    expected = {released_name(name): tensor for name, tensor in empty.state_dict().items()}
+    expected = {sat.released_name(name): tensor for name, tensor in empty.state_dict().items()}
     facts |= _describe(config, empty) | _compare(expected, meta, [name for name in meta if rename(name)])
     facts["geometry"] |= {"heads": settings.get("num_attention_heads", "not told")}
     del facts["geometry"]["image tokens"]

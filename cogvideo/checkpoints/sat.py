@@ -51,8 +51,8 @@ _NUMPY = [
 # A literal in the released code: text positions count from 0, the first frame's from here.
 FIRST_FRAME_POSITION = 512
 
-# Released name -> ours; {} is the layer.
-LAYER_NAMES = {
+# Released module or gate -> ours; {} is the layer.
+OUR_NAMES = {
     "transformer.layers.{}.input_layernorm": "blocks.{}.attention_norm",
     "transformer.layers.{}.third_layernorm": "blocks.{}.attention_out_norm",
     "transformer.layers.{}.post_attention_layernorm": "blocks.{}.mlp_norm",
@@ -63,15 +63,14 @@ LAYER_NAMES = {
     "transformer.layers.{}.mlp.dense_4h_to_h": "blocks.{}.mlp.down",
     "mixins.attention_plus.query_key_value.{}": "blocks.{}.temporal.qkv",
     "mixins.attention_plus.dense.{}": "blocks.{}.temporal.dense",
-}
-OTHER_NAMES = {
+    "mixins.attention_plus.attn_distribution.{}": "blocks.{}.gate",
     "transformer.word_embeddings": "word_embedding",
     "transformer.position_embeddings": "base_position_embedding",
     "transformer.final_layernorm": "final_norm",
     "mixins.extra_position_embedding.position_embeddings": "extra_position_embedding",
 }
-GATE = re.compile(r"mixins\.attention_plus\.attn_distribution\.(\d+)$")
-RELEASED_NAMES = {ours: released for released, ours in (LAYER_NAMES | OTHER_NAMES).items()}
+RELEASED_NAMES = {ours: released for released, ours in OUR_NAMES.items()}
+LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 # How SwissArmyTransformer's model parallelism shards a weight among its ranks (mpu/layers.py:
 # VocabParallelEmbedding, ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q,
@@ -95,26 +94,24 @@ SHARED_OUT = {
 
 def our_name(released: str) -> str | None:
     """The name in CogVideoTransformer of a released weight, or None if it is not one of them."""
-    if match := GATE.match(released):
-        return f"blocks.{match[1]}.gate"
-    module, _, kind = released.rpartition(".")
-    if module in OTHER_NAMES:
-        return f"{OTHER_NAMES[module]}.{kind}"
-    numbers = re.findall(r"(?<=\.)\d+", module)
-    pattern = re.sub(r"(?<=\.)\d+", "{}", module)
-    if len(numbers) == 1 and pattern in LAYER_NAMES:
-        return f"{LAYER_NAMES[pattern].format(numbers[0])}.{kind}"
-    return None
+    return _renamed(released, OUR_NAMES)
 
 
 def released_name(ours: str) -> str:
     """The inverse of our_name; of the names of super-resolution models, too."""
     ours = ours.replace(".given.", ".spatial.").replace(".drawn.", ".temporal.")
-    layer = re.search(r"\d+", ours)
-    module, _, kind = re.sub(r"\d+", "{}", ours).rpartition(".")
-    if kind == "gate" and layer:
-        return f"mixins.attention_plus.attn_distribution.{layer[0]}"
-    return f"{RELEASED_NAMES[module].format(layer and layer[0])}.{kind}"
+    released = _renamed(ours, RELEASED_NAMES)
+    if released is None:
+        raise KeyError(ours)
+    return released
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str | None:
+    pattern, layers = LAYER.sub("{}", name), LAYER.findall(name)
+    module, _, kind = pattern.rpartition(".")
+    if pattern in table:  # a gate, which is a parameter itself
+        return table[pattern].format(*layers)
+    return f"{table[module]}.{kind}".format(*layers) if module in table else None
 
 
 def released_kind(names: Iterable[str]) -> str:

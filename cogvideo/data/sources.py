@@ -15,16 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from cogvideo.data.classes import (
-    VIDEOS,
-    class_of,
-    class_prompts,
-    class_videos,
-    find_split,
-    kinetics_labels,
-    kinetics_parts,
-    videos_below,
-)
+from cogvideo.data import classes
 from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
 from cogvideo.errors import CogVideoError, explained
 
@@ -229,13 +220,13 @@ def _captioned(spec: str) -> Dataset:
 
 def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
     folder, kind, split = Path(place), spec.partition(":")[0], options.get("split")
-    videos = class_videos(kind, folder, split)
-    labels = kinetics_labels(folder, split) if kind == "kinetics" else {}
-    parts = kinetics_parts(find_split(folder, split)) if kind == "kinetics" and split else {}
-    classes = [class_of(video, folder, labels) for video in videos]
-    texts = class_prompts(sorted(set(classes)), options.get("prompts"))
+    videos = classes.class_videos(kind, folder, split)
+    labels = classes.kinetics_labels(folder, split) if kind == "kinetics" else {}
+    parts = classes.kinetics_parts(classes.find_split(folder, split)) if kind == "kinetics" and split else {}
+    names = [classes.class_of(video, folder, labels) for video in videos]
+    texts = classes.class_prompts(sorted(set(names)), options.get("prompts"))
     clips: list[Clip] = []
-    for video, name in zip(videos, classes, strict=True):
+    for video, name in zip(videos, names, strict=True):
         start, end = parts.get(video.stem) or (0.0, None)
         # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a
         # part of a video.
@@ -293,6 +284,6 @@ def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not (files := {path.stem: path for path in videos_below(folder)}):
-        raise CogVideoError(f"{folder} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
+    if not (files := {path.stem: path for path in classes.videos_below(folder)}):
+        raise CogVideoError(f"{folder} has no videos ({' '.join(classes.VIDEOS)}): give a folder that does.")
     return files

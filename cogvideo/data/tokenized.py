@@ -233,7 +233,9 @@ class TokenizedBatches:
             slots = f"{config.text_length} text slots"
             problems.append(f"texts {where} have up to {f.text_length} ids, the model has {slots}")
         if f.pad_id >= config.vocab_size:
-            problems.append(f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} ids")
+            problems.append(
+                f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} of them"
+            )
         problems += [
             f"tokens {where} were made by another {name.replace('_', ' ')} than the model's"
             for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer))
