@@ -132,10 +132,7 @@ def open_checkpoint(
             return IterativeSuperResolution, *read_folder(folder, IterativeConfig)
         return CogVideoTransformer, *read_folder(folder, ModelConfig)
     if not folder.exists():
-        raise CogVideoError(
-            f"There are no weights at {folder}: give a released folder or zip, a native folder, or "
-            "ice_image.pt."
-        )
+        raise CogVideoError(f"There are no weights at {folder}: give a folder, a zip or ice_image.pt.")
     weights, _ = sat.read_sat_folder(folder)
     kind = sat.released_kind(weights)
     if kind in ("image", "video"):

@@ -86,9 +86,7 @@ def folder_of(name: str) -> Path:
     """The path of packaged weights."""
     path = find(name)
     if path is None:
-        raise CogVideoError(
-            f"The weights {name} are missing from this installation of cogvideo: install it again."
-        )
+        raise CogVideoError(f"The weights {name} are missing: install cogvideo again.")
     return path
 
 

@@ -107,9 +107,7 @@ def check_weights(state: Mapping[str, Any], where: str) -> None:
     for name, shape in _names().items():
         found = state.get(name)
         if not isinstance(found, Tensor) or found.shape != shape or not bool(found.isfinite().all()):
-            raise CogVideoError(
-                f"{where} is no I3D for Kinetics-400: {name} is missing, misshapen or not finite."
-            )
+            raise CogVideoError(f"{where} is no I3D for Kinetics-400: {name} is missing or invalid.")
 
 
 def _names() -> dict[str, tuple[int, ...]]:

@@ -214,9 +214,7 @@ def _zip(path: Path) -> Inspection:
         root = model_root(archive, path)
         ranks = [i for i in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", i.filename)]
         if not ranks or (info := archive.getinfo(f"{root}model_config.json")).file_size > 10**6:
-            raise CogVideoError(
-                f"{path} is no zip of the release: it should hold weights and a small model_config.json."
-            )
+            raise CogVideoError(f"{path} is no zip of the release: download it again.")
         with explained(f"The model_config.json in {path} cannot be read (REASON): download it again."):
             settings = json.loads(archive.read(info))
             layers, hidden = int(settings["num_layers"]), int(settings["hidden_size"])
@@ -292,11 +290,9 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
     if "digit.weight" in meta and "turn.weight" in meta:
         return Inspection(path, "judge of demo clips", **facts, **_compare(meta, meta, meta))
     if "blocks.0.attention_norm.weight" in meta:
-        raise CogVideoError(
-            f"{path} needs the config.json that was written beside it: copy the whole folder."
-        )
+        raise CogVideoError(f"{path} needs the config.json beside it: copy the whole folder.")
     raise CogVideoError(
-        f"{path} holds weights of no model known here ({min(meta, default='none')} is the first)."
+        f"{path} holds no model known here ({min(meta, default='none')} is the first weight)."
     )
 
 

@@ -94,9 +94,7 @@ def read_weights(folder: Path) -> Weights:
             isinstance(v, str) and Path(v).name == v for v in file_of.values()
         )
         if not named:
-            raise CogVideoError(
-                f"{folder / INDEX} should name a file of the folder for every weight; {ADVICE}."
-            )
+            raise CogVideoError(f"{folder / INDEX} should name a file for every weight; {ADVICE}.")
         files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in files[file].meta:
@@ -183,13 +181,11 @@ def inherit_image_model(
     else:
         image = load_sat_checkpoint(source, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image)
     if image.config.temporal:
-        raise CogVideoError(
-            "A video model cannot be inherited from: give an image model (one frame, no temporal channel)."
-        )
+        raise CogVideoError("A video model cannot be inherited from: give an image model.")
     config = image.config.video() if config is None else config
     if (differing := _differences(image.config, config)) or not config.temporal:
         raise CogVideoError(
-            f"The configuration does not fit the image model: {', '.join(differing) or 'temporal'} differs."
+            f"The configuration and the image model differ: {', '.join(differing) or 'temporal'}."
         )
     like = image.word_embedding.weight
     generator = torch.Generator().manual_seed(seed)

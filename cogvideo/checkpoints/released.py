@@ -90,8 +90,7 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     """Raise CogVideoError that names those of the release's files and folders that are missing."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
-            f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights "
-            "get` or unpack the download there."
+            f"{', '.join(missing)} of the release is missing from {folder}: see `cogvideo weights get`."
         )
 
 

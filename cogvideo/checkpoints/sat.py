@@ -129,10 +129,7 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
     folder = unpacked(Path(folder))
     for name in ("latest", "model_config.json"):
         if not (folder / name).exists():
-            raise CogVideoError(
-                f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, "
-                "model_config.json and the weights."
-            )
+            raise CogVideoError(f"{folder} is not a released checkpoint: {name} is missing; copy it again.")
     settings = read_json(folder / "model_config.json", advice="download it again")
     with explained(f"Cannot read {folder / 'latest'} (REASON): download it again.", ValueError, OSError):
         iteration = (folder / "latest").read_text().strip()
@@ -157,9 +154,7 @@ def _rank_files(folder: Path) -> list[Path]:
     ranks = {int(m[1]): path for path in folder.glob("*") if (m := RANK_FILE.fullmatch(path.name))}
     for rank in range(max(ranks, default=0) + 1):
         if rank not in ranks:
-            raise CogVideoError(
-                f"{folder / f'mp_rank_{rank:02d}_model_states.pt'} is missing; download it again."
-            )
+            raise CogVideoError(f"{folder}/mp_rank_{rank:02d}_model_states.pt is missing: download it again.")
     return [ranks[rank] for rank in sorted(ranks)]
 
 
@@ -250,13 +245,10 @@ def infer_config(
     window = settings.get("window_size", -1)
     num_layers = max(layers) + 1
     if len(set(layers)) != num_layers:  # before so many are made
-        raise CogVideoError(
-            f"The weights hold {len(set(layers))} layers numbered up to {max(layers)}: download them again."
-        )
+        raise CogVideoError(f"There are {len(set(layers))} layers, numbered up to {max(layers)}.")
     if settings.get("num_layers", num_layers) != num_layers:
         raise CogVideoError(
-            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: "
-            "download them again."
+            f"They hold {num_layers} layers where model_config.json says {settings['num_layers']}."
         )
     # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
     stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
@@ -369,13 +361,10 @@ def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: st
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
         raise CogVideoError(
-            f"{len(missing)} weights are missing from {where}, {min(missing)} among them; get a complete "
-            "copy."
+            f"{len(missing)} weights are missing from {where}, {min(missing)} among them: get a whole copy."
         )
     if surplus := meta.keys() - expected.keys():
-        raise CogVideoError(
-            f"{where} holds weights that are not part of its configuration, {min(surplus)} among them."
-        )
+        raise CogVideoError(f"{where} holds weights beyond its configuration, {min(surplus)} for one.")
     for name, shape in expected.items():
         if meta[name].shape != shape:
             raise CogVideoError(

@@ -45,9 +45,7 @@ def load_sat_superres(
     else:
         weights, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
     if missing := [name for name in TABLES if name not in weights]:
-        raise CogVideoError(
-            f"{where} is no super-resolution checkpoint: it has no {missing[0]}; choose another folder."
-        )
+        raise CogVideoError(f"{where} is no super-resolution checkpoint: no {missing[0]}; choose another.")
     config = released_config(
         model, weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
     )

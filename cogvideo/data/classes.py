@@ -19,9 +19,7 @@ def videos_below(folder: Path, suffixes: tuple[str, ...] = VIDEOS) -> list[Path]
 def class_videos(kind: str, folder: Path, split: str | None) -> list[Path]:
     """Videos of UCF-101 ("ucf101") or Kinetics ("kinetics"), or those of a split file (see find_split)."""
     if not folder.is_dir():
-        raise CogVideoError(
-            f"There is no folder {folder}: give the folder of {kind} with a folder for each class."
-        )
+        raise CogVideoError(f"There is no folder {folder}: give that of {kind}, with one for each class.")
     videos = videos_below(folder)
     if split is None:
         return videos
@@ -76,8 +74,7 @@ def class_of(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
     stem = re.sub(r"_\d{6}_\d{6}$", "", video.stem)
     if stem not in labels:
         raise CogVideoError(
-            f"The class of {video} is unknown: put it into the folder of its class or give a split with "
-            "labels."
+            f"The class of {video} is unknown: give its folder that name, or a split with labels."
         )
     return labels[stem]
 

@@ -44,9 +44,7 @@ def check_rates(rates: Sequence[float], minimum: float = 0.0) -> tuple[float, ..
     if not rates or min(rates) <= 0:
         raise CogVideoError("Frame rates must be numbers above 0, such as 0.25,0.5,1,2,4,8.")
     if not (chosen := tuple(sorted({float(rate) for rate in rates if rate >= minimum}))):
-        raise CogVideoError(
-            f"No frame rate is left: the minimum is {minimum:g} and the highest rate {max(rates):g}."
-        )
+        raise CogVideoError(f"No frame rate is left: {max(rates):g} is below the minimum {minimum:g}.")
     return chosen
 
 
@@ -98,9 +96,7 @@ def plan(
         highest = max(rates)
         overlap = int(kind[-1])
         return _in_line(seconds, highest, FRAMES - overlap) if gives_five(seconds, highest, fps) else []
-    raise CogVideoError(
-        f"There are no training sequences of kind {kind!r}: choose one of {', '.join(KINDS)}."
-    )
+    raise CogVideoError(f"Training sequences of kind {kind!r} are unknown: choose {', '.join(KINDS)}.")
 
 
 def _windows(seconds: float, rate: float, count: int) -> list[Window]:

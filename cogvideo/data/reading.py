@@ -80,9 +80,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
                 times[time] = _seconds(packet.duration or 0, stream)
         stated = _stated_duration(container, stream)
     if size is None or not times:
-        raise CogVideoError(
-            f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file."
-        )
+        raise CogVideoError(f"{path} holds no frames{_where(start, end)}: give a whole video file.")
     shown = np.array(sorted(times))
     last = shown[-1] + times[shown[-1]]
     if last == shown[-1]:  # AVI does not say how long the last frame is shown: as long as the others

@@ -126,7 +126,7 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
     place, options = rest.partition("?")[0], read_options(spec)
     if unknown := options.keys() - known[kind]:
         raise CogVideoError(
-            f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known[kind]))}."
+            f"{spec} has the unknown option {min(unknown)}: choose {', '.join(sorted(known[kind]))}."
         )
     return kind, place, options
 
@@ -137,9 +137,7 @@ def read_options(spec: str) -> dict[str, str]:
     for part in filter(None, spec.partition("?")[2].split("&")):
         name, _, value = part.partition("=")
         if not value:
-            raise CogVideoError(
-                f"The option {name} in {spec} has no value: write {name}=VALUE or leave it out."
-            )
+            raise CogVideoError(f"The option {name} in {spec} has no value: write {name}=VALUE.")
         options[unquote(name)] = unquote(value)
     return options
 
@@ -285,5 +283,7 @@ def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not (files := {path.stem: path for path in classes.videos_below(folder)}):
-        raise CogVideoError(f"{folder} has no videos ({' '.join(classes.VIDEOS)}): give a folder that does.")
+        raise CogVideoError(
+            f"{folder} holds no videos ({' '.join(classes.VIDEOS)}): give a folder that does."
+        )
     return files

@@ -67,9 +67,7 @@ class Settings:
                 f"There are no training sequences of kind {self.kind!r}: choose {', '.join(KINDS)}."
             )
         if self.per_clip < 1 or self.shard_clips < 1 or self.rate <= 0:
-            raise CogVideoError(
-                "Sequences per clip and clips per shard must be 1 or more, and the rate more than 0."
-            )
+            raise CogVideoError("Sequences per clip, clips per shard and the rate must be positive.")
 
 
 def tokenize(
@@ -268,9 +266,7 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
     others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
     same = note.exists() and read_json(note) == json.loads(json.dumps(values))
     if not (same if note.exists() else not others):
-        raise CogVideoError(
-            f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
-        )
+        raise CogVideoError(f"{out} holds something else, or tokens of other settings: choose an empty one.")
     if not note.exists():
         write_json(note, values)
 
@@ -397,9 +393,7 @@ def _write_manifest(
         problems += notes["problems"]
         rates.update(notes["rates"])
     if not rates:
-        raise CogVideoError(
-            f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`."
-        )
+        raise CogVideoError(f"{dataset.label} gives no training sequences: see `cogvideo data inspect`.")
     spans = {None, *((FRAMES - 1) / rate for rate in settings.rates or ()), (FRAMES - 1) / settings.rate}
     unguided = {}
     for span in spans:

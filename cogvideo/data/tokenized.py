@@ -307,9 +307,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("version") != 1 or not listed:
         raise CogVideoError(f"{folder / MANIFEST} is damaged: {AGAIN}.")
     if not manifest["samples"]:
-        raise CogVideoError(
-            f"{folder} holds no training sequences: look at the data with `cogvideo data inspect`."
-        )
+        raise CogVideoError(f"{folder} holds no training sequences: see `cogvideo data inspect`.")
     return manifest
 
 

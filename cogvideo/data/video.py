@@ -118,7 +118,7 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise CogVideoError(
-            f"{path} is neither an mp4 nor a GIF file: let its name end in {' or '.join(SUFFIXES)}."
+            f"{path} is neither an mp4 nor a GIF file: end its name in {' or '.join(SUFFIXES)}."
         )
     return check_place(path)
 
