@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from cogvideo.checkpoints import released, sat
 from cogvideo.checkpoints.frames import read_frame_tokenizer
@@ -54,7 +55,7 @@ def convert(
         with new_folder(target, size) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
-        config, weights = _checked(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
+        config, weights = _checked(source, {"image_tokens": image_tokens, "begin_of_image": begin_of_image})
         with new_folder(target, _size(weights, kind)) as folder:
             _write(folder, config, weights, kind)
     files = [path for path in target.rglob("*") if path.is_file()]
@@ -72,9 +73,9 @@ def _dtype(name: str) -> torch.dtype | None:
 def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
     """The pipeline folder of the release's files, with a pipeline.json that says how the release samples."""
     frames, text = released.read_tokenizers(source)
-    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    ids: sat.Ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
-    parts = {part: _checked(source / name, **ids) for part, name in names.items()}
+    parts = {part: _checked(source / name, ids) for part, name in names.items()}
     with new_folder(target, sum(_size(weights, kind) for _, weights in parts.values())) as folder:
         for part, (config, weights) in parts.items():
             (folder / part).mkdir()
@@ -87,9 +88,9 @@ def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> No
         write_json(folder / "pipeline.json", to_dict(released.SAMPLING))
 
 
-def _checked(source: Path, *, image_tokens: int, begin_of_image: int) -> tuple[Any, Weights]:
+def _checked(source: Path, ids: sat.Ids) -> tuple[Any, Weights]:
     """Configuration and weights; that they fit each other is checked now, not after an hour of writing."""
-    model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
+    model, config, weights = open_checkpoint(source, **ids)
     sat.empty_model(lambda: model(config), weights, str(source))
     return config, weights
 
@@ -119,11 +120,9 @@ def measure_load(
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
 
-def open_checkpoint(
-    folder: str | Path, *, image_tokens: int, begin_of_image: int
-) -> tuple[type[nn.Module], Any, Weights]:
+def open_checkpoint(folder: str | Path, **ids: Unpack[sat.Ids]) -> tuple[type[nn.Module], Any, Weights]:
     """The model in a released or native folder: class, configuration, weights (our names, unread)."""
-    folder, ids = Path(folder), {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+    folder = Path(folder)
     if (folder / "config.json").exists():
         settings = read_json(folder / "config.json", advice=ADVICE)
         if "low_window" in settings:

@@ -165,7 +165,8 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
         for name, shape in _expected_tables(settings, meta, superres is not None).items():
             whole.setdefault(name, torch.empty(shape, device="meta"))
         # Which ids are image tokens is not in the files; no shape follows from it.
-        ids, heads = {"image_tokens": 1, "begin_of_image": 1}, settings.get("num_attention_heads", 1)
+        ids: sat.Ids = {"image_tokens": 1, "begin_of_image": 1}
+        heads = settings.get("num_attention_heads", 1)
         if superres:
             ours = {new: tensor for name, tensor in whole.items() if (new := rename(name))}
             config = released_config(superres, ours, num_heads=heads, **ids)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.pipeline_folder import Loader, read_labels
-from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints.sat import Ids, load_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
@@ -61,7 +61,7 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
     How many image tokens there are and which id is begin-of-image follow from the two tokenizers.
     """
     frames, text = read_tokenizers(folder)
-    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    ids: Ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     heads = superres_heads(folder / SUPERRES)
     # All of them now, not after the first has been read for minutes.
     load.check([read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)], folder)

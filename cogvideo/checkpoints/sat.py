@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from einops import EinopsError, rearrange
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import ModelConfig
@@ -30,6 +31,13 @@ from cogvideo.runtime.tensors import (
 )  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Ids(TypedDict):
+    """What the files do not show: how many image tokens there are, and the id of begin-of-image."""
+
+    image_tokens: int
+    begin_of_image: int
 
 
 class Load(TypedDict, total=False):
@@ -228,9 +236,7 @@ def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
     return list(rearrange(whole, rule[1], rank=ranks, **({"three": 3} if rule is HEADS else {})))
 
 
-def infer_config(
-    weights: Mapping[str, Tensor], settings: dict[str, Any], *, image_tokens: int, begin_of_image: int
-) -> ModelConfig:
+def infer_config(weights: Mapping[str, Tensor], settings: dict[str, Any], **ids: Unpack[Ids]) -> ModelConfig:
     """Geometry from shapes, and from model_config.json what no shape shows (heads, layout, window, stage)."""
     weights = meta_of(weights)
     vocab_size, hidden_size = weights["transformer.word_embeddings.weight"].shape
@@ -261,14 +267,13 @@ def infer_config(
         num_frames=(end - text_length) // frame_tokens if temporal else 1,
         text_length=text_length,
         first_frame_position=FIRST_FRAME_POSITION,
-        image_tokens=image_tokens,
         vocab_size=vocab_size,
-        begin_of_image=begin_of_image,
         base_positions=len(weights["transformer.position_embeddings.weight"]),
         extra_positions=0 if extra is None else len(extra),
         temporal=temporal,
         order="interpolation" if stage == 2 else "sequential",
         window=window if window > 0 else None,
+        **ids,
     )
 
 
@@ -285,18 +290,17 @@ def load_sat_checkpoint(
 
     Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model.
     """
-    config, weights = open_sat_checkpoint(folder, image_tokens=image_tokens, begin_of_image=begin_of_image)
+    ids: Ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+    config, weights = open_sat_checkpoint(folder, **ids)
     load: Load = {"device": device, "dtype": dtype, "block_done": block_done}
     return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **load)
 
 
-def open_sat_checkpoint(
-    folder: str | Path, *, image_tokens: int, begin_of_image: int
-) -> tuple[ModelConfig, Weights]:
+def open_sat_checkpoint(folder: str | Path, **ids: Unpack[Ids]) -> tuple[ModelConfig, Weights]:
     """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model."""
     weights, settings = read_sat_folder(folder)
     with invalid_release(folder):
-        config = infer_config(weights, settings, image_tokens=image_tokens, begin_of_image=begin_of_image)
+        config = infer_config(weights, settings, **ids)
     return config, weights.renamed(our_name)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from cogvideo.checkpoints.sat import Load, fill_model, our_name, read_sat_folder
+from cogvideo.checkpoints.sat import Ids, Load, fill_model, our_name, read_sat_folder
 from cogvideo.errors import CogVideoError
 from cogvideo.runtime.tensors import meta_of
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -25,13 +25,7 @@ def our_superres_name(released: str) -> str | None:
 
 
 def load_sat_superres(
-    model: type[S],
-    source: str | Path | dict[str, Tensor],
-    *,
-    num_heads: int,
-    image_tokens: int,
-    begin_of_image: int,
-    **load: Unpack[Load],
+    model: type[S], source: str | Path | dict[str, Tensor], *, num_heads: int, ids: Ids, **load: Unpack[Load]
 ) -> S:
     """A model of the class `model` from the release's folder or its state dict, in eval mode.
 
@@ -46,19 +40,12 @@ def load_sat_superres(
         weights, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
     if missing := [name for name in TABLES if name not in weights]:
         raise CogVideoError(f"{where} is no super-resolution checkpoint: no {missing[0]}; choose another.")
-    config = released_config(
-        model, weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
-    )
+    config = released_config(model, weights, num_heads=num_heads, **ids)
     return fill_model(lambda: model(config), weights, where=where, **load)
 
 
 def released_config(
-    model: type[SuperResolution],
-    weights: Mapping[str, Tensor],
-    *,
-    num_heads: int,
-    image_tokens: int,
-    begin_of_image: int,
+    model: type[SuperResolution], weights: Mapping[str, Tensor], *, num_heads: int, **ids: Unpack[Ids]
 ) -> Any:
     """The configuration that the release's weights (our names) belong to, from their shapes."""
     meta = meta_of(weights)
@@ -77,8 +64,7 @@ def released_config(
         hidden_size=hidden_size,
         num_heads=num_heads,
         vocab_size=vocab_size,
-        image_tokens=image_tokens,
-        begin_of_image=begin_of_image,
         base_positions=len(meta["base_position_embedding.weight"]),
         **sides,
+        **ids,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXACT = 1e-3  # seconds: containers round times to their ticks
 NOT_NOW = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}  # the file may be whole
 Size = tuple[int, int]  # height, width
+Decoded = tuple[dict[int, list[np.ndarray]], int]  # frames by number, in each size asked for; the last number
 
 
 class CannotReadNow(CogVideoError):
@@ -99,7 +100,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
 
 def read_frames(
     path: str | Path, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size], start: float = 0.0
-) -> tuple[dict[int, list[np.ndarray]], int]:
+) -> Decoded:
     """Decode frames by number in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
     Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it. The last

@@ -13,10 +13,8 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-import numpy as np
-
 from cogvideo.data import classes
-from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
+from cogvideo.data.reading import Decoded, Size, Timeline, read_frames, read_timeline
 from cogvideo.errors import CogVideoError, explained
 
 WORLDS = {"digits": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "digits:..."
@@ -48,9 +46,7 @@ class Clip(Protocol):
 
     def timeline(self) -> Timeline: ...
 
-    def frames(
-        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
-    ) -> tuple[dict[int, list[np.ndarray]], int]:
+    def frames(self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]) -> Decoded:
         """See reading.read_frames."""
         ...
 
@@ -69,9 +65,7 @@ class FileClip:
     def timeline(self) -> Timeline:
         return read_timeline(self.path, self.start, self.end)
 
-    def frames(
-        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
-    ) -> tuple[dict[int, list[np.ndarray]], int]:
+    def frames(self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]) -> Decoded:
         return read_frames(self.path, timeline, wanted, sizes, self.start)
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
-from cogvideo.data.reading import CannotReadNow, Size, Timeline
+from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
 from cogvideo.data.sources import Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
     INDEX,
@@ -207,7 +207,7 @@ def _pick(timeline: Timeline, settings: Settings) -> dict[tuple[int, ...], Windo
 
 def _decode(
     clip: Clip, timeline: Timeline, picked: Collection[tuple[int, ...]], sizes: list[Size]
-) -> tuple[dict[int, list[np.ndarray]], int]:
+) -> Decoded:
     """The frames of all sequences, and the number of the last one that can be decoded."""
     wanted = {index for indices in picked for index in indices}
     return clip.frames(timeline, wanted, sizes) if wanted else ({}, -1)
