@@ -1,4 +1,4 @@
-"""Native model folders (config.json + model.safetensors) and inheriting an image model."""
+"""Native model folders (config.json + model.safetensors); inheriting an image model, and getting it back."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -212,3 +212,21 @@ def _differences(image: ModelConfig, video: ModelConfig) -> list[str]:
     free = {"num_frames", "extra_positions", "temporal", "order", "window", "text_length"}
     matched = replace(video, **{name: getattr(image, name) for name in free})
     return [name for name, value in to_dict(matched).items() if value != getattr(image, name)]
+
+
+def origin(name: str) -> str:
+    """How a video model starts the weight: "inherited", "copied" or "new" (see inherit_image_model)."""
+    if ".temporal.qkv." in name or name.startswith("extra_position_embedding"):
+        return "copied"
+    return "new" if ".temporal." in name or name.endswith(".gate") else "inherited"
+
+
+def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
+    """The image model inside a stage 1 or 2, which shares the weights' memory."""
+    if not model.config.temporal:
+        raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
+    config = replace(
+        model.config, num_frames=1, temporal=False, extra_positions=0, order="sequential", window=None
+    )
+    base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
+    return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")
