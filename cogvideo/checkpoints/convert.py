@@ -6,12 +6,13 @@ The model is never built and no file is held whole: the peak memory is that of o
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from cogvideo.checkpoints import released, sat
@@ -51,12 +52,11 @@ def convert(
         _convert_release(source, target, kind)
     elif source.is_file() and source.suffix != ".zip":
         tokenizer = read_frame_tokenizer(source)
-        size = sum(tensor_bytes(tensor, kind) for tensor in tokenizer.state_dict().values())
-        with new_folder(target, size) as folder:
+        with new_folder(target, _size(tokenizer.state_dict(), kind)) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
         config, weights = _checked(source, {"image_tokens": image_tokens, "begin_of_image": begin_of_image})
-        with new_folder(target, _size(weights, kind)) as folder:
+        with new_folder(target, _size(weights.meta, kind)) as folder:
             _write(folder, config, weights, kind)
     files = [path for path in target.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
@@ -76,7 +76,7 @@ def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> No
     ids: sat.Ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
     parts = {part: _checked(source / name, ids) for part, name in names.items()}
-    with new_folder(target, sum(_size(weights, kind) for _, weights in parts.values())) as folder:
+    with new_folder(target, sum(_size(weights.meta, kind) for _, weights in parts.values())) as folder:
         for part, (config, weights) in parts.items():
             (folder / part).mkdir()
             _write(folder / part, config, weights, kind)
@@ -95,8 +95,8 @@ def _checked(source: Path, ids: sat.Ids) -> tuple[Any, Weights]:
     return config, weights
 
 
-def _size(weights: Weights, kind: torch.dtype | None) -> int:
-    return sum(tensor_bytes(tensor, kind) for tensor in weights.meta.values())
+def _size(weights: Mapping[str, Tensor], kind: torch.dtype | None) -> int:
+    return sum(tensor_bytes(tensor, kind) for tensor in weights.values())
 
 
 def _write(folder: Path, config: Any, weights: Weights, kind: torch.dtype | None) -> None:
@@ -116,7 +116,7 @@ def measure_load(
     kind, start = _dtype(dtype), time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
     model = sat.fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
-    size = sum(map(tensor_bytes, model.state_dict().values()))
+    size = _size(model.state_dict(), None)
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
 

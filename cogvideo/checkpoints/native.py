@@ -46,9 +46,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
     sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
     shards = _shards(sizes)
     count = len(shards)
-    files = (
-        [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [WEIGHTS]
-    )
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = files if count > 1 else [WEIGHTS]
     with byte_bar("writing", sum(sizes.values())) as bar:
         for file, names in zip(files, shards, strict=True):
             tensors = {}
@@ -90,10 +89,8 @@ def read_weights(folder: Path) -> Weights:
         file_of = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
         file_of: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
-        named = isinstance(file_of, dict) and all(
-            isinstance(v, str) and Path(v).name == v for v in file_of.values()
-        )
-        if not named:
+        names = file_of.values() if isinstance(file_of, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise CogVideoError(f"{folder / INDEX} should name a file for every weight; {ADVICE}.")
         files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
     for name, file in file_of.items():

@@ -53,18 +53,15 @@ def released_config(
     layers = {int(name.split(".")[1]) for name in meta if name.startswith("blocks.")}
     if layers != set(range(len(layers))):  # before so many are made
         raise ValueError(f"layers between, up to number {max(layers)}")
-    side = isqrt(len(meta["extra_position_embedding.weight"]))
+    side, low = isqrt(len(meta["extra_position_embedding.weight"])), ""
     if model is DirectSuperResolution:
-        low = side // SuperResolutionConfig.scale
-        sides = {"low_height": low, "low_width": low}
-    else:
-        sides = {"height": side, "width": side}
+        side, low = side // SuperResolutionConfig.scale, "low_"
     return model.config_class(
         num_layers=len(layers),
         hidden_size=hidden_size,
         num_heads=num_heads,
         vocab_size=vocab_size,
         base_positions=len(meta["base_position_embedding.weight"]),
-        **sides,
+        **{f"{low}height": side, f"{low}width": side},
         **ids,
     )

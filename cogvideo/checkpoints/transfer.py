@@ -61,10 +61,8 @@ def _receive(url: str, part: Path, item: Known) -> bool:
     headers = {"User-Agent": "cogvideo", "Accept-Encoding": "identity"}
     if have and note.get("url") == url:
         headers["Range"] = f"bytes={have}-"
-        if note.get("version"):
-            headers["If-Range"] = str(
-                note["version"]
-            )  # the server sends all of a file that has changed since
+        if note.get("version"):  # the server sends all of a file that has changed since
+            headers["If-Range"] = str(note["version"])
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

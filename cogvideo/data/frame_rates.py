@@ -81,15 +81,9 @@ def plan(
         chosen = choose_rate(seconds, rates, fps=fps)
         return [] if chosen is None else _windows(seconds, chosen, per_clip)
     if kind == "interpolation":
-        lowest = choose_rate(seconds, rates, fps=fps)
-        higher = [
-            r for r in sorted(rates) if lowest is not None and r > lowest and gives_five(seconds, r, fps)
-        ]
-        return [
-            window
-            for r in higher
-            for window in _windows(seconds, r, min(per_clip, _sequences_in(seconds, r)))
-        ]
+        higher = [r for r in sorted(rates) if gives_five(seconds, r, fps)][1:]  # the first is the rule's
+        counts = [min(per_clip, _sequences_in(seconds, r)) for r in higher]
+        return [window for r, n in zip(higher, counts, strict=True) for window in _windows(seconds, r, n)]
     if kind == "fixed-rate":
         return _in_line(seconds, rate, FRAMES - 1) if gives_five(seconds, rate, fps) else []
     if kind in ("one-stage-1", "one-stage-2"):

@@ -94,32 +94,25 @@ def tokenize(
     made = _format(settings, parts)
     shards = _shards(dataset, settings.shard_clips)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
+    unwritten = f"The tokens cannot be written to {out} (REASON): make room or choose another."
+    with explained(unwritten, OSError, SafetensorError):
         _claim(out, made, settings)
         mine = [shard for shard in shards if shard.number % world == rank]
         own = [shard for shard in mine if not _is_done(out, shard)]
         clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            bar = tqdm(
-                total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress
-            )
+            silent, job = not progress, (settings, made, out, device)
+            bar = tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=silent)
             with bar:
-                workers, job = min(workers, len(own)), (settings, made, out, device)
-                if workers > 1:
-                    _in_processes(workers, (load, *job), own, bar)
+                if min(workers, len(own)) > 1:
+                    _in_processes(min(workers, len(own)), (load, *job), own, bar)
                 else:
-                    worker = _Worker(parts, *job)
                     for shard in own:
-                        worker(shard, bar.update)
+                        _Worker(parts, *job)(shard, bar.update)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CogVideoError(
-            f"The tokens cannot be written to {out} ({reason}): make room or choose another."
-        ) from None
 
 
 def summary(manifest: dict[str, Any]) -> str:
@@ -321,13 +314,11 @@ def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar:
                 process.terminate()  # a shard is written whole or not at all
             if not isinstance(error, BrokenProcessPool):
                 raise
-            raise CogVideoError(
-                "A process that tokenizes was killed, perhaps because memory ran out: run again with fewer "
-                "--workers; finished shards are kept."
-            ) from None
+            why = "perhaps because memory ran out: run again with fewer --workers; finished shards are kept."
+            raise CogVideoError(f"A process that tokenizes was killed, {why}") from None
 
 
-_worker: "_Worker"  # of a spawned process
+_worker: _Worker  # of a spawned process
 
 
 def _begin(load: Callable[[], Tokenizers], *job: Any) -> None:
