@@ -53,7 +53,8 @@ def read_table(path: Path, what: str) -> Mapping[str, Tensor]:
     """The weights `what` (for messages) in a PyTorch, safetensors or npz file by name; runs no code in it."""
     if not path.is_file():
         raise CogVideoError(f"There is no file {path}: the weights {what} are missing, check the path.")
-    with explained(f"{path} cannot be read as weights {what} (REASON): download it again."):
+    wrong = f"{path} cannot be read as weights {what}: it is damaged or holds more than tensors"
+    with explained(f"{wrong} (REASON); download it again."):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
                 return {name: torch.from_numpy(stored[name]) for name in stored.files}

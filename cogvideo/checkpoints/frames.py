@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import read_table
 from cogvideo.errors import CogVideoError, explained
-from cogvideo.runtime.tensors import save_tensors
+from cogvideo.runtime.tensors import open_safetensors, save_tensors
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
@@ -33,16 +32,13 @@ def load_frames(path: str | Path, device: str | torch.device) -> FrameTokenizer:
     """Read what save_frames wrote, as float32 and in eval mode."""
     if not Path(path).exists():
         raise CogVideoError(f"There is no frame tokenizer at {path}: check the path.")
-    damaged = explained(f"The frame tokenizer {path} is damaged (REASON): copy the file again.")
-    with damaged, safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+    tensors, metadata = open_safetensors(Path(path))
     if "frame_tokenizer" not in metadata:
         raise CogVideoError(f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote.")
     with explained(f"The description inside the frame tokenizer {path} is invalid (REASON): copy it again."):
         sizes = json.loads(metadata["frame_tokenizer"])
         network = NETWORKS[sizes.pop("kind")](**sizes)
-    _fill(network, tensors, str(path))
+    _fill(network, {name: tensor.float() for name, tensor in tensors.items()}, str(path))
     return FrameTokenizer(network).to(device).eval()
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from cogvideo.checkpoints import sat
+from cogvideo.checkpoints.c3d_weights import read_table
 from cogvideo.checkpoints.convert import open_checkpoint
 from cogvideo.checkpoints.frames import NETWORKS, icetk_sizes, loaded_names
 from cogvideo.checkpoints.i3d_weights import unit_shapes
@@ -30,7 +30,7 @@ from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import CUDA_BYTES, cache_numbers, free_memory, int8_bytes
-from cogvideo.runtime.tensors import without_memory
+from cogvideo.runtime.tensors import open_safetensors, without_memory
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeSuperResolution
 from cogvideo.superres.layers import SuperResolution
@@ -41,7 +41,6 @@ DIRECT, ITERATIVE = "direct super-resolution", "iterative super-resolution"
 NAMED = {"coglm": IMAGE, "stage1": STAGE1, "stage2": STAGE2, "itersr": ITERATIVE, "dsr": DIRECT}
 WIDTHS = {"fp32": 4, "bf16/fp16": 2, "int8": 1}  # bytes of a number in a large matrix
 SHOWN = 5  # names of keys
-AGAIN = "delete it and get it again"
 
 
 @dataclass(frozen=True)
@@ -252,28 +251,15 @@ def _torch_file(path: Path) -> Inspection:
     folder = path.parent.parent
     if re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name) and (folder / "model_config.json").exists():
         return _released_folder(folder)
-    try:
-        table = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = "is damaged or half downloaded"
-        if forbidden:
-            reason = f"names {forbidden[1]}, which is no tensor and was not run"
-        raise CogVideoError(f"{path} {reason} ({type(error).__name__}): {AGAIN}.") from None
-    table = table.get("module", table) if isinstance(table, dict) else table
-    if not isinstance(table, dict):
-        raise CogVideoError(f"{path} holds no table of weights: download it again.")
-    return _table(path, {name: value for name, value in table.items() if isinstance(value, Tensor)}, {})
+    table = read_table(path, "of a model known here")
+    return _table(path, {name: tensor.to("meta") for name, tensor in table.items()}, {})
 
 
 def _safetensors(path: Path) -> Inspection:
     if path.name.startswith("model") and (path.parent / "config.json").exists():
         return _native_folder(path.parent)
-    damaged = explained(f"{path} is damaged or half downloaded (REASON): {AGAIN}.", SafetensorError, OSError)
-    with damaged, safe_open(path, framework="pt") as file:
-        # Tensors are mapped, and nothing of them is read.
-        meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
-        return _table(path, meta, file.metadata() or {})
+    tensors, metadata = open_safetensors(path)
+    return _table(path, {name: tensor.to("meta") for name, tensor in tensors.items()}, metadata)
 
 
 def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Inspection:

@@ -8,14 +8,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from einops import repeat
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from cogvideo.checkpoints.sat import Load, fill_model, load_sat_checkpoint
 from cogvideo.checkpoints.unzip import check_room
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
-from cogvideo.errors import CogVideoError, explained
+from cogvideo.errors import CogVideoError
 from cogvideo.io import read_json, replacing, write_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.tensors import (
@@ -23,6 +22,7 @@ from cogvideo.runtime.tensors import (
     Weights,
     byte_bar,
     meta_of,
+    open_safetensors,
     release_pages,
     save_tensors,
     tensor_bytes,
@@ -85,14 +85,14 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 def read_weights(folder: Path) -> Weights:
     """The weights of a native folder, read when asked for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
+        files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open)}
         file_of = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
         file_of: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
         names = file_of.values() if isinstance(file_of, dict) else [None]
         if not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise CogVideoError(f"{folder / INDEX} should name a file for every weight; {ADVICE}.")
-        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
+        files = {name: TensorFile(folder / name, _open) for name in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in files[file].meta:
             raise CogVideoError(f"{name} is missing from {folder / file}, where the index has it; {ADVICE}.")
@@ -104,13 +104,8 @@ def read_weights(folder: Path) -> Weights:
     return Weights({name: files[file].meta[name] for name, file in file_of.items()}, fill)
 
 
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped."""
-    if not path.exists():
-        raise CogVideoError(f"{path} is missing: {ADVICE}.")
-    damaged = explained(f"{path} is damaged (REASON): copy or download it again.", SafetensorError, OSError)
-    with damaged, safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+def _open(path: Path) -> dict[str, Tensor]:
+    return open_safetensors(path)[0]
 
 
 @contextmanager
