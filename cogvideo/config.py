@@ -62,7 +62,7 @@ class ModelConfig:
             )
         if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
             raise CogVideoError(
-                f"extra_positions {self.extra_positions}: too few for {self.num_frames} frames."
+                f"{self.extra_positions} extra_positions do not hold {self.num_frames} frames."
             )
 
     @property

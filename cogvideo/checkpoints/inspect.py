@@ -241,9 +241,7 @@ def _clusters(path: Path) -> Inspection:
 def _text_model(path: Path) -> Inspection:
     text = TextTokenizer(path, 0)
     geometry: dict[str, int | str] = {"pieces": text.text_pieces, "ids with special pieces": text.vocab_size}
-    note = (
-        "text ids begin after the image tokens (20000 in the release); begin-of-image follows the last piece"
-    )
+    note = "text ids begin after the image tokens (20000 in the release); begin-of-image after the last"
     return Inspection(path, "text tokenizer", "file", geometry, size=_bytes(path), note=note)
 
 
@@ -279,7 +277,7 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
     if "blocks.0.attention_norm.weight" in meta:
         raise CogVideoError(f"{path} needs the config.json beside it: copy the whole folder.")
     raise CogVideoError(
-        f"{path} holds no model known here ({min(meta, default='none')} is the first weight)."
+        f"{path} holds no model known here ({min(meta, default='none')} is its first weight)."
     )
 
 
@@ -376,9 +374,8 @@ def report(found: Inspection) -> str:
         count = f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters:,}"
         facts.append(("parameters", count))
     if found.keys:
-        facts.append(
-            ("keys", f"{found.keys}, {'as' if found.complete else 'not as'} the loader expects them")
-        )
+        expected = "as" if found.complete else "not as"
+        facts.append(("keys", f"{found.keys}, {expected} the loader expects them"))
     for part in (found, *found.parts):
         for name in ("missing", "misshapen", "unexpected", "ignored"):
             if keys := getattr(part, name):
@@ -403,7 +400,5 @@ def _memory(found: Inspection) -> list[tuple[str, str]]:
         sizes = [size_text(found.memory(device, dtype) + own) for dtype in WIDTHS]
         rows.append((f"  {name}", "".join(f"{size:<12}" for size in sizes) + text))
     if (caches := found.caches("cuda", "bf16/fp16")) > 0:
-        rows.append(
-            ("  caches", f"{size_text(caches)} more in 16 bit for each sequence that is generated at once")
-        )
+        rows.append(("  caches", f"{size_text(caches)} more in 16 bit for each sequence generated at once"))
     return rows

@@ -176,9 +176,7 @@ def inherit_image_model(
         raise CogVideoError("A video model cannot be inherited from: give an image model.")
     config = image.config.video() if config is None else config
     if (differing := _differences(image.config, config)) or not config.temporal:
-        raise CogVideoError(
-            f"The configuration and the image model differ: {', '.join(differing) or 'temporal'}."
-        )
+        raise CogVideoError(f"Configuration and image model differ: {', '.join(differing) or 'temporal'}.")
     like = image.word_embedding.weight
     generator = torch.Generator().manual_seed(seed)
     # A model that was read here lives on in the new one; one that was given must not share its weights.
@@ -217,8 +215,7 @@ def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
     """The image model inside a stage 1 or 2, which shares the weights' memory."""
     if not model.config.temporal:
         raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
-    config = replace(
-        model.config, num_frames=1, temporal=False, extra_positions=0, order="sequential", window=None
-    )
+    image: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
+    config = replace(model.config, order="sequential", **image)
     base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
     return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")

@@ -91,6 +91,5 @@ def table() -> str:
         rows.append((item.name, item.purpose, f"about {size_text(item.size)}", where, item.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(
-        [*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"]
-    )
+    lines.append(f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}")
+    return "\n".join(lines)

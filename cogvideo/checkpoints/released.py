@@ -50,9 +50,8 @@ SAMPLING = SamplingConfig(
 
 def is_released(folder: Path) -> bool:
     """Whether a folder holds the release's files rather than a pipeline folder of this project."""
-    return not (folder / "pipeline.json").exists() and any(
-        (folder / name).exists() or (folder / f"{name}.zip").exists() for name in FILES
-    )
+    found = (path.exists() for name in FILES for path in (folder / name, folder / f"{name}.zip"))
+    return not (folder / "pipeline.json").exists() and any(found)
 
 
 def read_released(folder: Path, load: Loader) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     """Raise CogVideoError that names those of the release's files and folders that are missing."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
-            f"{', '.join(missing)} of the release is missing from {folder}: see `cogvideo weights get`."
+            f"{', '.join(missing)} of the release is missing in {folder}: see `cogvideo weights get`."
         )
 
 

@@ -189,9 +189,7 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
     meta = {}
     for name, part in first.meta.items():
         shape, rule = list(part.shape), _rule(name)
-        fits = all(
-            (file.meta[name].shape, file.meta[name].dtype) == (part.shape, part.dtype) for file in files
-        )
+        fits = len({(file.meta[name].shape, file.meta[name].dtype) for file in files}) == 1
         try:
             if rule is not None:
                 shape[rule[0]] *= len(files)
@@ -253,9 +251,7 @@ def infer_config(weights: Mapping[str, Tensor], settings: dict[str, Any], **ids:
     if len(set(layers)) != num_layers:  # before so many are made
         raise CogVideoError(f"There are {len(set(layers))} layers, numbered up to {max(layers)}.")
     if settings.get("num_layers", num_layers) != num_layers:
-        raise CogVideoError(
-            f"They hold {num_layers} layers where model_config.json says {settings['num_layers']}."
-        )
+        raise CogVideoError(f"{num_layers} layers where model_config.json says {settings['num_layers']}.")
     # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
     stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
     return ModelConfig(
@@ -364,9 +360,8 @@ def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: st
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
-        raise CogVideoError(
-            f"{len(missing)} weights are missing from {where}, {min(missing)} among them: get a whole copy."
-        )
+        count = f"{len(missing)} weights are missing"
+        raise CogVideoError(f"{count} from {where}, {min(missing)} among them: get a whole copy.")
     if surplus := meta.keys() - expected.keys():
         raise CogVideoError(f"{where} holds weights beyond its configuration, {min(surplus)} for one.")
     for name, shape in expected.items():

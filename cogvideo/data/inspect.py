@@ -49,9 +49,8 @@ def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool 
         found = list(bar)
     timelines = [None if isinstance(one, str) else one for one in found]
     chosen = [None if one is None else choose_rate(one.end, rates, fps=one.fps) for one in timelines]
-    return Inspection(
-        dataset, timelines, chosen, {i: one for i, one in enumerate(found) if isinstance(one, str)}
-    )
+    errors = {i: one for i, one in enumerate(found) if isinstance(one, str)}
+    return Inspection(dataset, timelines, chosen, errors)
 
 
 def report(found: Inspection) -> str:
@@ -66,9 +65,7 @@ def report(found: Inspection) -> str:
         f"breaking off or damaged {len(broken)}, without five frames {len(short)}",
     ]
     if readable:
-        seconds, fps = (
-            np.array(values) for values in zip(*((one.end, one.fps) for one in readable), strict=True)
-        )
+        seconds, fps = np.array([(one.end, one.fps) for one in readable]).T
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
         lines += [
             f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest "

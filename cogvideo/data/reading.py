@@ -163,9 +163,8 @@ def opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]]
                 f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files "
                 "(ulimit -n), then run again."
             ) from None
-        raise CogVideoError(
-            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
-        ) from None
+        what = f"{path} cannot be read as a video ({error.strerror})"
+        raise CogVideoError(f"{what}: give a whole video file.") from None
 
 
 def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:

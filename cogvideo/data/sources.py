@@ -119,9 +119,8 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
         return None
     place, options = rest.partition("?")[0], read_options(spec)
     if unknown := options.keys() - known[kind]:
-        raise CogVideoError(
-            f"{spec} has the unknown option {min(unknown)}: choose {', '.join(sorted(known[kind]))}."
-        )
+        choice = ", ".join(sorted(known[kind]))
+        raise CogVideoError(f"{spec} has the unknown option {min(unknown)}: choose {choice}.")
     return kind, place, options
 
 
@@ -156,9 +155,7 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
         wrong = "must have path and caption, and start before end where it has them: correct it."
         with explained(f"Line {line} of {file} {wrong}", StopIteration, KeyError, TypeError, ValueError):
             path = next(row[key] for key in PATH_KEYS if row.get(key))
-            start, end = (
-                float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end")
-            )
+            start, end = (None if row.get(key) in (None, "") else float(row[key]) for key in ("start", "end"))
             caption = str(row["caption"]).strip()
             if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
@@ -277,7 +274,5 @@ def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not (files := {path.stem: path for path in classes.videos_below(folder)}):
-        raise CogVideoError(
-            f"{folder} holds no videos ({' '.join(classes.VIDEOS)}): give a folder that does."
-        )
+        raise CogVideoError(f"{folder} holds no videos ({' '.join(classes.VIDEOS)}): give one that does.")
     return files

@@ -63,9 +63,7 @@ class Settings:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise CogVideoError(
-                f"There are no training sequences of kind {self.kind!r}: choose {', '.join(KINDS)}."
-            )
+            raise CogVideoError(f"Sequences of kind {self.kind!r} are unknown: choose {', '.join(KINDS)}.")
         if self.per_clip < 1 or self.shard_clips < 1 or self.rate <= 0:
             raise CogVideoError("Sequences per clip, clips per shard and the rate must be positive.")
 
@@ -224,9 +222,8 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
         except CogVideoError:
             return False
 
-    rates = check_rates(
-        settings.rates or [rate for rate in RATES if written(rate)] or RATES, settings.minimum
-    )
+    rates = settings.rates or [rate for rate in RATES if written(rate)] or RATES
+    rates = check_rates(rates, settings.minimum)
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(

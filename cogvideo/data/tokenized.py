@@ -204,9 +204,8 @@ class TokenizedBatches:
                 what = "cut off" if file.is_file() else "missing"
                 raise CogVideoError(f"{file} is {what}: run `cogvideo data tokenize` again.")
         with self._checked(INDEX) as index:
-            self._shard_of, self._row_of, group, lengths = (
-                index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")
-            )
+            columns = [index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")]
+        self._shard_of, self._row_of, group, lengths = columns
         self._lengths = np.array(lengths)
         self._splits = _split(np.array(group), test_share)
         self._shard = lru_cache(256)(lambda number: self._checked(self._names[number]))
@@ -233,9 +232,8 @@ class TokenizedBatches:
             slots = f"{config.text_length} text slots"
             problems.append(f"texts {where} have up to {f.text_length} ids, the model has {slots}")
         if f.pad_id >= config.vocab_size:
-            problems.append(
-                f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} of them"
-            )
+            ids = config.vocab_size
+            problems.append(f"texts {where} have the id {f.pad_id}, the model only {ids} of them")
         problems += [
             f"tokens {where} were made by another {name.replace('_', ' ')} than the model's"
             for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer))

@@ -65,10 +65,9 @@ class Video:
 
         if columns < 1:
             raise CogVideoError(f"A contact sheet of {columns} frames cannot be drawn: ask for 1 or more.")
-        chosen = self.frames[
-            np.linspace(0, len(self.frames) - 1, min(columns, len(self.frames))).round().astype(int)
-        ]
-        padded = np.pad(chosen, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+        count = min(columns, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
+        padded = np.pad(self.frames[chosen], ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
         return Image.fromarray(rearrange(padded, "t h w c -> h (t w) c")[:, : -gap or None])
 
     def _repr_html_(self) -> str:
@@ -154,9 +153,9 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     # Some builds of FFmpeg come without x264, which is GPL.
-    codec, options = (
-        ("libx264", {"crf": "14"}) if "libx264" in av.codecs_available else ("mpeg4", {"qscale": "2"})
-    )
+    codec, options = "mpeg4", {"qscale": "2"}
+    if "libx264" in av.codecs_available:
+        codec, options = "libx264", {"crf": "14"}
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = w + w % 2, h + h % 2, "yuv420p"

@@ -134,9 +134,8 @@ class Offload:
         for part in parts:
             blocks: Any = getattr(part, "blocks", nn.ModuleList())
             inside = {id(tensor) for tensor in _tensors(blocks)}
-            self.weights[part] = [
-                HostWeights([tensor for tensor in _tensors(part) if id(tensor) not in inside])
-            ]
+            rest = [tensor for tensor in _tensors(part) if id(tensor) not in inside]
+            self.weights[part] = [HostWeights(rest)]
             if layers and len(blocks):
                 part.blocks = self.streamed[part] = StreamedBlocks(blocks, device)
             else:
