@@ -147,7 +147,8 @@ def load_native(
     load: see sat.fill_model; dtype None keeps the types of the files.
     """
     config, weights = read_folder(folder, config_class)
-    return fill_model(lambda: model(config), weights, where=str(folder), **{"dtype": torch.float32, **load})
+    options: Load = {"dtype": torch.float32, **load}
+    return fill_model(lambda: model(config), weights, where=str(folder), **options)
 
 
 def load_model(folder: str | Path, **load: Unpack[Load]) -> CogVideoTransformer:
