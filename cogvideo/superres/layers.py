@@ -118,10 +118,10 @@ class SuperResolution(nn.Module):
 
         load: device ("cpu"), dtype (None: as in the files), block_done; see checkpoints.superres.
         """
-        from cogvideo.checkpoints.superres import load_sat_superres
+        from cogvideo.checkpoints.superres import Ids, load_sat_superres
 
-        ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
-        return load_sat_superres(cls, source, num_heads=num_heads, **ids, **load)
+        ids: Ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+        return load_sat_superres(cls, source, num_heads=num_heads, ids=ids, **load)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""

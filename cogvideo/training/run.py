@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.inheritance import image_model_of
-from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.checkpoints.native import image_model_of, inherit_image_model, load_model, save_model
 from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
