@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from data.videos import cut, make_video
+from killing import start_held
 
 from cogvideo.checkpoints.tokenizers import Tokenizers, load_tokenizers
 from cogvideo.cli import app as cli
@@ -117,7 +118,7 @@ def test_what_a_killed_one_left_is_removed(parts, tmp_path):
 
 def test_processes_may_begin_at_the_same_moment(parts, tmp_path, monkeypatch):
     """Each has written its part before the other moves its own to its place."""
-    made, both, real = parts_format(parts), threading.Barrier(2, timeout=30), os.replace
+    made, both, real = parts_format(parts), threading.Barrier(2, timeout=600), os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: (both.wait(), real(*paths)))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: _claim(tmp_path, made, Settings()), range(2)))
@@ -389,10 +390,10 @@ def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
     draw, out = random.Random(0), tmp_path / "out"
     data = f"digits:train?clips={30 * KILLS}"
     tokenize(open_dataset(data), tmp_path / "whole", LOAD, Settings(shard_clips=2), progress=False)
-    command = [sys.executable, "-m", "cogvideo", "data", "tokenize", data, out, "--shard-clips", "2"]
+    command = ["data", "tokenize", data, out, "--shard-clips", "2"]
     finished: dict[str, int] = {}
     for _ in range(KILLS):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_held("shard-*", 13, *command)
         goal = len(finished) + draw.randrange(0, 11)
         while len(list(out.glob("shard-*"))) < goal and process.poll() is None:
             time.sleep(0.002)
@@ -402,7 +403,7 @@ def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
         shards = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
         assert finished.items() <= shards.items(), "a finished shard was lost or made again"
         finished = shards
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "cogvideo", *command], check=True, capture_output=True)
     assert contents(out) == contents(tmp_path / "whole")
     assert all((out / name).stat().st_mtime_ns == changed for name, changed in finished.items())
     print(f"{KILLS} kills; {len(finished)} of {15 * KILLS} shards were there after the last one, and stayed")
@@ -429,4 +430,4 @@ def test_the_processes_of_a_killed_one_end(tmp_path):
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=60)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=600)[1]

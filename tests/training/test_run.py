@@ -1,18 +1,16 @@
 """Training on tokenized folders: what each stage moves, parts of a batch, the log, what is refused."""
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import start_held
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training.tiny_tokens import (
@@ -222,15 +220,14 @@ def test_kills_change_nothing(base, tmp_path):
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
     train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
     path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)
-    command = [sys.executable, "-m", "cogvideo", "train", str(path)]
     checkpoint, reached, kills = tmp_path / "killed/checkpoint.pt", -1, 0
     while kills < 2:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = start_held("checkpoint.pt", 25, "train", path)
         while process.poll() is None and step_of(checkpoint) <= reached:
             time.sleep(0.01)
         time.sleep(0.05 * kills)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         kills, reached = kills + 1, step_of(checkpoint)
     assert reached < 60
     train(path)
