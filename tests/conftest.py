@@ -60,7 +60,7 @@ def _as_before_training():
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch anew takes seconds."""
+    """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch takes seconds."""
     from cogvideo.cli import app as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -28,7 +28,7 @@ main()
 
 
 def start_held(pattern: str, files: int, *arguments: object) -> subprocess.Popen:
-    """`cogvideo ARGUMENTS` in a process that waits to be killed when it has written `files` files like `pattern`."""
+    """`cogvideo ARGUMENTS`, which waits to be killed when it has written so many files like `pattern`."""
     command = [sys.executable, "-c", SCRIPT, pattern, str(files), *map(str, arguments)]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(

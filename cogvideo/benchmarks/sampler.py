@@ -306,7 +306,7 @@ def model_config(s: Settings, order: str, window: int | None) -> ModelConfig:
 
 
 def _activation_bytes(model: CogVideoTransformer) -> int:
-    return model.blocks[0].attention_norm.weight.itemsize  # type: ignore[union-attr]
+    return model.blocks[0].attention_norm.weight.itemsize
 
 
 def _held(device: torch.device) -> int:

@@ -187,7 +187,6 @@ class Recording:
         # Iterated, not indexed, so that blocks kept in host memory (offload.py) come to the device.
         for index, block in enumerate(self.model.blocks):
             if index in layers:
-                assert isinstance(block, Block)
                 for kind in kinds:
                     target = [kept[f"{kind}{end}"][layers.index(index)] for end in ("", "_visible", "_norm")]
                     self._capture_layer(block, index, kind, heads, queries, *target)
@@ -221,7 +220,6 @@ class Recording:
         for index, block in enumerate(self.model.blocks):
             if index not in captured.layers:
                 continue
-            assert isinstance(block, Block)
             number, read = captured.layers.index(index), []
             for kind, value in maps.items():
                 rows = torch.empty(len(captured.queries), c.hidden_size, dtype=self.inputs[index].dtype)

@@ -10,6 +10,7 @@ D hidden, d = D / H, V image tokens.
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -185,9 +186,8 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(
-            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
-        )
+        blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.blocks = cast("list[Block]", blocks)  # for readers of types: torch knows only of modules
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.cpu)
         self._masks: dict[str, Tensor] = {}
@@ -249,7 +249,6 @@ class CogVideoTransformer(nn.Module):
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:
-            assert isinstance(block, Block)
             x, memory = block.encode_text(x, bias)
             layers.append(memory)
         return EncodedText(layers, bias)
@@ -368,7 +367,6 @@ class CogVideoTransformer(nn.Module):
                 block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)
             ]
         for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
             inputs = (text, x, text_bias, spatial, temporal[index % len(temporal)])
             if recompute:
                 text, x = checkpoint(block.with_text, *inputs, use_reentrant=False)

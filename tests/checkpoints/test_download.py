@@ -32,7 +32,10 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.know_ranges, self.tell_versions, self.tell_length = True, True, True
         self.send_at_most, self.breaks = sys.maxsize, 0  # bytes of a response, and for how many responses
-        self.hold_at, self.released = sys.maxsize, threading.Event()  # bytes after which it waits for the event
+        self.hold_at, self.released = (
+            sys.maxsize,
+            threading.Event(),
+        )  # bytes after which it waits for the event
         self.fail_first = 0  # so many responses are 503
         self.ranges: list[str | None] = []
 
@@ -41,10 +44,10 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
-
     def do_GET(self):
-        server, content = self.server, self.server.files.get(self.path[1:])
+        server = self.server
+        assert isinstance(server, Server)
+        content = server.files.get(self.path[1:])
         server.ranges.append(self.headers.get("Range"))
         if server.fail_first:
             server.fail_first -= 1
@@ -80,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[start : min(start + 65536, end)])
         return None
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):
         pass
 
 
@@ -351,7 +354,9 @@ def test_damaged_hashes(server, cache, labels, content):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_by_the_user_or_killed(server, cache, labels, stop):
-    server.hold_at = transfer.CHUNK  # which the command writes at once; the rest waits until it has been stopped
+    server.hold_at = (
+        transfer.CHUNK
+    )  # which the command writes at once; the rest waits until it has been stopped
     command = [sys.executable, "-m", "cogvideo", "weights", "get", NAME, "--url", server.address()]
 
     def listen():  # a runner in the background hands down a SIGINT that is ignored

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from cogvideo.runtime.memory import CUDA_BYTES
 from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
-IDS = {"image_tokens": 256, "begin_of_image": 310}
+IDS: dict[str, Any] = {"image_tokens": 256, "begin_of_image": 310}
 EXTRA = "mixins.extra_position_embedding.position_embeddings.weight"
 
 
@@ -215,7 +216,7 @@ def test_files_of_the_release_side_by_side(tmp_path):
     assert "from here, ice_image.pt are still needed" in report(inspect(tmp_path))
 
 
-def small_model(**changes) -> CogVideoTransformer:
+def small_model(**changes: Any) -> CogVideoTransformer:
     config = ModelConfig(**({
         "num_layers": 2, "hidden_size": 256, "num_heads": 4, "frame_height": 4, "frame_width": 4,
         "num_frames": 5,

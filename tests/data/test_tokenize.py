@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -57,7 +58,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_tokens_and_texts_are_those_of_the_clips(digits, parts):
     """Against the demo world's own renderer, tokenizer and span."""
     batches = TokenizedBatches(digits, 6, seed=0, caption_dropout=0, test_share=0)
-    clips = open_dataset("digits:train?clips=6").clips
+    clips: Any = open_dataset("digits:train?clips=6").clips
     expected = {}
     for clip in clips:
         span = clip.clip.span(0)
@@ -213,7 +214,7 @@ def test_a_video_that_goes_while_tokens_are_made_is_its_own_problem(tmp_path, pa
         tokenize(dataset, tmp_path / "out", load, settings, progress=False)
     assert not (tmp_path / "out").exists()
     make_video(tmp_path / "b.mp4", [i / 8 for i in range(24)])
-    b = dataset.clips[1]
+    b: Any = dataset.clips[1]
     going = replace(dataset, clips=[Going(**vars(dataset.clips[0]), other=b.path), b])
     made = tokenize(going, tmp_path / "out", lambda: parts, settings, progress=False)
     assert (

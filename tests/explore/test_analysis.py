@@ -50,7 +50,7 @@ def test_shares_entropy_and_distances_are_sums_over_keys(captured):
                     if key[0] != "patch":
                         one[key[0]] += weight
                         continue
-                    _, frame, y, x = key
+                    frame, y, x = key[1:]
                     one[f"frame {frame - time:+d}" if frame != time else "frame 0"] += weight
                     one["patches"] += weight
                     one["distance"] += weight * math.hypot(y - row, x - column)

@@ -110,7 +110,7 @@ def assert_row(page, captured, head: str, channel: str, query: int) -> None:
             assert "cannot attend" in caption
     for number, button in enumerate(page.locator(".cv-words button").all_inner_texts()):
         for letter, one in (("S", "spatial"), ("T", "temporal")):
-            told = float(re.search(rf"{letter} ([\d.]+) %", button)[1]) / 100
+            told = float(re.findall(rf"{letter} ([\d.]+) %", button)[0]) / 100
             assert told == pytest.approx(expected(captured, head, one, query)[0].words[number], abs=0.005)
 
 
@@ -384,6 +384,6 @@ def test_masked_frames_of_a_given_model(demo):
 
         for layer in captured.layers:
             temporal = bits(packed["temporal"][layer % len(packed["temporal"])], places)
-            np.testing.assert_array_equal(temporal, captured.temporal_visible[layer][:, length:])
+            np.testing.assert_array_equal(temporal, captured.visible("temporal")[layer][:, length:])
             spatial = bits(packed["spatial"], scene.frames.shape[1])
-            np.testing.assert_array_equal(spatial, captured.spatial_visible[layer][:, length:])
+            np.testing.assert_array_equal(spatial, captured.visible("spatial")[layer][:, length:])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import cast
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_files_of_prompts_that_cannot_be_used(tmp_path):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "file").write_text("")
     with pytest.raises(CogVideoError, match="cannot be made"):
-        fill_folder(None, PROMPTS, tmp_path / "file")  # type: ignore[arg-type]
+        fill_folder(cast(Pipeline, None), PROMPTS, tmp_path / "file")
 
 
 def test_weights_are_told_apart(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def test_image_model_and_super_resolution(tmp_path, capsys):
     after = load_model(tmp_path / "run/model")
     before = weights_of(tmp_path / "weights")
     assert after.config.num_frames == 1
-    assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])  # type: ignore[union-attr]
+    assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])
     write_tokens(tmp_path / "large", kind="superres")
     write_superres(tmp_path / "superres")
     changes = {
