@@ -386,6 +386,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, arguments, words):
     assert err.startswith("Error: ") and err.endswith(".\n") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
     """kill -9 at random times, KILLS times the same command: the files are those of an undisturbed run."""
     draw, out = random.Random(0), tmp_path / "out"

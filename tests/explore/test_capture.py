@@ -267,6 +267,7 @@ def test_memory_that_is_not_free_is_refused_and_much_is_told(monkeypatch, capsys
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from Linux")
+@pytest.mark.slow
 def test_one_layer_of_the_release_fits_two_gigabytes():
     """Measured in a process of its own: all heads, one frame's queries, in not more than was announced."""
     done = subprocess.run(

@@ -134,6 +134,7 @@ def test_a_question_takes_less_than_half_a_second_of_computing():
 
 @pytest.mark.browser
 @pytest.mark.skipif(find_spec("jupyterlab") is None, reason="needs jupyterlab")
+@pytest.mark.slow
 def test_in_jupyterlab_keys_ask_and_answers_are_drawn(lab):
     from playwright.sync_api import Error
 

@@ -114,6 +114,7 @@ def cluster(scheduler):
         yield scheduler
 
 
+@pytest.mark.slow
 def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cluster):
     """On a cluster started by hand: one runs out of memory, one loops, one raises, one records nothing."""
 
@@ -164,6 +165,7 @@ def test_each_point_is_reported_as_what_it_is_and_the_others_finish(tmp_path, cl
     assert rows.peak_memory["memory"] > 6e8
 
 
+@pytest.mark.slow
 def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path, capsys):
     """A small one of what tests/sweeps/faults.py does; the undisturbed result is known here."""
     points, pause = 4, 1.0
@@ -180,6 +182,7 @@ def test_workers_and_driver_are_killed_and_every_point_ends_once(tmp_path, capsy
     assert command("status", file).stdout.count("4 done") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     file = write_sweep(tmp_path, ["import time\nwhile True:\n    time.sleep(1)"])
     sweep = load(file)
@@ -195,6 +198,7 @@ def test_ctrl_c_stops_points_and_only_one_driver_runs_a_sweep(tmp_path):
     wait_for(lambda: gone(note["guard"]))
 
 
+@pytest.mark.slow
 def test_stop_ends_a_point_whose_driver_is_dead(tmp_path, scheduler):
     file = write_sweep(tmp_path, ["import time\nwhile True:\n    time.sleep(1)"])
     sweep = load(file)
@@ -267,6 +271,7 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
     assert not notes.is_locked(folder / "lock")
 
 
+@pytest.mark.slow
 def test_jobs_of_slurm(tmp_path, monkeypatch):
     """With a stand-in for the queue: an sbatch that runs the script at once, an scancel that ends it."""
     programs = {

@@ -215,6 +215,7 @@ def test_a_finished_run_is_not_run_again(base):
     assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(base, tmp_path):
     """kill -9 anywhere in the run, and the same command again: bitwise the losses of the undisturbed run."""
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
