@@ -24,7 +24,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if skipped and CHROMIUM is None:
         terminalreporter.section("browser tests")
         terminalreporter.write_line(
-            f"Skipped, because there is no Chromium on the PATH: {len(skipped)}. To run them: apt install chromium"
+            f"Skipped for want of Chromium on the PATH: {len(skipped)}. To run them: apt install chromium"
         )
 
 
