@@ -73,4 +73,4 @@ def test_contradictory_geometry_is_refused():
         {"num_frames": 3, "temporal": True},
     ):
         with pytest.raises(CogVideoError):
-            ModelConfig(**fine | change)
+            ModelConfig(**(fine | dict[str, Any](change)))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
     ):  # unanimous answers differ so little from their expectation that the sandwich is far too small
         deviation = np.maximum(deviation, np.sqrt(np.diag(_inverse(mean, wins))))
     low, high = mean - WITHIN * deviation, mean + WITHIN * deviation
-    table = np.stack([mean, low, high, won.sum(1)], 1).tolist()
+    table: Any = np.stack([mean, low, high, won.sum(1)], 1).tolist()
     answers = (won + won.T).sum(1).astype(int).tolist()
     found = {name: Strength(*table[i], answers[i]) for i, name in enumerate(names)}
     return dict(sorted(found.items(), key=lambda item: -item[1].mean))

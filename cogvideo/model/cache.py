@@ -1,7 +1,6 @@
 """The keys and values that a chunk of frame positions attends to."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +8,8 @@ from torch import Tensor
 KeysValues = tuple[Tensor, ...]  # two of [B,H,P,d]
 
 
-class CacheWrite(NamedTuple):
+@dataclass(frozen=True)
+class CacheWrite:
     """Where a chunk goes in a cache, and how much of the cache is read with it.
 
     index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which

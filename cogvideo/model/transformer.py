@@ -131,12 +131,14 @@ class Block(nn.Module):
         they do.
         """
         q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
-        spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
+        keys, values = memory.spatial.update(k, v, write[0])
+        spatial = join_heads(attend(q, keys, values, spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
         one = x.shape[2] == 1  # then nothing is copied or looked up
         q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
-        temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
+        keys, values = memory.temporal.update(k, v, write[1])
+        temporal = join_heads(attend(q, keys, values, temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
     def with_text(

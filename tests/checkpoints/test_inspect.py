@@ -217,13 +217,14 @@ def test_files_of_the_release_side_by_side(tmp_path):
 
 
 def small_model(**changes: Any) -> CogVideoTransformer:
-    config = ModelConfig(**({
+    sizes: dict[str, Any] = {
         "num_layers": 2, "hidden_size": 256, "num_heads": 4, "frame_height": 4, "frame_width": 4,
         "num_frames": 5,
         "text_length": 8, "first_frame_position": 8, "image_tokens": 64, "vocab_size": 99,
         "begin_of_image": 80,
         "base_positions": 24, "extra_positions": 64,
-    } | changes))  # fmt: skip
+    }  # fmt: skip
+    config = ModelConfig(**(sizes | changes))
     return CogVideoTransformer(config)
 
 
@@ -282,8 +283,8 @@ def large(tmp_path_factory):
     """The release's stage 1 with 8 of its 48 layers: 3.4 GB in fp16, all holes."""
     weights, settings = released_weights("sequential_full")
     hidden = COGVIDEO_9B.hidden_size
-    sizes = {64: hidden, 192: 3 * hidden, 256: 4 * hidden, 320: COGVIDEO_9B.vocab_size}
-    shapes = {name: [sizes.get(n, n) for n in tensor.shape] for name, tensor in weights.items()}
+    sizes: dict[int, int] = {64: hidden, 192: 3 * hidden, 256: 4 * hidden, 320: COGVIDEO_9B.vocab_size}
+    shapes = {name: [sizes.get(int(n), int(n)) for n in tensor.shape] for name, tensor in weights.items()}
     for name in list(shapes):
         if re.search(r"\.0(\.|$)", name):
             shapes |= {re.sub(r"\.0(?=\.|$)", f".{layer}", name): shapes[name] for layer in range(8)}

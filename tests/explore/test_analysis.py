@@ -1,6 +1,8 @@
 """Tables against sums over one key after another."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ def captured(request):
     return capture(small_model(config), TEXT, clip(config), layers=None, text_mask=MASK)
 
 
-def keys_of(channel: str, time: int, count: int):
+def keys_of(channel: str, time: int, count: int) -> Iterator[tuple[Any, ...]]:
     """Every key of a row in order: ("text", slot), ("begin", frame) or ("patch", frame, row, column)."""
     yield from (("text", slot) for slot in range(L))
     for frame in [time] if channel == "spatial" else range(count):

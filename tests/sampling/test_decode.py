@@ -151,7 +151,8 @@ def test_frames_of_another_codebook_are_refused():
 
 
 def test_an_unknown_keyword_is_a_type_error():
+    misspelt: Any = {"wavefrond": 1}
     with pytest.raises(TypeError, match="wavefrond"):
         generate_first_frame(
-            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), wavefrond=1
+            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), **misspelt
         )
