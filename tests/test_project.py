@@ -145,7 +145,7 @@ def test_notebooks_are_stripped_and_take_parameters(path):
 def test_weights_and_the_explorers_front_end_travel_with_the_package():
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert package_data["cogvideo"] == [
-        "py.typed", "weights/**", "explore/explorer/app/*", "reports/*.css",
+        "py.typed", "weights/**", "evaluation/*.yaml", "explore/explorer/app/*", "reports/*.css",
     ]  # fmt: skip
     app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
     assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}

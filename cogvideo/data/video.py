@@ -130,7 +130,7 @@ def check_place(path: str | Path) -> Path:
     """The path, if a file can be written there."""
     path = Path(path)
     if path.is_dir():
-        raise CogVideoError(f"{path} is a folder: give the name of a file.")
+        raise CogVideoError(f"{path} cannot be written, it is a folder: give the name of a file.")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             return path

@@ -46,7 +46,7 @@ def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
 
     Not by einops, whose bookkeeping would count in a decoding step.
     """
-    return x.view(*x.shape[:-1], parts, num_heads, -1).transpose(-4, -2).unbind(-3)
+    return x.unflatten(-1, (parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
 
 
 def join_heads(x: Tensor) -> Tensor:
