@@ -21,7 +21,7 @@ def explained(message: str, *errors: type[BaseException]) -> Iterator[None]:
         yield
     except CogVideoError:
         raise
-    except errors or Exception as error:
+    except errors or (Exception,) as error:  # noqa: B030 - a tuple of exception classes
         reason = getattr(error, "strerror", None) or first_sentence(error)
         raise CogVideoError(message.replace("REASON", reason)) from None
 

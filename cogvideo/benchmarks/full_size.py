@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from cogvideo.benchmarks.measuring import random_weights
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
@@ -187,7 +188,7 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
 
 def _step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
     """Bytes that a decoding step moves: the blocks that it uses, and the head's part for image tokens."""
-    blocks = model.blocks
+    blocks = cast(nn.ModuleList, model.blocks)
     named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
     if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
         return bytes_of(named.values())

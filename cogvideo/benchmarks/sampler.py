@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.benchmarks.measuring import random_weights
@@ -201,7 +201,8 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
 
 def weight_bytes(model: CogVideoTransformer) -> int:
     """What every step has to read: all blocks, and the image tokens' part of the head."""
-    blocks = bytes_of([*model.blocks.parameters(), *model.blocks.buffers()])
+    layers = nn.ModuleList(model.blocks)
+    blocks = bytes_of([*layers.parameters(), *layers.buffers()])
     return blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
 
 
@@ -306,7 +307,7 @@ def model_config(s: Settings, order: str, window: int | None) -> ModelConfig:
 
 
 def _activation_bytes(model: CogVideoTransformer) -> int:
-    return model.blocks[0].attention_norm.weight.itemsize  # type: ignore[union-attr]
+    return model.blocks[0].attention_norm.weight.itemsize
 
 
 def _held(device: torch.device) -> int:

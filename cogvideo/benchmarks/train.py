@@ -129,7 +129,7 @@ def _model(s: Settings, config: ModelConfig) -> tuple[CogVideoTransformer, dict[
     set_types(model, list(trained), DTYPES[s.dtype])
     if s.compile:
         for block in (module for module in model.modules() if isinstance(module, Block)):
-            vars(block)["both"] = torch.compile(block.both)
+            vars(block)["with_text"] = torch.compile(block.with_text)
     return model, trained
 
 
@@ -151,7 +151,7 @@ def plain_loss(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, tex
     visible = [spatial, *(masks.temporal_visible(c, parity).to(x.device) for parity in range(2))]
     spatial, *temporal = (_whole_mask(mask, text_mask) for mask in visible)
     for index, block in enumerate(model.blocks):
-        assert isinstance(block, Block) and block.temporal is not None  # of a stage of video
+        assert block.temporal is not None  # of a stage of video
         h = block.attention_norm(x)
         own = _dense_attention(block.spatial, h, spatial)
         later = _dense_attention(block.temporal, h, temporal[index % 2])

@@ -31,7 +31,7 @@ from cogvideo.sweeps.spec import fingerprint
 
 ATTEMPT = "COGVIDEO_SWEEP_ATTEMPT"  # in the environment of all processes of one run of a point
 INTERVAL = 0.5  # seconds between looks
-GRACE = 10.0  # seconds that papermill has to save the notebook after its kernel was killed
+GRACE = 30.0  # seconds that papermill has to save the notebook after its kernel was killed
 OURS = ("point.json", "outcome.json", "executed.ipynb", "result.json", "log.txt")
 
 

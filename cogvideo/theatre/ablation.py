@@ -86,8 +86,8 @@ def start_model(
         return model, list(model.temporal_parameters().values())
     with torch.no_grad():
         for block in model.blocks:
-            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]
-            block.gate.fill_(-MUTED)  # type: ignore[union-attr]
+            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]  # of a video model
+            block.gate.fill_(-MUTED)  # type: ignore[union-attr]  # of a video model
     return model, [weight for name, weight in model.named_parameters() if not name.endswith(".gate")]
 
 

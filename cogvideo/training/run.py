@@ -124,7 +124,7 @@ class Training:
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
-            entry = "both" if isinstance(self.model, CogVideoTransformer) else "forward"
+            entry = "with_text" if isinstance(self.model, CogVideoTransformer) else "forward"
             for block in self.model.blocks:
                 setattr(block, entry, torch.compile(getattr(block, entry)))
         test = partial(self.batches, device=self.device, split="test")

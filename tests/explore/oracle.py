@@ -57,7 +57,7 @@ def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head
     result = []
     for index, block in enumerate(model.blocks):
         h = block.attention_norm(x)
-        layer = {}
+        layer, mixed = {}, torch.empty(0)
         for kind in ("spatial", "temporal") if c.temporal else ("spatial",):
             channel = getattr(block, kind)
             visible = torch.zeros(len(x), len(x), dtype=torch.bool)

@@ -1,6 +1,8 @@
 """Tables against sums over one key after another."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ def captured(request):
     return capture(small_model(config), TEXT, clip(config), layers=None, text_mask=MASK)
 
 
-def keys_of(channel: str, time: int, count: int):
+def keys_of(channel: str, time: int, count: int) -> Iterator[tuple[Any, ...]]:
     """Every key of a row in order: ("text", slot), ("begin", frame) or ("patch", frame, row, column)."""
     yield from (("text", slot) for slot in range(L))
     for frame in [time] if channel == "spatial" else range(count):
@@ -50,7 +52,7 @@ def test_shares_entropy_and_distances_are_sums_over_keys(captured):
                     if key[0] != "patch":
                         one[key[0]] += weight
                         continue
-                    _, frame, y, x = key
+                    frame, y, x = key[1:]
                     one[f"frame {frame - time:+d}" if frame != time else "frame 0"] += weight
                     one["patches"] += weight
                     one["distance"] += weight * math.hypot(y - row, x - column)
