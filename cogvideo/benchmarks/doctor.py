@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cogvideo.checkpoints.registry import DEMO, KNOWN, cache_dir, find
+from cogvideo.runtime.memory import free_memory
 
 
 def report() -> str:
@@ -57,12 +58,7 @@ def _devices() -> list[tuple[str, str]]:
 
 def _memory() -> str:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = f"{total / 2**30:.1f} GiB"
-    meminfo = Path("/proc/meminfo")  # on Linux: what programs could still get
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        text += f", {int(lines['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"
-    return text
+    return f"{total / 2**30:.1f} GiB, {free_memory() / 2**30:.1f} GiB available"
 
 
 def _weights(folder: Path) -> str:

@@ -32,9 +32,7 @@ from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.text import TextTokenizer
 
-PROMPT = (
-    "a red 3 moves right"  # words of the demo's text model, which is used: the released one is not at hand
-)
+PROMPT = "a red 3 moves right"  # words of the demo's text model, which stands for the released one
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ That loop freezes the image model, too (no gradients), so the difference does no
 """
 
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -56,9 +57,7 @@ class Settings:
     def __post_init__(self):
         sizes = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
         if min(*sizes, self.threads, self.steps) < 1 or self.width % self.heads:
-            raise CogVideoError(
-                "bench train takes sizes of 1 or more, and a width that is a multiple of heads."
-            )
+            raise CogVideoError("Sizes must be 1 or more, and the width a multiple of heads.")
         if self.dtype not in ("fp32", "bf16"):
             raise CogVideoError(f"Training is measured in fp32 or bf16, not {self.dtype}.")
 
@@ -66,16 +65,18 @@ class Settings:
 def run(settings: Settings) -> dict[str, Any]:
     """Measure both stages, each case in a process of its own, so that the peak of its memory is its own."""
     settings = replace(settings, device=choose_device(settings.device))
-    loops = ["lean"] + ["plain"] * (settings.compare and torch.device(settings.device).type == "cpu")
     device = torch.device(settings.device)
+    loops = ["lean", "plain"] if settings.compare and device.type == "cpu" else ["lean"]
     if device.type == "cpu":
         torch.set_num_threads(settings.threads)
     machine, peak = describe(device), peak_flops(device, DTYPES[settings.dtype])
-    cases: dict[str, dict[str, Any]] = {}
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for stage in ("stage 1", "stage 2"):
-            cases[stage] = {loop: pool.apply(measure, (settings, stage, loop, peak)) for loop in loops}
-    return {"settings": asdict(settings), "machine": machine, "peak_flops": peak, "stages": cases}
+
+    def alone(stage: str, loop: str) -> dict[str, Any]:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(measure, settings, stage, loop, peak).result()
+
+    stages = {stage: {loop: alone(stage, loop) for loop in loops} for stage in ("stage 1", "stage 2")}
+    return {"settings": asdict(settings), "machine": machine, "peak_flops": peak, "stages": stages}
 
 
 def model_config(s: Settings, stage: str) -> ModelConfig:

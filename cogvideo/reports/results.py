@@ -104,9 +104,7 @@ def _sweep_file(path: Path, name: str) -> Path:
         for file in (folder / f"{name}.yaml", folder / "sweeps" / f"{name}.yaml"):
             if file.is_file():
                 return file
-    raise CogVideoError(
-        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above: give the file."
-    )
+    raise CogVideoError(f"There is no sweep file {name}.yaml near {path} or in a folder `sweeps` above.")
 
 
 def _rows_of(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
@@ -183,9 +181,7 @@ def clip_files(results: Results) -> Files:
             for prompt, path in _clips_of(results.folder / row["point"]).items():
                 found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
     if not found:
-        raise CogVideoError(
-            f"No point of {results.sweep.name} kept clips here: run the sweep on this machine first."
-        )
+        raise CogVideoError(f"No point of {results.sweep.name} kept clips here: run the sweep here first.")
     return found
 
 

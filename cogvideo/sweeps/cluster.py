@@ -1,6 +1,5 @@
 """Where points run: workers on this machine, a Dask cluster that is already running, or jobs of Slurm."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,9 +39,7 @@ def connect(
     except ImportError:
         raise CogVideoError('Sweeps need Dask: pip install "cogvideo[sweeps]".') from None
     if scheduler and (slurm or workers):
-        raise CogVideoError(
-            "--scheduler names a cluster with its own workers: leave out --workers and --slurm."
-        )
+        raise CogVideoError("A running cluster has its own workers: leave out --workers and --slurm.")
     with set_config(SETTINGS), silence_logging_cmgr("CRITICAL"), ExitStack() as stack:
         cluster: Any = scheduler
         if slurm:
@@ -53,10 +50,8 @@ def connect(
         try:
             client = Client(cluster, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise CogVideoError(
-                f"There is no Dask scheduler at {scheduler} ({type(error).__name__}): "
-                "start one with `dask scheduler`."
-            ) from None
+            reason = f"({type(error).__name__}): start one with `dask scheduler`"
+            raise CogVideoError(f"There is no Dask scheduler at {scheduler} {reason}.") from None
         yield stack.enter_context(client)
 
 
@@ -85,10 +80,7 @@ def _slurm(file: str | Path) -> Any:
 
 def capacity(resources: Resources) -> int:
     """How many points this machine can run at once, by their threads and their memory; at least one."""
-    import psutil
+    from dask.system import CPU_COUNT  # what affinity and control groups leave
+    from distributed.system import MEMORY_LIMIT
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = cores // resources.threads
-    if resources.memory_bytes:
-        most = min(most, psutil.virtual_memory().total // resources.memory_bytes)
-    return max(most, 1)
+    return max(1, min(CPU_COUNT // resources.threads, MEMORY_LIMIT // (resources.memory_bytes or 1)))

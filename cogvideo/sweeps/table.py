@@ -34,8 +34,7 @@ def gather(sweep: Sweep) -> "DataFrame":
 
 def _row(sweep: Sweep, point: Point, code: str) -> dict[str, Any]:
     folder = sweep.folder_of(point)
-    note = notes.read_note(folder)
-    note |= {"point": point.name, "status": notes.status(folder, note, code, sweep.collect)}
+    note = notes.look(folder, code, sweep.collect) | {"point": point.name}
     found = {column: note.get(column) for column in FIRST}
     found |= {parameter_column(name): value for name, value in point.parameters.items()}
     if note["status"] in ("done", "changed"):

@@ -40,9 +40,7 @@ class OptimizerConfig:
         if not 0 <= self.final_lr <= 1:
             raise CogVideoError(f"final_lr is a share of lr, from 0 to 1, not {self.final_lr}.")
         if self.batch_size % self.accumulate:
-            raise CogVideoError(
-                f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts."
-            )
+            raise CogVideoError(f"{self.batch_size} clips cannot be cut into {self.accumulate} parts.")
 
     def rate_at(self, step: int) -> float:
         """Share of the learning rates at a step: linear warm-up, then one cosine over all steps."""
@@ -62,12 +60,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
             raise CogVideoError("Muon needs whole matrices: set muon_lr to 0 to train by several processes.")
         optimizers.append(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
     if others:
-        first, second = config.betas
-        optimizers.append(
-            torch.optim.AdamW(
-                others, config.lr, (first, second), weight_decay=config.weight_decay, fused=True
-            )
-        )
+        betas = (config.betas[0], config.betas[1])
+        decay = config.weight_decay
+        optimizers.append(torch.optim.AdamW(others, config.lr, betas, weight_decay=decay, fused=True))
     return optimizers
 
 
