@@ -80,7 +80,7 @@ def _flock(path: Path, kind: int) -> IO[str] | None:
 
 
 def look(folder: Path, fingerprint: str, collect: list[str]) -> dict[str, Any]:
-    """The note with the state of the point by now: waiting, running, done, failed, stopped, or
+    """The note, its status as it is now: waiting, running, done, failed, stopped, or one of three more.
 
     interrupted: its process died; changed: done by other code; incomplete: done without a metric to collect.
     """

@@ -198,8 +198,8 @@ class Training:
             advice = f"give weights of {c.stage}, or an image model to inherit"
             raise CogVideoError(f"{c.start} is {model.config.order} and {c.stage} is {order}: {advice}.")
         if c.window not in (None, model.config.window):
-            said = f"window {model.config.window}, not {c.window}: leave window away, or inherit an image model"
-            raise CogVideoError(f"{c.start} was trained with {said}.")
+            said = f"{c.start} was trained with window {model.config.window}, not {c.window}"
+            raise CogVideoError(f"{said}: leave window away, or inherit an image model.")
         return model
 
     def _read(self) -> Model:
