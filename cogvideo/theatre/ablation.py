@@ -169,7 +169,7 @@ def make_clips(
             tokens = _one_stage(variant.overlap, pipe, first, texts, own)
         else:
             tokens = pipe.later_key_frame_tokens(first, texts, SECONDS, own, progress=progress)
-            tokens = pipe.fill(tokens, texts, SECONDS, own, progress=progress)
+            tokens = pipe.interpolate(tokens, texts, SECONDS, own, progress=progress)
         clips.append(pipe.pixels(tokens))
     return np.concatenate(clips)
 
