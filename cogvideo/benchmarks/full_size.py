@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.benchmarks.measuring import random_weights
+from cogvideo.benchmarks.measuring import random_weights, step_bytes
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
 from cogvideo.checkpoints import released
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload
@@ -23,9 +23,9 @@ from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import COPIED, bytes_of, copy_bandwidth, describe, peak_bytes, quickest, wait
+from cogvideo.runtime.machine import COPIED, copy_bandwidth, describe, peak_bytes, quickest, wait
 from cogvideo.runtime.memory import GB, peak_memory
-from cogvideo.runtime.offload import HostWeights, StreamedBlocks
+from cogvideo.runtime.offload import HostWeights
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -159,20 +159,20 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
     stages, steps = _Stages(pipe.device, bandwidth), (key_frames - 1) * n
     first = stages.time(
         "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,
-        tokens=n * len(prompts), moved=_step_bytes(pipe.stage1, temporal=False),
+        tokens=n * len(prompts), moved=step_bytes(pipe.stage1, temporal=False),
     )  # fmt: skip
     tokens = stages.time(
         "key frames",
         lambda: pipe.later_key_frame_tokens(first, prompts, settings.seconds, seeds, progress=progress),
-        steps=steps, tokens=steps * len(prompts), moved=_step_bytes(pipe.stage1),
+        steps=steps, tokens=steps * len(prompts), moved=step_bytes(pipe.stage1),
     )  # fmt: skip
+    interpolate = partial(pipe.interpolate_once, prompts=prompts, seconds=settings.seconds, seed=seeds)
     for number in range(1, pipe.rounds(tokens.shape[1], settings.seconds) + 1):
         sequences = len(prompts) * (tokens.shape[1] - 1) // 2
         batches = -(-sequences // (pipe.sequences_at_once or sequences))
         tokens = stages.time(
-            f"between, round {number}",
-            partial(pipe.interpolate_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
-            steps=2 * n * batches, tokens=2 * n * sequences, moved=_step_bytes(pipe.stage2),
+            f"between, round {number}", partial(interpolate, tokens, number=number, progress=progress),
+            steps=2 * n * batches, tokens=2 * n * sequences, moved=step_bytes(pipe.stage2),
         )  # fmt: skip
     high = tokens.shape[0] * tokens.shape[1] * pipe.superres.config.high_tokens
     large = stages.time(
@@ -181,16 +181,6 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
     pixels = stages.time("pixels", lambda: pipe.pixels(large))
     stages.records[-1] |= {"frames": list(pixels.shape)}
     return stages.records
-
-
-def _step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
-    """Bytes that a decoding step moves: the blocks that it uses, and the head's part for image tokens."""
-    blocks = model.blocks
-    named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
-    if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
-        return bytes_of(named.values())
-    used = [tensor for name, tensor in named.items() if temporal or ".temporal." not in name]
-    return bytes_of([*used, model.word_embedding.weight[: model.config.image_tokens]])
 
 
 def render(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What several benchmarks need: models with random weights, and the time of the quickest of some calls."""
+"""What several benchmarks need: models with random weights, what a step moves, the quickest of some calls."""
 
 import time
 import zlib
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.sat import fill_model
-from cogvideo.runtime.machine import wait
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import bytes_of, wait
+from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.runtime.tensors import Weights, without_memory
 
 
@@ -24,6 +26,16 @@ def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., An
         out.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.02, generator=generator)
 
     return partial(fill_model, make, Weights(meta, draw), where="The model with random weights")
+
+
+def step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
+    """Bytes of weights that a decoding step moves: the blocks that it uses, and the head for image tokens."""
+    blocks = model.blocks
+    named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
+    if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
+        return bytes_of(named.values())
+    used = [tensor for name, tensor in named.items() if temporal or ".temporal." not in name]
+    return bytes_of([*used, model.word_embedding.weight[: model.config.image_tokens]])
 
 
 def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
