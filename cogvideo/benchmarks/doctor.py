@@ -15,10 +15,12 @@ from cogvideo.runtime.memory import free_memory
 def report() -> str:
     """Versions, devices, memory, weights and video codecs as aligned plain text, one fact a line."""
     facts = [("python", f"{platform.python_version()} on {platform.platform()}"), *_libraries(), *_devices()]
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    others = [name for name, item in KNOWN.items() if not item.packaged and find(name) is not None]
     facts += [
-        ("memory", _memory()),
+        ("memory", f"{total / 2**30:.1f} GiB, {free_memory() / 2**30:.1f} GiB available"),
         ("demo weights", _weights(DEMO)),
-        ("other weights", _others()),
+        ("other weights", f"{', '.join(others) or 'none'} in {cache_dir()}; see `cogvideo weights list`"),
         ("video", _codecs()),
     ]
     width = max(len(name) for name, _ in facts)
@@ -56,11 +58,6 @@ def _devices() -> list[tuple[str, str]]:
     return facts
 
 
-def _memory() -> str:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"{total / 2**30:.1f} GiB, {free_memory() / 2**30:.1f} GiB available"
-
-
 def _weights(folder: Path) -> str:
     """Size and folder, then the line of the README that starts with "Score:"."""
     if not (folder / "pipeline.json").exists():
@@ -70,12 +67,6 @@ def _weights(folder: Path) -> str:
     lines = readme.read_text(encoding="utf-8").splitlines() if readme.exists() else []
     score = next((line for line in lines if line.startswith("Score:")), "no score in README.md")
     return f"{size / 1e6:.1f} MB in {folder}; {score}"
-
-
-def _others() -> str:
-    """Which known weights lie in the cache."""
-    found = [name for name, item in KNOWN.items() if not item.packaged and find(name) is not None]
-    return f"{', '.join(found) or 'none'} in {cache_dir()}; see `cogvideo weights list`"
 
 
 def _codecs() -> str:

@@ -23,7 +23,7 @@ from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import COPIED, copy_bandwidth, describe, peak_bytes, quickest, wait
+from cogvideo.runtime.machine import COPIED, copy_bandwidth, describe, least_seconds, peak_bytes, wait
 from cogvideo.runtime.memory import GB, peak_memory
 from cogvideo.runtime.offload import HostWeights
 from cogvideo.sampling.pipeline import Pipeline
@@ -216,4 +216,4 @@ def _host_bandwidth(device: torch.device) -> float:
     """Bytes a second of a copy from host memory to the device, as offload.py makes it."""
     weights = HostWeights([torch.ones(COPIED // 4, dtype=torch.uint8)])
     room = torch.empty(COPIED // 4, dtype=torch.uint8, device=device)
-    return len(weights.bytes) / quickest(lambda: weights.load(room), device)
+    return len(weights.bytes) / least_seconds(lambda: weights.load(room), device)[0]

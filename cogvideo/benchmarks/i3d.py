@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
-from cogvideo.runtime.machine import describe
+from cogvideo.runtime.machine import describe, least_seconds
 from cogvideo.runtime.tensors import DTYPES
 
 

@@ -1,6 +1,5 @@
-"""What several benchmarks need: models with random weights, what a step moves, the quickest of some calls."""
+"""What several benchmarks need: models with random weights, and the bytes that a step moves."""
 
-import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.sat import fill_model
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.machine import bytes_of, wait
+from cogvideo.runtime.machine import bytes_of
 from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.runtime.tensors import Weights, without_memory
 
@@ -36,17 +35,3 @@ def step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
         return bytes_of(named.values())
     used = [tensor for name, tensor in named.items() if temporal or ".temporal." not in name]
     return bytes_of([*used, model.word_embedding.weight[: model.config.image_tokens]])
-
-
-def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
-    """The least wall time and the least processor time of some calls, after one to warm up."""
-    work()
-    walls, cpus = [], []
-    for _ in range(repeats):
-        wait(device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        wait(device)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return min(walls), min(cpus)

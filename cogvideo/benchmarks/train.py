@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.benchmarks.measuring import least_seconds, random_weights
+from cogvideo.benchmarks.measuring import random_weights
 from cogvideo.benchmarks.memory_plan import released_geometry
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.transformer import Block, Channel, CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import describe, peak_bytes
+from cogvideo.runtime.machine import describe, least_seconds, peak_bytes
 from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.training.flops import peak_flops, step_flops

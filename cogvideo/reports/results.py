@@ -163,13 +163,12 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     kept = [by_seed[seed].get(variant, {}) for variant in results.variants]
     prompts = dict.fromkeys(prompt for found in kept for prompt in found)
     return seed, {
-        prompt: [_read_clip(found[prompt], prompt) if prompt in found else None for found in kept]
+        prompt: [
+            Video(*read_video(found[prompt]), {"prompt": prompt}) if prompt in found else None
+            for found in kept
+        ]
         for prompt in prompts
     }
-
-
-def _read_clip(path: Path, prompt: str) -> Video:
-    return Video(*read_video(path), {"prompt": prompt})
 
 
 def clip_files(results: Results) -> Files:

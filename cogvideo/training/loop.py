@@ -127,7 +127,8 @@ class _Run:
         found = torch.zeros(())
         for part in range(parts):
             losses = self.job.loss(step * parts + part)
-            distributed.without_sync(self.job.model, last=part == parts - 1)
+            if sync := getattr(self.job.model, "set_requires_gradient_sync", None):  # a sharded model
+                sync(part == parts - 1)  # gradients are averaged after the last part only
             (losses.mean() / parts).backward()
             found = found + losses.detach().flatten() / parts
         norm = float(distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.job.optimizer.clip)))

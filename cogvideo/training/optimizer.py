@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 
-# Of Muon's quintic iteration; singular values end between about 0.7 and 1.2.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -95,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """[m,n] -> nearly the nearest matrix of orthonormal rows or columns, by Newton-Schulz iterations."""
-    a, b, c = COEFFICIENTS
+    a, b, c = 3.4445, -4.7750, 2.0315  # singular values end between about 0.7 and 1.2
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
