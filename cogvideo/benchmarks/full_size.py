@@ -124,44 +124,39 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
     )  # fmt: skip
 
 
-class _Stages:
-    """Times stages and keeps a record of each; bandwidth: bytes a second, the limit of a decoding step."""
+def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
+    """Make the clips stage by stage -> a record of each; its time includes the copies of offloading.
 
-    def __init__(self, device: torch.device, bandwidth: float):
-        self.device, self.bandwidth, self.records = device, bandwidth, []
+    bandwidth: bytes a second, the limit of a decoding step.
+    """
+    records: list[dict[str, Any]] = []
 
-    def time(
-        self, stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0
-    ) -> Any:
+    def timed(stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0) -> Any:
         """Do the work of a stage; moved: bytes that each of its steps has to move."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        wait(self.device)
+        if pipe.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pipe.device)
+        wait(pipe.device)
         clock = time.perf_counter()
         result = work()
-        wait(self.device)
+        wait(pipe.device)
         seconds = time.perf_counter() - clock
-        record = {"stage": stage, "seconds": seconds, "peak_bytes": peak_bytes(self.device)}
+        records.append({"stage": stage, "seconds": seconds, "peak_bytes": peak_bytes(pipe.device)})
         if steps:
-            record |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
-            record["share_of_limit"] = moved / self.bandwidth / (seconds / steps)
+            records[-1] |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
+            records[-1]["share_of_limit"] = moved / bandwidth / (seconds / steps)
         if tokens:
-            record |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
-        self.records.append(record)
+            records[-1] |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
         return result
 
-
-def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
-    """Make the clips stage by stage -> a record of each; its time includes the copies of offloading."""
     n, key_frames = pipe.stage1.config.frame_tokens, pipe.stage1.config.num_frames
     prompts = [PROMPT] * settings.clips
     seeds = [settings.seed + clip for clip in range(settings.clips)]
-    stages, steps = _Stages(pipe.device, bandwidth), (key_frames - 1) * n
-    first = stages.time(
+    steps = (key_frames - 1) * n
+    first = timed(
         "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,
         tokens=n * len(prompts), moved=step_bytes(pipe.stage1, temporal=False),
     )  # fmt: skip
-    tokens = stages.time(
+    tokens = timed(
         "key frames",
         lambda: pipe.later_key_frame_tokens(first, prompts, settings.seconds, seeds, progress=progress),
         steps=steps, tokens=steps * len(prompts), moved=step_bytes(pipe.stage1),
@@ -170,17 +165,15 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
     for number in range(1, pipe.rounds(tokens.shape[1], settings.seconds) + 1):
         sequences = len(prompts) * (tokens.shape[1] - 1) // 2
         batches = -(-sequences // (pipe.sequences_at_once or sequences))
-        tokens = stages.time(
+        tokens = timed(
             f"between, round {number}", partial(interpolate, tokens, number=number, progress=progress),
             steps=2 * n * batches, tokens=2 * n * sequences, moved=step_bytes(pipe.stage2),
         )  # fmt: skip
     high = tokens.shape[0] * tokens.shape[1] * pipe.superres.config.high_tokens
-    large = stages.time(
-        "enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress), tokens=high
-    )
-    pixels = stages.time("pixels", lambda: pipe.pixels(large))
-    stages.records[-1] |= {"frames": list(pixels.shape)}
-    return stages.records
+    large = timed("enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress), tokens=high)
+    pixels = timed("pixels", lambda: pipe.pixels(large))
+    records[-1] |= {"frames": list(pixels.shape)}
+    return records
 
 
 def render(report: dict[str, Any]) -> str:

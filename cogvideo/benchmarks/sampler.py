@@ -161,7 +161,7 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     size = settings.clips * (1 + settings.guided) * 2 * config.num_layers * config.hidden_size * itemsize
     caches = [count * size for count in positions]
     total = sum(seconds)
-    share = len(ticks) / steps
+    done = len(ticks) / steps
     figures = {
         "steps": steps,
         "measured_steps": len(seconds),
@@ -170,7 +170,7 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
         "median_ms_per_step": 1e3 * statistics.median(seconds),
         "least_ms_per_step": 1e3 * min(seconds),
         "seconds": total / len(seconds) * steps,
-        "tokens_per_second": generated * settings.clips * share / total,
+        "tokens_per_second": generated * settings.clips * done / total,
         "weight_bytes_per_step": weights,
         "bytes_per_place": size,
         "cache_bytes_per_step": statistics.fmean(caches),

@@ -109,17 +109,18 @@ class Guard:
             RESULT_FILE: str(self.folder / "result.json"),
             "PYTHONPATH": os.pathsep.join(filter(None, ours)),
         }  # fmt: skip
-        passed = point.given | ({"output_dir": str(self.folder)} if self.sweep.takes_folder else {})
+        start: dict[str, Any] = {"notebook": str(self.sweep.notebook), "folder": str(self.folder)}
+        folder = {"output_dir": str(self.folder)} if self.sweep.takes_folder else {}
+        start |= {"attempt": attempt, "passed": point.given | folder}
         with open(self.folder / "log.txt", "w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cogvideo.sweeps.execute"],
                 bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
-        told = {"notebook": str(self.sweep.notebook), "folder": str(self.folder), "attempt": attempt}
         try:
             assert process.stdin  # a pipe; left open: its end means that this guard has died
             with suppress(BrokenPipeError):  # the process ended at once: the log says why
-                process.stdin.write(f"{json.dumps(told | {'passed': passed})}\n".encode())
+                process.stdin.write(f"{json.dumps(start)}\n".encode())
             verdict = self._watch(process, clock)
         finally:
             kill(attempt)  # also what the notebook left running

@@ -22,7 +22,7 @@ class OptimizerConfig:
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0  # the longest gradient
-    final_lr: float = 0.02  # share of lr left at the last step
+    final_lr: float = 0.02  # fraction of lr left at the last step
     accumulate: int = 1  # parts of a batch that are computed one after another
 
     def __post_init__(self):
@@ -35,12 +35,12 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise CogVideoError(f"betas must be two numbers from 0 to below 1, not {list(self.betas)}.")
         if not 0 <= self.final_lr <= 1:
-            raise CogVideoError(f"final_lr is a share of lr, from 0 to 1, not {self.final_lr}.")
+            raise CogVideoError(f"final_lr is a fraction of lr, from 0 to 1, not {self.final_lr}.")
         if self.batch_size % self.accumulate:
             raise CogVideoError(f"{self.batch_size} clips cannot be cut into {self.accumulate} parts.")
 
     def rate_at(self, step: int) -> float:
-        """Share of the learning rates at a step: linear warm-up, then one cosine over all steps."""
+        """The fraction of the learning rates at a step: linear warm-up, then one cosine over all steps."""
         done = min(1.0, step / max(1, self.steps))
         cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
         return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
