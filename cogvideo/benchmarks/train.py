@@ -29,7 +29,7 @@ from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.loop import use_threads
-from cogvideo.training.run import set_types
+from cogvideo.training.run import compile_blocks, set_types
 
 TEXT_SLOTS = COGVIDEO_9B.text_length
 HIDDEN_SCORE = 10000.0  # what the plain loop takes from the scores of hidden positions
@@ -129,8 +129,7 @@ def _model(s: Settings, config: ModelConfig) -> tuple[CogVideoTransformer, dict[
         weight.requires_grad_(name in trained)
     set_types(model, list(trained), DTYPES[s.dtype])
     if s.compile:
-        for block in (module for module in model.modules() if isinstance(module, Block)):
-            vars(block)["both"] = torch.compile(block.both)
+        compile_blocks(model)
     return model, trained
 
 

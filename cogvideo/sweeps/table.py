@@ -59,7 +59,7 @@ def write(sweep: Sweep) -> Path:
     """Gather into table.parquet and table.csv in the sweep's folder. Returns the CSV file."""
     table = gather(sweep)
     for column in table.columns:  # Parquet wants one type a column
-        if table[column].dropna().map(type).nunique() > 1:
+        if len(set(map(type, table[column].dropna()))) > 1:
             table[column] = table[column].map(lambda value: value if value is None else str(value))
     csv = sweep.folder / "table.csv"
     for path, save in ((csv.with_suffix(".parquet"), table.to_parquet), (csv, table.to_csv)):

@@ -59,7 +59,7 @@ def shard(model: CogVideoTransformer | DirectSuperResolution) -> None:
     for block in model.blocks:
         fully_shard(block)
         if video:
-            register_fsdp_forward_method(block, "both")
+            register_fsdp_forward_method(block, "with_text")
     fully_shard(model)
     register_fsdp_forward_method(model, "frame_losses" if video else "loss")
 

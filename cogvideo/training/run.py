@@ -122,9 +122,7 @@ class Training:
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
-            entry = "both" if isinstance(self.model, CogVideoTransformer) else "forward"
-            for block in self.model.blocks:
-                setattr(block, entry, torch.compile(getattr(block, entry)))
+            compile_blocks(self.model)
         test = partial(self.batches, device=self.device, split="test")
         sample = self._samples(test(0)) if c.samples else None
         if self.processes > 1:
@@ -271,6 +269,13 @@ def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> No
     for name, weight in model.named_parameters():
         frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
         weight.data = weight.data.to(products if frozen else torch.float32)
+
+
+def compile_blocks(model: Model) -> None:
+    """Run every block by torch.compile: the method of it that training calls."""
+    entry = "with_text" if isinstance(model, CogVideoTransformer) else "forward"
+    for block in model.blocks:
+        setattr(block, entry, torch.compile(getattr(block, entry)))
 
 
 def shorten(text_ids: Tensor, text_mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:
