@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
-from cogvideo.runtime.machine import describe
+from cogvideo.runtime.machine import describe, least_seconds
 from cogvideo.runtime.tensors import DTYPES
 
 
@@ -24,10 +23,8 @@ def measure(
     threads: of torch; JAX takes all cores that the process may use.
     """
     if frames < MIN_FRAMES or batch < 1 or (threads is not None and threads < 1) or dtype not in DTYPES:
-        raise CogVideoError(
-            f"Choose {MIN_FRAMES} frames or more, a batch and threads of 1 or more, and a dtype of "
-            f"{', '.join(DTYPES)}."
-        )
+        least = f"{MIN_FRAMES} frames or more, a batch and threads of 1 or more"
+        raise CogVideoError(f"Choose {least}, and a dtype of {', '.join(DTYPES)}.")
     if threads is not None:
         torch.set_num_threads(threads)
     model = I3D.from_pretrained(device=device, dtype=DTYPES[dtype])

@@ -22,7 +22,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.sweeps import cluster as cluster_module
 from cogvideo.sweeps import notes, run
 from cogvideo.sweeps.guard import ATTEMPT
-from cogvideo.sweeps.point import job_of, run_point
+from cogvideo.sweeps.point import Job, run_point
 from cogvideo.sweeps.spec import fingerprint, load
 
 KINDS = """\
@@ -80,7 +80,7 @@ def gone(pid: int) -> bool:
 
 
 def state(folder, fingerprint: str, collect: list[str]) -> str:
-    return notes.status(folder, notes.read_note(folder), fingerprint, collect)
+    return notes.look(folder, fingerprint, collect)["status"]
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def test_a_notebook_that_ended_counts_though_its_guard_died(point):
     file, folder, note = point
     sweep = load(file)
     assert state(folder, note["fingerprint"], []) == "interrupted"
-    found = run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))
+    found = run_point(Job(sweep, note["fingerprint"], None, "now"))
     assert (found["status"], found["attempt"]) == ("done", "first") and found == notes.read_note(folder)
     assert run.run(file) == 0  # nothing left to do
     rows = pd.read_csv(sweep.folder / "table.csv")
@@ -265,9 +265,7 @@ def test_a_stop_reaches_those_who_wait_for_the_lock(point):
     with lock:
         assert notes.is_locked(folder / "lock") and notes.try_lock(folder / "lock") is None
         notes.set_run(sweep.folder, notes.STOPPED)
-        assert (
-            run_point(job_of(sweep, sweep.points[0], "", None, "now"))["status"] == "running"
-        )  # somebody else's
+        assert run_point(Job(sweep, "", None, "now"))["status"] == "running"  # somebody else's
     assert not notes.is_locked(folder / "lock")
 
 
@@ -301,7 +299,7 @@ def test_a_guard_whose_driver_has_a_successor_begins_nothing(point):
     notes.write_note(folder, note | {"status": "stopped"})
     sweep = load(file)
     notes.set_run(sweep.folder, "later")
-    assert run_point(job_of(sweep, sweep.points[0], note["fingerprint"], None, "now"))["status"] == "stopped"
+    assert run_point(Job(sweep, note["fingerprint"], None, "now"))["status"] == "stopped"
 
 
 def test_points_that_ran_where_their_files_are_not_shared(point, monkeypatch):
