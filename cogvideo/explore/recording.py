@@ -240,13 +240,13 @@ class Recording:
         (temporal)."""
         h, memory = block.attention_norm(self.inputs[index]), self.text[index]
         if kind == "spatial":
-            q, k, v = block.spatial.project(h)
-            k, v = memory.spatial.update(k, v)
+            q, kv = block.spatial.project(h)
+            k, v = memory.spatial.update(kv)
             t = self.frames.shape[0]
             return q[0], k[0], v[0], self.spatial_bias[0, :, 0].expand(t, -1, -1)
         assert block.temporal is not None and memory.temporal is not None and self.temporal_bias is not None
-        q, k, v = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
-        k, v = memory.temporal.update(k, v)
+        q, kv = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
+        k, v = memory.temporal.update(kv)
         return q, k, v, self.temporal_bias[index % len(self.temporal_bias)][0]
 
     def _capture_layer(

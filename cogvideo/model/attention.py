@@ -122,23 +122,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | Non
         return bias.attend(q, k, v)
     if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
         # A cache of several frames has them first in memory, and is read where it lies.
-        q, k, v, bias = (t.transpose(0, 1) for t in (q, k, v, bias))
-        return _attend(q, k, v, bias).transpose(0, 1)
-    return _attend(q, k, v, bias)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v, bias = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), bias.transpose(0, 1)
+        return attend(q, k, v, bias).transpose(0, 1)
     shape = q.shape
     if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
         if q.ndim == 5:  # the fused kernels take four axes
             q, k, v = (t.flatten(0, 1) for t in (q, k, v))
             bias = None if bias is None else bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(shape)
-    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention
-    # itself.
-    q, k, v = (
-        t.flatten(0, -3) for t in (q, k, v)
-    )  # no copy where heads and rows follow each other in memory
+    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention.
+    # Flattening copies nothing where heads and rows follow each other in memory.
+    q, k, v = q.flatten(0, -3), k.flatten(0, -3), v.flatten(0, -3)
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)

@@ -40,12 +40,12 @@ from cogvideo.model.losses import linear_cross_entropy
 Bias = Tensor | BlockSparseBias
 
 
-def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """[*,P,parts*H*d] -> parts of [*,H,P,d].
+def split_heads(x: Tensor, parts: list[int], num_heads: int) -> tuple[Tensor, ...]:
+    """[*,P,sum(parts)*H*d] -> a tensor [part,*,H,P,d] for each part.
 
     Not by einops, whose bookkeeping would count in a decoding step.
     """
-    return x.view(*x.shape[:-1], parts, num_heads, -1).transpose(-4, -2).unbind(-3)
+    return x.view(*x.shape[:-1], sum(parts), num_heads, -1).movedim(-3, 0).transpose(-3, -2).split(parts)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -63,8 +63,9 @@ class Channel(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[*,P,D] -> q, k, v, each [*,H,P,d]."""
-        return split_heads(self.qkv(x), 3, self.num_heads)
+        """[*,P,D] -> queries [*,H,P,d], keys and values [2,*,H,P,d]."""
+        q, kv = split_heads(self.qkv(x), [1, 2], self.num_heads)
+        return q.squeeze(0), kv
 
     def merge(self, out: Tensor) -> Tensor:
         """[*,H,P,d] -> [*,P,D]."""
@@ -110,10 +111,10 @@ class Block(nn.Module):
     def encode_text(self, x: Tensor, bias: Tensor) -> tuple[Tensor, LayerMemory]:
         """Text [B,L,D] attends to itself; returns it with its keys and values for both channels."""
         h = self.attention_norm(x)
-        q, k, v = self.spatial.project(h)
-        temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1:])
-        x = self.add_attention(x, self.spatial.merge(attend(q, k, v, bias)))
-        return x, LayerMemory(KVCache((k, v)), temporal)
+        q, kv = self.spatial.project(h)
+        temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1])
+        x = self.add_attention(x, self.spatial.merge(attend(q, *kv.unbind(0), bias)))
+        return x, LayerMemory(KVCache(kv), temporal)
 
     def forward(
         self,
@@ -129,13 +130,13 @@ class Block(nn.Module):
         over text and the positions of all frames; write: where the caches of both channels keep the chunk, if
         they do.
         """
-        q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
-        spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
+        q, kv, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # [..,B,F,H,Q,d]
+        spatial = join_heads(attend(q, *memory.spatial.update(kv, write[0]), spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
-        one = x.shape[2] == 1  # then nothing is copied or looked up
-        q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
-        temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
+        q, kv = later
+        q, kv = q.transpose(1, 2).flatten(2, 3), kv.transpose(2, 3).flatten(3, 4)  # [..,B,H,F*Q,d]
+        temporal = join_heads(attend(q, *memory.temporal.update(kv, write[1]), temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
     def with_text(
@@ -146,7 +147,8 @@ class Block(nn.Module):
         return text, self.forward(x, memory, spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
-        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, the temporal channel."""
+        """[B,F,Q,D] -> queries [B,F,H,Q,d], keys and values [2,..] of the spatial and, with `both`, of the
+        temporal channel."""
         spatial = self.spatial.project(h)
         return (*spatial, *self.temporal.project(h)) if both and self.temporal is not None else spatial
 

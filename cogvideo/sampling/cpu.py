@@ -117,7 +117,10 @@ class FusedBlock(Block):
             tensor.copy_(new)
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
-        return split_heads(self.qkv(h), 6, self.spatial.num_heads) if both else super().project(h, both)
+        if not both:
+            return super().project(h, both)
+        q, kv, later_q, later_kv = split_heads(self.qkv(h), [1, 2, 1, 2], self.spatial.num_heads)
+        return q.squeeze(0), kv, later_q.squeeze(0), later_kv
 
     def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         return self.dense(torch.cat([spatial, temporal], -1))

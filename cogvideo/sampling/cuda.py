@@ -28,7 +28,7 @@ class StaticSteps:
 
     def __init__(self, model: CogVideoTransformer, decoding: Decoding):
         self.model, self.decoding = model, decoding
-        self.graphs: dict[tuple[int, int, int], tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[tuple, tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}
         self.capture = decoding.tokens.is_cuda
 
     def restart(self, fresh: Decoding) -> Decoding:
@@ -46,7 +46,7 @@ class StaticSteps:
         tables = self.decoding.temporal_bias
         end = min(-(-step.temporal_end // BUCKET) * BUCKET, tables[0].shape[-1]) if tables else 0
         step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end, static=True)
-        key = step.cache_frames.start, step.cache_frames.stop, end
+        key = step.cache_frames, end
         if self.capture and key not in self.graphs:
             try:
                 self.graphs[key] = self._captured(replace(step, index=step.index.clone()))

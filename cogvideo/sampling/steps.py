@@ -28,7 +28,7 @@ class Step:
     frames: list[int]
     positions: list[int]
     index: Tensor
-    cache_frames: slice
+    cache_frames: tuple[int, int] | None
     spatial_end: int
     temporal_end: int
     static: bool = False  # more of the caches is read than is live, and all that changes is on the device
@@ -47,7 +47,7 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
     parts = (index, order, frames, positions)
     for on_device, numbers, where, inside in zip(*(p.split(counts, -1) for p in parts), strict=True):
         own = where.tolist()
-        rows = slice(own[0], own[-1] + 1) if wavefront else slice(0, 1)
+        rows = (own[0], len(own)) if wavefront else None
         ends = length + int(inside.max()) + 1, length + known + int(numbers.max()) + 1
         made.append(Step(own, inside.tolist(), on_device, rows, *ends))
     return made
@@ -110,23 +110,26 @@ class Decoding:
 
     def logits(self, model: CogVideoTransformer, step: Step) -> Tensor:
         """Logits [B,F,V] of a step's positions."""
-        inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(
-            0, numbers
-        )
-        bias, later = (
-            self.spatial_bias.index_select(1, positions)[..., : step.spatial_end],
-            self.temporal_bias,
-        )
+        if len(step.frames) == 1 and not step.static:  # numbers instead of tensors: nothing is copied
+            frame, position, n = step.frames[0], step.positions[0], self.spatial_bias.shape[1]
+            number, ends = frame * n + position, (step.spatial_end - 1, step.temporal_end - 1)
+            inputs, positions, numbers, spatial, temporal = number + frame, position, number, *ends
+        else:
+            inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
+        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
+        bias = _rows(self.spatial_bias, 1, positions).narrow(-1, 0, step.spatial_end)
+        later = self.temporal_bias
         if later is not None:
-            later = [table.index_select(2, numbers)[..., : step.temporal_end] for table in later]
-        if len(step.frames) == 1 and not step.static:  # it is the end of both caches, and slices are quicker
-            spatial, temporal = (slice(end - 1, end) for end in (step.spatial_end, step.temporal_end))
+            later = [_rows(table, 2, numbers).narrow(-1, 0, step.temporal_end) for table in later]
         write = (
             CacheWrite(spatial, step.spatial_end, step.cache_frames),
             CacheWrite(temporal, step.temporal_end),
         )
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
+
+
+def _rows(table: Tensor, dim: int, at: "int | Tensor") -> Tensor:
+    return table.narrow(dim, at, 1) if isinstance(at, int) else table.index_select(dim, at)
 
 
 def seen_in_order(
@@ -161,6 +164,6 @@ def prefill(
     biases = [additive_bias(visible, text.bias, bonus[1]) for visible in seen]
     # Nobody looks at known frames in the spatial channel later, so its cache does not keep them.
     end = length + seen[0].shape[1]
-    write = None, CacheWrite(slice(length, end), end)
+    write = None, CacheWrite(length, end)
     x = model.embed_frames(frames, times)
     model.run(x, text.layers, additive_bias(spatial, text.bias[:, None], bonus[0]), biases, write)
