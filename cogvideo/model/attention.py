@@ -23,10 +23,7 @@ DIRECT_QUERIES = 4
 
 @dataclass(frozen=True)
 class BiasBlock:
-    """Queries first..last-1 of every window, which see keys 0..last-1 of theirs.
-
-    Bias [B*windows,1,Q,L+last].
-    """
+    """Queries first..last-1 of every window, which see keys 0..last-1; bias [B*windows,1,Q,L+last]."""
 
     first: int
     last: int
@@ -44,12 +41,9 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class BlockSparseBias:
-    """The bias of the temporal channel in one layer.
+    """The bias of the temporal channel in one layer."""
 
-    order [P]: positions sorted by window, then as frames are computed.
-    """
-
-    order: Tensor | None  # None: they are so already
+    order: Tensor | None  # [P] positions by window, then as frames are computed; None: they are so already
     groups: list[WindowGroup]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -114,10 +108,7 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | None) -> Tensor:
-    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d].
-
-    Bias [*,1,Q,K] is added to the scaled scores (-inf hides).
-    """
+    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
     if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
@@ -141,9 +132,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | Non
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, float("-inf")
-    )
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill_(~visible, float("-inf"))
 
 
 def additive_bias(visible: Tensor, text_bias: Tensor, text_bonus: float = 0.0) -> Tensor:

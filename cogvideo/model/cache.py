@@ -10,7 +10,7 @@ from torch import Tensor
 class CacheWrite(NamedTuple):
     """Where a chunk goes in a cache, and how many of the cache's positions are read with it.
 
-    position: of the chunk's first, or a tensor of positions; for a cache of several frames, one for each frame.
+    position: of the chunk's first, or a tensor of positions; with several frames, one for each.
     frames: the first and the number of them; they are neighbours, so that reading them copies nothing.
     """
 
@@ -53,7 +53,9 @@ class KVCache:
         Without `write` nothing is kept: the text and the chunk itself are returned.
         """
         if write is None or self.buffer is None:
-            text = self.text if kv.ndim == 5 else self.text[:, :, None].expand(-1, -1, kv.shape[2], -1, -1, -1)
+            text = (
+                self.text if kv.ndim == 5 else self.text[:, :, None].expand(-1, -1, kv.shape[2], -1, -1, -1)
+            )
             k, v = torch.cat([text, kv], -2).unbind(0)
             return k, v
         position, end, frames = write

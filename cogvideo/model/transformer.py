@@ -84,10 +84,7 @@ class Mlp(nn.Module):
 
 @dataclass
 class LayerMemory:
-    """What a chunk attends to besides itself in one layer.
-
-    The text and, in decoding, the positions computed so far.
-    """
+    """What a chunk attends to besides itself in one layer: the text, in decoding also earlier positions."""
 
     spatial: KVCache
     temporal: KVCache | None = None
@@ -159,20 +156,14 @@ class Block(nn.Module):
         return weight * self.spatial.dense(spatial) + (1 - weight) * self.temporal.dense(temporal)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Close the layer.
-
-        The attention output [*,D] of the same positions joins the stream, then the MLP.
-        """
+        """Close the layer: the attention output [*,D] joins the stream, then the MLP."""
         x = x + self.attention_out_norm(out)
         return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
 
 
 @dataclass
 class EncodedText:
-    """The text after all layers' projections.
-
-    What each layer keeps of it, and the bias [B,1,1,L] that hides padding.
-    """
+    """The text after all layers: what each layer keeps of it, and the bias [B,1,1,L] that hides padding."""
 
     layers: list[LayerMemory]
     bias: Tensor
@@ -244,10 +235,7 @@ class CogVideoTransformer(nn.Module):
         return x if conditioning is None else x + conditioning
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers.
-
-        Text_mask [B,L] is true at real tokens (padding stands on the left).
-        """
+        """Run the text [B,L] through all layers; text_mask [B,L]: true at real tokens, padding on the left."""
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:
@@ -264,10 +252,7 @@ class CogVideoTransformer(nn.Module):
         temporal_bias: list[Tensor] | None,
         write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
     ) -> Tensor:
-        """All layers over a chunk [B,F,Q,D].
-
-        Temporal_bias: of even and odd layers, or one for all. See Block.forward.
-        """
+        """All layers over a chunk [B,F,Q,D]; temporal_bias: of even and odd layers, or one for all."""
         for index, (block, memory) in enumerate(zip(self.blocks, layers, strict=True)):
             temporal = None if temporal_bias is None else temporal_bias[index % len(temporal_bias)]
             x = block(x, memory, spatial_bias, temporal, write)
@@ -292,18 +277,10 @@ class CogVideoTransformer(nn.Module):
             self._masks[name] = made.to(device)
         return self._masks[name]
 
-    def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
-        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
-        return self.run(x, text.layers, spatial, temporal)
-
     def prepare(
         self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
     ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
-        """For all frames at once.
-
-        Their inputs [B,T,N,D], the text, the biases of both channels as `run` takes them.
-        """
+        """For all frames at once: inputs [B,T,N,D], the text, the biases of both channels for `run`."""
         self._check(text_ids, frames)
         text, t = self.encode_text(text_ids, text_mask), frames.shape[1]
         temporal = None
@@ -327,7 +304,8 @@ class CogVideoTransformer(nn.Module):
 
         text_ids [B,L], frames [B,T,N] tokens, text_mask [B,L] (1 = real token; padding on the left).
         """
-        return rearrange(self.head(self.hidden_states(text_ids, frames, text_mask)), "b t n v -> b (t n) v")
+        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
+        return rearrange(self.head(self.run(x, text.layers, spatial, temporal)), "b t n v -> b (t n) v")
 
     def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Cross entropy [B,T,N] (nats) of every frame token, those of untrained frames as well."""
@@ -350,8 +328,7 @@ class CogVideoTransformer(nn.Module):
         """Mean cross entropy of every frame that this stage trains, without storing all scores.
 
         recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
-        conditioning [B,T,1 or N,D]: added to the inputs of the frames, so that a study can condition the
-        model on more than text.
+        conditioning [B,T,1 or N,D]: added to the frames' inputs, to condition on more than text.
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]

@@ -15,19 +15,14 @@ from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_he
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
-ROWS_AHEAD = (
-    16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
-)
+ROWS_AHEAD = 16  # what packing is tuned for: it then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
 # Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used
 # while decoding; larger ones are read as they lie.
 MOST_COPIED = 2 * 10**9
 
 
 class SmallBatchLinear(nn.Module):
-    """The same as nn.Linear up to rounding.
-
-    Packs its weights (a second copy of them) when packed ones are first needed.
-    """
+    """nn.Linear up to rounding; packs its weights (a second copy of them) when they are first needed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, copies: bool = True):
         super().__init__()
@@ -142,10 +137,7 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 @torch.no_grad()
 def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model whose blocks are fused, on any device.
-
-    The model itself where the copies would be too large.
-    """
+    """A view of the model with fused blocks, on any device; the model itself if copies would be too large."""
     if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
         return model
     view = copy(model)
@@ -160,15 +152,13 @@ def _can_be_fused(block: nn.Module) -> bool:
     if type(block) is not Block or block.temporal is None or type(block.mlp) is not Mlp:
         return False
     linears = [block.spatial.qkv, block.spatial.dense, block.temporal.qkv, block.temporal.dense]
-    return all(
-        type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down]
-    )  # not those in int8
+    linears += [block.mlp.up, block.mlp.down]
+    return all(type(linear) is nn.Linear for linear in linears)  # not those in int8
 
 
 def _small_batch_linear(linear: nn.Linear, copies: bool) -> SmallBatchLinear:
-    return SmallBatchLinear(
-        linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies
-    )
+    bias = None if linear.bias is None else linear.bias.detach()
+    return SmallBatchLinear(linear.weight.detach(), bias, copies)
 
 
 def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:

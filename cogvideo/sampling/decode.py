@@ -182,10 +182,7 @@ def _decode(
     strategy: Strategy,
     options: Options,
 ) -> Tensor:
-    """The loop.
-
-    Given frames [B,K,N] (None: the image model makes the only one) -> the others of `order` [B,F,N].
-    """
+    """The loop: given frames [B,K,N] (None: the image model's first) -> the others of `order` [B,F,N]."""
     c, n = model.config, model.config.frame_tokens
     known, times = ([], order) if given is None else (order[: given.shape[1]], order[given.shape[1] :])
     wavefront = options.get("wavefront")

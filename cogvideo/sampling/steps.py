@@ -55,18 +55,13 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
 
 @dataclass
 class Decoding:
-    """The tensors that the steps of one call read and write.
-
-    Caches with room for the frames, and tables of their rows.
-    """
+    """What the steps of one call read and write: caches with room for the frames, tables of rows."""
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
     position_vectors: Tensor  # [F*N,D]
     spatial_bias: Tensor  # [B,N,1,1,L+N]
-    temporal_bias: (
-        list[Tensor] | None
-    )  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
+    temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even, odd layers or of all; None: image model
 
     @classmethod
     def begin(
@@ -77,10 +72,7 @@ class Decoding:
         temporal: list[Tensor] | None,
         bonus: float,
     ) -> "Decoding":
-        """Without room in the caches yet.
-
-        times: the frames to decode; temporal: what they see, `seen_in_order`.
-        """
+        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`."""
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
         return cls(
@@ -92,13 +84,8 @@ class Decoding:
         )
 
     def tables(self) -> list[Tensor]:
-        return [
-            self.text.bias,
-            self.tokens,
-            self.position_vectors,
-            self.spatial_bias,
-            *(self.temporal_bias or []),
-        ]
+        own = self.text.bias, self.tokens, self.position_vectors, self.spatial_bias
+        return [*own, *(self.temporal_bias or [])]
 
     def allocate(self, frames: int, temporal: int) -> "Decoding":
         """Make room in the caches for so many frames at a time, and positions of the temporal channel."""
@@ -121,14 +108,12 @@ class Decoding:
         later = self.temporal_bias
         if later is not None:
             later = [_rows(table, 2, numbers).narrow(-1, 0, step.temporal_end) for table in later]
-        write = (
-            CacheWrite(spatial, step.spatial_end, step.cache_frames),
-            CacheWrite(temporal, step.temporal_end),
-        )
+        own = CacheWrite(spatial, step.spatial_end, step.cache_frames)
+        write = own, CacheWrite(temporal, step.temporal_end)
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
 
 
-def _rows(table: Tensor, dim: int, at: "int | Tensor") -> Tensor:
+def _rows(table: Tensor, dim: int, at: int | Tensor) -> Tensor:
     return table.narrow(dim, at, 1) if isinstance(at, int) else table.index_select(dim, at)
 
 
@@ -144,9 +129,7 @@ def seen_in_order(
     made = []
     for parity in range(2 if model.config.window else 1):
         mask = model.mask(f"temporal_{parity}" + "_quirks" * quirks, device)
-        mask = rearrange(
-            mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens
-        )
+        mask = rearrange(mask, "(t n) (s m) -> t n s m", t=model.config.num_frames, s=model.config.num_frames)
         made.append(rearrange(mask[times][:, :, order], "t n s m -> (t n) (s m)"))
     return made
 
@@ -155,10 +138,7 @@ def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
     bonus: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Put known frames [B,F,N] into the temporal caches.
-
-    Seen: `seen_in_order`; bonus towards text: of both channels.
-    """
+    """Put known frames [B,F,N] into the temporal caches; bonus: towards text, of both channels."""
     length = text.bias.shape[-1]
     spatial = model.mask("spatial", frames.device)[times][:, None]
     biases = [additive_bias(visible, text.bias, bonus[1]) for visible in seen]

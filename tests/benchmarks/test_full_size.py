@@ -15,7 +15,7 @@ from cogvideo.checkpoints.pipeline_folder import DTYPES, Loader
 from cogvideo.checkpoints.synthetic import make_checkpoint
 from cogvideo.cli import app as cli
 from cogvideo.io import write_json
-from cogvideo.sampling import fast, interpolate_frames
+from cogvideo.sampling import cpu, interpolate_frames
 
 TINY = Settings(layers=2, hidden=64, heads=2, side=2, dtype="fp32", device="cpu", seconds=1.0)
 
@@ -97,7 +97,7 @@ def test_planned_weights_are_those_of_the_models(dtype):
 
 def test_planned_caches_are_those_of_the_decoder(monkeypatch):
     """All tensors alive at the last step of two sequences, less the weights: caches, and little besides."""
-    monkeypatch.setattr(fast, "MOST_COPIED", 0)  # as on a GPU: no second layout of the weights
+    monkeypatch.setattr(cpu, "MOST_COPIED", 0)  # as on a GPU: no second layout of the weights
     pipe, seen = (
         full_size.build(Settings(layers=6, hidden=64, heads=1, side=4, dtype="fp32", device="cpu")),
         [],
