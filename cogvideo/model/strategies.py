@@ -144,7 +144,7 @@ class ClusterStrategy:
         """[B,V] logits -> [B,V] probabilities."""
         if logits.shape[-1] != len(self.labels):
             raise CogVideoError(
-                f"There are cluster labels for {len(self.labels)} tokens, but {logits.shape[-1]} logits."
+                f"There are cluster labels for {len(self.labels)} image tokens, but {logits.shape[-1]} logits."
             )
         labels = self.labels = self.labels.to(logits.device)
         self.members = self.members.to(logits.device)

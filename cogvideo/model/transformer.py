@@ -45,7 +45,8 @@ def split_heads(x: Tensor, parts: list[int], num_heads: int) -> tuple[Tensor, ..
 
     Not by einops, whose bookkeeping would count in a decoding step.
     """
-    return x.view(*x.shape[:-1], sum(parts), num_heads, -1).movedim(-3, 0).transpose(-3, -2).split(parts)
+    heads = x.view(*x.shape[:-1], sum(parts), num_heads, -1).movedim(-3, 0).transpose(-3, -2)
+    return heads.split_with_sizes(parts)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -235,7 +236,7 @@ class CogVideoTransformer(nn.Module):
         return x if conditioning is None else x + conditioning
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers; text_mask [B,L]: true at real tokens, padding on the left."""
+        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding: left)."""
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:

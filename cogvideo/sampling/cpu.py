@@ -137,14 +137,15 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 @torch.no_grad()
 def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model with fused blocks, on any device; the model itself if copies would be too large."""
-    if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
-        return model
-    view = copy(model)
-    blocks = nn.ModuleList(
-        FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in model.blocks
-    )
+    """A view of the model on any device: fused blocks if copies are not too large, and the head in fp32."""
+    view, blocks = copy(model), model.blocks
+    if sum(p.nbytes for p in model.parameters()) <= MOST_COPIED:
+        fused = (FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in blocks)
+        blocks = nn.ModuleList(fused)
     view._modules = model._modules | {"blocks": blocks}
+    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
+    if head.dtype != torch.float32:  # else every step would widen it
+        view.image_head = SmallBatchLinear(head.float(), None, copies=False)
     return view
 
 

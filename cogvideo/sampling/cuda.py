@@ -7,6 +7,8 @@ call to call.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -14,13 +16,24 @@ import torch
 from torch import Tensor
 
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling.cpu import FusedBlock, fused_view
+from cogvideo.sampling.cpu import FusedBlock, SmallBatchLinear, fused_view
 from cogvideo.sampling.halving import out_of_memory
 from cogvideo.sampling.steps import Decoding, Step
 
 BUCKET = 256  # positions: attention reads the live part of the temporal cache rounded up to these
 WARM_UPS = 2  # runs before a capture, so that libraries have made their workspaces and Triton its kernels
 KEPT = 2  # decodings of a model that stay: in a pipeline, the first frame's and the key frames'
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """cuDNN makes a plan for every shape of keys, and decoding has hundreds: other kernels are quicker."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class StaticSteps:
@@ -64,10 +77,7 @@ class StaticSteps:
         return out
 
     def _captured(self, step: Step) -> tuple[Step, torch.cuda.CUDAGraph, Tensor]:
-        """Record a step.
-
-        Running it before writes the same keys and values that the replay will write again.
-        """
+        """Record a step; running it before writes what the replay will write again."""
         device = step.index.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
@@ -79,10 +89,8 @@ class StaticSteps:
         # All graphs share the memory of the first: they never run at the same time, and only the last output
         # is read.
         pool = next(iter(self.graphs.values()))[1].pool() if self.graphs else None
-        with (
-            torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=pool),
-        ):  # the first: a failed end leaves its stream
+        # The first of these contexts: a failed end of a capture leaves its own stream current.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):
             out = self.decoding.logits(self.model, step)
         return step, graph, out
 
@@ -108,6 +116,8 @@ def kept_view(model: CogVideoTransformer) -> CogVideoTransformer:
     for block in kept.view.blocks:
         if isinstance(block, FusedBlock):
             block.refresh()
+    if isinstance(kept.view.image_head, SmallBatchLinear):
+        kept.view.image_head.weight.copy_(model.word_embedding.weight[: model.config.image_tokens])
     return kept.view
 
 

@@ -19,6 +19,7 @@ from cogvideo.model import masks
 from cogvideo.model.strategies import Generators, Strategy, draw, fork, keeps_no_order
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import backends
+from cogvideo.sampling.cuda import without_cudnn_attention
 from cogvideo.sampling.steps import Decoding, prefill, schedule, seen_in_order
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Texts:
         return guide + (conditional - guide) * self.scale
 
 
+@without_cudnn_attention()
 def _decode(
     model: CogVideoTransformer,
     texts: Texts,

@@ -6,6 +6,7 @@ a captured graph.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from einops import rearrange
@@ -40,16 +41,14 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
     order = steps.flatten().argsort(stable=True)
     frames, positions = order // n, order % n
     counts = torch.bincount(steps.flatten())[1:].tolist()
-    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(
-        device
-    )
-    made = []
-    parts = (index, order, frames, positions)
-    for on_device, numbers, where, inside in zip(*(p.split(counts, -1) for p in parts), strict=True):
-        own = where.tolist()
-        rows = (own[0], len(own)) if wavefront else None
-        ends = length + int(inside.max()) + 1, length + known + int(numbers.max()) + 1
-        made.append(Step(own, inside.tolist(), on_device, rows, *ends))
+    index = torch.stack([order + frames, positions, order, length + positions, length + known + order])
+    made, numbers = [], iter(order.tolist())
+    for count, on_device in zip(counts, index.to(device).split(counts, -1), strict=True):
+        own = list(islice(numbers, count))
+        where, inside = [number // n for number in own], [number % n for number in own]
+        rows = (where[0], count) if wavefront else None
+        ends = length + max(inside) + 1, length + known + max(own) + 1
+        made.append(Step(where, inside, on_device, rows, *ends))
     return made
 
 
