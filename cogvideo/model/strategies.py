@@ -142,10 +142,8 @@ class ClusterStrategy:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
-        if logits.shape[-1] != len(self.labels):
-            raise CogVideoError(
-                f"There are cluster labels for {len(self.labels)} image tokens, but {logits.shape[-1]} logits."
-            )
+        if (given := logits.shape[-1]) != (known := len(self.labels)):
+            raise CogVideoError(f"There are cluster labels for {known} image tokens, but {given} logits.")
         labels = self.labels = self.labels.to(logits.device)
         self.members = self.members.to(logits.device)
         # Excluded tokens (-inf) become the release's -65504: probability 0, but sums stay finite.
