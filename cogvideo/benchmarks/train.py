@@ -173,7 +173,7 @@ def _whole_mask(frames: Tensor, text: Tensor) -> Tensor:
 
 def _dense_attention(channel: Channel, h: Tensor, mask: Tensor) -> Tensor:
     """[B,S,D] -> the output of the heads [B,S,D], by fp32 scores of all positions for all positions."""
-    q, k, v = channel.project(h)
+    q, (k, v) = channel.project(h)
     scores = (q / math.sqrt(q.shape[-1])).float() @ k.float().mT
     scores = scores * mask - HIDDEN_SCORE * (1 - mask)
     return rearrange(scores.softmax(-1).to(v.dtype) @ v, "b h s d -> b s (h d)")

@@ -29,8 +29,7 @@ def generate(
     offload: Offload = "none",
 ) -> None:
     """Make videos from sentences."""
-    from cogvideo.sampling.batches import read_prompts
-    from cogvideo.sampling.clip_files import write_clips, write_folder
+    from cogvideo.sampling.batches import read_prompts, write_clips, write_folder
 
     if bool(prompts) == bool(prompts_file) or (prompts_file and not out_dir):
         raise CogVideoError("Give sentences, or a file of them by --prompts together with --out-dir.")

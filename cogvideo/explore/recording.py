@@ -208,13 +208,13 @@ class Recording:
         """q [F,H,P,d], k and v [F,H,K,d], bias [F,P,K] of a channel; F: T (spatial) or 1 (temporal)."""
         h, memory = block.attention_norm(self.inputs[index]), self.text[index]
         if kind == "spatial":
-            q, k, v = block.spatial.project(h)
-            k, v = memory.spatial.update(k, v)
+            q, kv = block.spatial.project(h)
+            k, v = memory.spatial.update(kv)
             return q[0], k[0], v[0], self.spatial_bias[0, :, 0].expand(len(self.frames), -1, -1)
         text, biases = memory.temporal, self.temporal_bias
         assert text is not None and biases is not None  # `choose` refuses this channel of an image model
-        q, k, v = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
-        k, v = text.update(k, v)
+        q, kv = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
+        k, v = text.update(kv)
         return q, k, v, biases[index % len(biases)][0]
 
     def _capture_layer(

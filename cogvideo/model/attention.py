@@ -23,10 +23,7 @@ DIRECT_QUERIES = 4
 
 @dataclass(frozen=True)
 class BiasBlock:
-    """Queries first..last-1 of every window, which see keys 0..last-1 of theirs.
-
-    Bias [B*windows,1,Q,L+last].
-    """
+    """Queries first..last-1 of every window, which see keys 0..last-1; bias [B*windows,1,Q,L+last]."""
 
     first: int
     last: int
@@ -44,12 +41,9 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class BlockSparseBias:
-    """The bias of the temporal channel in one layer.
+    """The bias of the temporal channel in one layer."""
 
-    order [P]: positions sorted by window, then as frames are computed.
-    """
-
-    order: Tensor | None  # None: they are so already
+    order: Tensor | None  # [P] positions by window, then as frames are computed; None: they are so already
     groups: list[WindowGroup]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -114,31 +108,22 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | None) -> Tensor:
-    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d].
-
-    Bias [*,1,Q,K] is added to the scaled scores (-inf hides).
-    """
+    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
     if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
         # A cache of several frames has them first in memory, and is read where it lies.
-        q, k, v, bias = (t.transpose(0, 1) for t in (q, k, v, bias))
-        return _attend(q, k, v, bias).transpose(0, 1)
-    return _attend(q, k, v, bias)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        q, k, v, bias = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), bias.transpose(0, 1)
+        return attend(q, k, v, bias).transpose(0, 1)
     shape = q.shape
     if q.shape[-2] > DIRECT_QUERIES or q.device.type != "cpu":
         if q.ndim == 5:  # the fused kernels take four axes
             q, k, v = (t.flatten(0, 1) for t in (q, k, v))
             bias = None if bias is None else bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(shape)
-    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention
-    # itself.
-    q, k, v = (
-        t.flatten(0, -3) for t in (q, k, v)
-    )  # no copy where heads and rows follow each other in memory
+    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention.
+    # Flattening copies nothing where heads and rows follow each other in memory.
+    q, k, v = q.flatten(0, -3), k.flatten(0, -3), v.flatten(0, -3)
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
@@ -147,9 +132,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, float("-inf")
-    )
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill_(~visible, float("-inf"))
 
 
 def additive_bias(visible: Tensor, text_bias: Tensor, text_bonus: float = 0.0) -> Tensor:

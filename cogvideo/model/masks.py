@@ -14,10 +14,7 @@ from cogvideo.config import ModelConfig
 
 
 def is_given(c: ModelConfig) -> Tensor:
-    """[T] bool.
-
-    The frames known beforehand. Interpolation knows every second frame (0, 2, 4), sequential order none.
-    """
+    """[T] bool: given frames, in interpolation every second (0, 2, 4), in sequential order none."""
     times = torch.arange(c.num_frames)
     return times % 2 == 0 if c.order == "interpolation" else torch.zeros_like(times, dtype=torch.bool)
 
@@ -29,10 +26,7 @@ def frame_order(c: ModelConfig) -> list[int]:
 
 
 def trained_frames(c: ModelConfig) -> list[int]:
-    """Times whose tokens are in the loss.
-
-    An image model's only frame, else every generated frame but frame 0.
-    """
+    """Times whose tokens are in the loss: an image model's frame, else all generated frames but frame 0."""
     given = is_given(c).tolist()
     return [0] if c.num_frames == 1 else [time for time in range(1, c.num_frames) if not given[time]]
 

@@ -29,10 +29,7 @@ def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = 
 
 
 def keeps_no_order(strategy: Strategy) -> bool:
-    """Whether its draws may be made in another order.
-
-    So with this module's, whose random streams `fork` can split.
-    """
+    """Whether it may see its steps in another order: so this module's, whose streams `fork` can split."""
     return type(strategy) in (TopKStrategy, TopPStrategy, ClusterStrategy)
 
 
@@ -72,20 +69,15 @@ def _sample(p: Tensor, generator: Generators = None) -> Tensor:
         )
     # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no
     # host sync. In single precision CUDA's sums may fall a little from token to token, and one with p = 0
-    # would be found there.
+    # would be found there. A row that is not finite finds none: it gets the last.
     ends = p.double().cumsum(-1)
     found = torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
-    return found.clamp_(
-        max=p.shape[-1] - 1
-    )  # a row that is not finite has no token, but must not name one that is none
+    return found.clamp_(max=p.shape[-1] - 1)
 
 
 @dataclass(frozen=True)
 class TopKStrategy:
-    """Softmax of logits / temperature over the top_k largest (ties with the k-th stay).
-
-    The rule of CogView2's itersr.
-    """
+    """Softmax of logits / temperature over the top_k largest (ties stay), as in CogView2's itersr."""
 
     temperature: float = 1.0
     top_k: int = 20
@@ -138,27 +130,35 @@ class ClusterStrategy:
         if self.labels.ndim != 1 or len(self.labels) == 0 or self.labels.min() < 0:
             raise CogVideoError("Cluster labels should be one non-negative integer for every image token.")
         _check_positive(temperature=temperature, top_k=top_k, temperature2=temperature2)
-        self.num_clusters = int(self.labels.max()) + 1
+        counts = torch.bincount(self.labels)
+        self.num_clusters = len(counts)
+        # [C,M] the tokens of every cluster, padded with V. Sums over it have one order on any device, so that
+        # the same seed draws the same tokens; CUDA's scattered sums do not.
+        order = self.labels.argsort(stable=True)
+        rank = torch.arange(len(order)) - (counts.cumsum(0) - counts)[self.labels[order]]
+        self.members = torch.full((self.num_clusters, int(counts.max())), len(order))
+        self.members[self.labels[order], rank] = order
         self.temperature, self.top_k, self.temperature2 = temperature, top_k, temperature2
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
-        if logits.shape[-1] != len(self.labels):
-            raise CogVideoError(
-                f"There are cluster labels for {len(self.labels)} tokens, but {logits.shape[-1]} logits."
-            )
+        if (given := logits.shape[-1]) != (known := len(self.labels)):
+            raise CogVideoError(f"There are cluster labels for {known} image tokens, but {given} logits.")
         labels = self.labels = self.labels.to(logits.device)
-        # Excluded tokens (-inf) become the release's -65504, whose probability is 0 but whose sums stay
-        # finite.
+        self.members = self.members.to(logits.device)
+        # Excluded tokens (-inf) become the release's -65504: probability 0, but sums stay finite.
         x = (logits / self.temperature).clamp(min=-65504.0)
-        rows = labels.expand_as(x)
-        empty = x.new_zeros(*x.shape[:-1], self.num_clusters)
-        mass = empty.scatter_add(-1, rows, x.softmax(-1))
+        mass = self._by_cluster(x.softmax(-1), 0.0).sum(-1)
         kept = mass.topk(min(self.top_k, self.num_clusters))
-        chance = empty.scatter(-1, kept.indices, kept.values / kept.values.sum(-1, keepdim=True))
-        largest = torch.full_like(empty, float("-inf")).scatter_reduce(-1, rows, x, "amax")
-        inside = ((x - largest.gather(-1, rows)) / self.temperature2).exp()
-        return chance.gather(-1, rows) * inside / empty.scatter_add(-1, rows, inside).gather(-1, rows)
+        shares = kept.values / kept.values.sum(-1, keepdim=True)
+        chance = torch.zeros_like(mass).scatter(-1, kept.indices, shares)
+        largest = self._by_cluster(x, float("-inf")).amax(-1)
+        inside = ((x - largest[..., labels]) / self.temperature2).exp()
+        return chance[..., labels] * inside / self._by_cluster(inside, 0.0).sum(-1)[..., labels]
+
+    def _by_cluster(self, x: Tensor, empty: float) -> Tensor:
+        """[..,V] -> [..,C,M], with `empty` where a cluster has fewer tokens."""
+        return torch.nn.functional.pad(x, (0, 1), value=empty)[..., self.members]
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
         return _sample(self.probabilities(logits))

@@ -41,12 +41,13 @@ from cogvideo.model.losses import linear_cross_entropy
 Bias = Tensor | BlockSparseBias
 
 
-def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """[*,P,parts*H*d] -> parts of [*,H,P,d].
+def split_heads(x: Tensor, parts: list[int], num_heads: int) -> tuple[Tensor, ...]:
+    """[*,P,sum(parts)*H*d] -> a tensor [part,*,H,P,d] for each part.
 
     Not by einops, whose bookkeeping would count in a decoding step.
     """
-    return x.unflatten(-1, (parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
+    heads = x.unflatten(-1, (sum(parts), num_heads, -1)).movedim(-3, 0).transpose(-3, -2)
+    return heads.split_with_sizes(parts)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -64,8 +65,9 @@ class Channel(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """[*,P,D] -> q, k, v, each [*,H,P,d]."""
-        return split_heads(self.qkv(x), 3, self.num_heads)
+        """[*,P,D] -> queries [*,H,P,d], keys and values [2,*,H,P,d]."""
+        q, kv = split_heads(self.qkv(x), [1, 2], self.num_heads)
+        return q.squeeze(0), kv
 
     def merge(self, out: Tensor) -> Tensor:
         """[*,H,P,d] -> [*,P,D]."""
@@ -84,10 +86,7 @@ class Mlp(nn.Module):
 
 @dataclass
 class LayerMemory:
-    """What a chunk attends to besides itself in one layer.
-
-    The text and, in decoding, the positions computed so far.
-    """
+    """What a chunk attends to besides itself in one layer: the text, in decoding also earlier positions."""
 
     spatial: KVCache
     temporal: KVCache | None = None
@@ -111,10 +110,10 @@ class Block(nn.Module):
     def encode_text(self, x: Tensor, bias: Tensor) -> tuple[Tensor, LayerMemory]:
         """Text [B,L,D] attends to itself; returns it with its keys and values for both channels."""
         h = self.attention_norm(x)
-        q, k, v = self.spatial.project(h)
-        temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1:])
-        x = self.add_attention(x, self.spatial.merge(attend(q, k, v, bias)))
-        return x, LayerMemory(KVCache((k, v)), temporal)
+        q, kv = self.spatial.project(h)
+        temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1])
+        x = self.add_attention(x, self.spatial.merge(attend(q, *kv.unbind(0), bias)))
+        return x, LayerMemory(KVCache(kv), temporal)
 
     def forward(
         self,
@@ -130,15 +129,13 @@ class Block(nn.Module):
         over text and the positions of all frames; write: where the caches of both channels keep the chunk, if
         they do.
         """
-        q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
-        keys, values = memory.spatial.update(k, v, write[0])
-        spatial = join_heads(attend(q, keys, values, spatial_bias))
+        q, kv, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # [..,B,F,H,Q,d]
+        spatial = join_heads(attend(q, *memory.spatial.update(kv, write[0]), spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
-        one = x.shape[2] == 1  # then nothing is copied or looked up
-        q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
-        keys, values = memory.temporal.update(k, v, write[1])
-        temporal = join_heads(attend(q, keys, values, temporal_bias))
+        q, kv = later
+        q, kv = q.transpose(1, 2).flatten(2, 3), kv.transpose(2, 3).flatten(3, 4)  # [..,B,H,F*Q,d]
+        temporal = join_heads(attend(q, *memory.temporal.update(kv, write[1]), temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
     def with_text(
@@ -149,7 +146,8 @@ class Block(nn.Module):
         return text, self.forward(x, memory, spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
-        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, the temporal channel."""
+        """[B,F,Q,D] -> queries [B,F,H,Q,d], keys and values [2,..] of the spatial and, with `both`, of the
+        temporal channel."""
         spatial = self.spatial.project(h)
         return (*spatial, *self.temporal.project(h)) if both and self.temporal is not None else spatial
 
@@ -160,20 +158,14 @@ class Block(nn.Module):
         return weight * self.spatial.dense(spatial) + (1 - weight) * self.temporal.dense(temporal)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Close the layer.
-
-        The attention output [*,D] of the same positions joins the stream, then the MLP.
-        """
+        """Close the layer: the attention output [*,D] joins the stream, then the MLP."""
         x = x + self.attention_out_norm(out)
         return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
 
 
 @dataclass
 class EncodedText:
-    """The text after all layers' projections.
-
-    What each layer keeps of it, and the bias [B,1,1,L] that hides padding.
-    """
+    """The text after all layers: what each layer keeps of it, and the bias [B,1,1,L] that hides padding."""
 
     layers: list[LayerMemory]
     bias: Tensor
@@ -244,10 +236,7 @@ class CogVideoTransformer(nn.Module):
         return x if conditioning is None else x + conditioning
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers.
-
-        Text_mask [B,L] is true at real tokens (padding stands on the left).
-        """
+        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding: left)."""
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:
@@ -263,10 +252,7 @@ class CogVideoTransformer(nn.Module):
         temporal_bias: list[Tensor] | None,
         write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
     ) -> Tensor:
-        """All layers over a chunk [B,F,Q,D].
-
-        Temporal_bias: of even and odd layers, or one for all. See Block.forward.
-        """
+        """All layers over a chunk [B,F,Q,D]; temporal_bias: of even and odd layers, or one for all."""
         for index, (block, memory) in enumerate(zip(self.blocks, layers, strict=True)):
             temporal = None if temporal_bias is None else temporal_bias[index % len(temporal_bias)]
             x = block(x, memory, spatial_bias, temporal, write)
@@ -291,18 +277,10 @@ class CogVideoTransformer(nn.Module):
             self._masks[name] = made.to(device)
         return self._masks[name]
 
-    def hidden_states(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The training forward: text_ids [B,L], frames [B,T,N] -> [B,T,N,D] before the final norm."""
-        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
-        return self.run(x, text.layers, spatial, temporal)
-
     def prepare(
         self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
     ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
-        """For all frames at once.
-
-        Their inputs [B,T,N,D], the text, the biases of both channels as `run` takes them.
-        """
+        """For all frames at once: inputs [B,T,N,D], the text, the biases of both channels for `run`."""
         self._check(text_ids, frames)
         text, t = self.encode_text(text_ids, text_mask), frames.shape[1]
         temporal = None
@@ -326,7 +304,8 @@ class CogVideoTransformer(nn.Module):
 
         text_ids [B,L], frames [B,T,N] tokens, text_mask [B,L] (1 = real token; padding on the left).
         """
-        return rearrange(self.head(self.hidden_states(text_ids, frames, text_mask)), "b t n v -> b (t n) v")
+        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
+        return rearrange(self.head(self.run(x, text.layers, spatial, temporal)), "b t n v -> b (t n) v")
 
     def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """Cross entropy [B,T,N] (nats) of every frame token, those of untrained frames as well."""
@@ -349,8 +328,7 @@ class CogVideoTransformer(nn.Module):
         """Mean cross entropy of every frame that this stage trains, without storing all scores.
 
         recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
-        conditioning [B,T,1 or N,D]: added to the inputs of the frames, so that a study can condition the
-        model on more than text.
+        conditioning [B,T,1 or N,D]: added to the frames' inputs, to condition on more than text.
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]

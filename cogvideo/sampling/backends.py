@@ -1,7 +1,4 @@
-"""Who makes the steps of decoding.
-
-`plain` on any device, `cpu` with packed weights, `cuda` with captured graphs.
-"""
+"""Who makes decoding steps: plain on any device, cpu with packed weights, cuda with captured graphs."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -18,10 +15,7 @@ Backend = Literal["plain", "cpu", "cuda"]
 
 
 def backend_of(model: CogVideoTransformer) -> Backend:
-    """The quickest backend for a model.
-
-    Plain where something is hooked in, or blocks are streamed from host memory.
-    """
+    """The quickest for a model; plain where something is hooked in, or blocks are streamed from the host."""
     weight = model.word_embedding.weight
     if any(map(_keeps_plain, model.modules())):
         return "plain"

@@ -1,4 +1,4 @@
-"""Folders of clips, which several processes can fill together and a stopped run resumes."""
+"""Clips of prompts as files, and folders of them that several processes fill and a stopped run resumes."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cogvideo.checkpoints.registry import DEMO
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
@@ -76,9 +77,8 @@ def fill_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CogVideoError(
-            f"The folder {folder} cannot be made ({error.strerror}): choose another."
-        ) from None
+        message = f"The folder {folder} cannot be made ({error.strerror}): choose another."
+        raise CogVideoError(message) from None
     paths = {i: folder / f"{i:04d}-{slug(prompts[i])}.mp4" for i in range(rank, len(prompts), world)}
     common = dict(made_with or {}) | settings | {"sampling": to_dict(pipe.sampling)}
     records = {i: {"prompt": prompts[i], "seed": seed + i} | common for i in paths}
@@ -99,6 +99,37 @@ def fill_folder(
                 write_whole(note, _text(records[i]))
             bar.update(len(some))
     return list(paths.values())
+
+
+def write_clips(
+    prompts: Sequence[str], output: str | Path, models: Mapping[str, Any], **settings: Any
+) -> list[str]:
+    """Make a clip of every prompt -> a line about each file; several are numbered: clip-1.mp4, ..
+
+    models: arguments of `Pipeline.from_pretrained`; settings: those of `Pipeline.__call__`.
+    """
+    path = Path(output)
+    several = [path.with_stem(f"{path.stem}-{i + 1}") for i in range(len(prompts))]
+    paths = [path] if len(prompts) == 1 else several
+    for path in paths:
+        check_writable(path)  # now, not after the work
+    videos = Pipeline.from_pretrained(**models)(prompts, **settings)
+    assert isinstance(videos, list)  # one for each prompt
+    return [f"{video.save(path)}: {video}" for video, path in zip(videos, paths, strict=True)]
+
+
+def write_folder(
+    prompts: Sequence[str], folder: str | Path, models: Mapping[str, Any], **settings: Any
+) -> list[str]:
+    """Fill a folder with a clip of every prompt (see `fill_folder`) -> the files of this process."""
+    pipe = Pipeline.from_pretrained(**models)
+    weights = models["weights"]
+    made_with = {
+        "weights": identity(DEMO if weights == "demo" else weights),
+        "dtype": models["dtype"],
+        "device": pipe.device.type,
+    }
+    return [str(path) for path in fill_folder(pipe, prompts, folder, made_with=made_with, **settings)]
 
 
 def _text(record: dict[str, Any]) -> str:

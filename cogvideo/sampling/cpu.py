@@ -15,19 +15,14 @@ from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_he
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
-ROWS_AHEAD = (
-    16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
-)
+ROWS_AHEAD = 16  # what packing is tuned for: it then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
 # Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used
 # while decoding; larger ones are read as they lie.
 MOST_COPIED = 2 * 10**9
 
 
 class SmallBatchLinear(nn.Module):
-    """The same as nn.Linear up to rounding.
-
-    Packs its weights (a second copy of them) when packed ones are first needed.
-    """
+    """nn.Linear up to rounding; packs its weights (a second copy of them) when they are first needed."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, copies: bool = True):
         super().__init__()
@@ -117,7 +112,10 @@ class FusedBlock(Block):
             tensor.copy_(new)
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
-        return split_heads(self.qkv(h), 6, self.spatial.num_heads) if both else super().project(h, both)
+        if not both:
+            return super().project(h, both)
+        q, kv, later_q, later_kv = split_heads(self.qkv(h), [1, 2, 1, 2], self.spatial.num_heads)
+        return q.squeeze(0), kv, later_q.squeeze(0), later_kv
 
     def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         return self.dense(torch.cat([spatial, temporal], -1))
@@ -139,17 +137,15 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 @torch.no_grad()
 def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model whose blocks are fused, on any device.
-
-    The model itself where the copies would be too large.
-    """
-    if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
-        return model
-    view = copy(model)
-    blocks = nn.ModuleList(
-        FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in model.blocks
-    )
+    """A view of the model on any device: fused blocks if copies are not too large, and the head in fp32."""
+    view, blocks = copy(model), model.blocks
+    if sum(p.nbytes for p in model.parameters()) <= MOST_COPIED:
+        fused = (FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in blocks)
+        blocks = nn.ModuleList(fused)
     view._modules = model._modules | {"blocks": blocks}
+    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
+    if head.dtype != torch.float32:  # else every step would widen it
+        view.image_head = SmallBatchLinear(head.float(), None, copies=False)
     return view
 
 
@@ -157,15 +153,13 @@ def _can_be_fused(block: nn.Module) -> bool:
     if type(block) is not Block or block.temporal is None or type(block.mlp) is not Mlp:
         return False
     linears = [block.spatial.qkv, block.spatial.dense, block.temporal.qkv, block.temporal.dense]
-    return all(
-        type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down]
-    )  # not those in int8
+    linears += [block.mlp.up, block.mlp.down]
+    return all(type(linear) is nn.Linear for linear in linears)  # not those in int8
 
 
 def _small_batch_linear(linear: nn.Linear, copies: bool) -> SmallBatchLinear:
-    return SmallBatchLinear(
-        linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies
-    )
+    bias = None if linear.bias is None else linear.bias.detach()
+    return SmallBatchLinear(linear.weight.detach(), bias, copies)
 
 
 def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:

@@ -7,6 +7,8 @@ call to call.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling.cpu import FusedBlock, fused_view
+from cogvideo.sampling.cpu import FusedBlock, SmallBatchLinear, fused_view
 from cogvideo.sampling.halving import out_of_memory
 from cogvideo.sampling.steps import Decoding, Step
 
@@ -23,12 +25,23 @@ WARM_UPS = 2  # runs before a capture, so that libraries have made their workspa
 KEPT = 2  # decodings of a model that stay: in a pipeline, the first frame's and the key frames'
 
 
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """cuDNN makes a plan for every shape of keys, and decoding has hundreds: other kernels are quicker."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 class StaticSteps:
     """Makes the steps of a decoding, captured where the device can."""
 
     def __init__(self, model: CogVideoTransformer, decoding: Decoding):
         self.model, self.decoding = model, decoding
-        self.graphs: dict[tuple[int, int, int], tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[tuple, tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}
         self.capture = decoding.tokens.is_cuda
 
     def restart(self, fresh: Decoding) -> Decoding:
@@ -46,7 +59,7 @@ class StaticSteps:
         tables = self.decoding.temporal_bias
         end = min(-(-step.temporal_end // BUCKET) * BUCKET, tables[0].shape[-1]) if tables else 0
         step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end, static=True)
-        key = step.cache_frames.start, step.cache_frames.stop, end
+        key = step.cache_frames, end
         if self.capture and key not in self.graphs:
             try:
                 self.graphs[key] = self._captured(replace(step, index=step.index.clone()))
@@ -64,10 +77,7 @@ class StaticSteps:
         return out
 
     def _captured(self, step: Step) -> tuple[Step, torch.cuda.CUDAGraph, Tensor]:
-        """Record a step.
-
-        Running it before writes the same keys and values that the replay will write again.
-        """
+        """Record a step; running it before writes what the replay will write again."""
         device = step.index.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
@@ -79,10 +89,8 @@ class StaticSteps:
         # All graphs share the memory of the first: they never run at the same time, and only the last output
         # is read.
         pool = next(iter(self.graphs.values()))[1].pool() if self.graphs else None
-        with (
-            torch.cuda.stream(current),
-            torch.cuda.graph(graph, pool=pool),
-        ):  # the first: a failed end leaves its stream
+        # The first of these contexts: a failed end of a capture leaves its own stream current.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):
             out = self.decoding.logits(self.model, step)
         return step, graph, out
 
@@ -108,6 +116,8 @@ def kept_view(model: CogVideoTransformer) -> CogVideoTransformer:
     for block in kept.view.blocks:
         if isinstance(block, FusedBlock):
             block.refresh()
+    if isinstance(kept.view.image_head, SmallBatchLinear):
+        kept.view.image_head.weight.copy_(model.word_embedding.weight[: model.config.image_tokens])
     return kept.view
 
 

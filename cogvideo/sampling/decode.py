@@ -19,6 +19,7 @@ from cogvideo.model import masks
 from cogvideo.model.strategies import Generators, Strategy, draw, fork, keeps_no_order
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import backends
+from cogvideo.sampling.cuda import without_cudnn_attention
 from cogvideo.sampling.steps import Decoding, prefill, schedule, seen_in_order
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ class Texts:
         return guide + (conditional - guide) * self.scale
 
 
+@without_cudnn_attention()
 def _decode(
     model: CogVideoTransformer,
     texts: Texts,
@@ -182,10 +184,7 @@ def _decode(
     strategy: Strategy,
     options: Options,
 ) -> Tensor:
-    """The loop.
-
-    Given frames [B,K,N] (None: the image model makes the only one) -> the others of `order` [B,F,N].
-    """
+    """The loop: given frames [B,K,N] (None: the image model's first) -> the others of `order` [B,F,N]."""
     c, n = model.config, model.config.frame_tokens
     known, times = ([], order) if given is None else (order[: given.shape[1]], order[given.shape[1] :])
     wavefront = options.get("wavefront")

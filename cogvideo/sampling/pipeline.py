@@ -55,10 +55,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         offload: str = "none",
     ):
-        """Parts of one set of weights.
-
-        Without offloading they are on `device`; with it, on the CPU (see offload.py).
-        """
+        """Parts of one set of weights: on `device`, or with offloading on the CPU (see offload.py)."""
         self.text, self.frames, self.sampling = text, frames, sampling
         self.stage1, self.stage2, self.superres = stage1, stage2, superres
         self.cluster_labels, self.device = cluster_labels, torch.device(device)
@@ -174,10 +171,7 @@ class Pipeline:
     def key_frames(
         self, prompts: Sequence[str], seconds: Seconds = 4.0, seed: Seeds = 0, *, progress: bool = False
     ) -> np.ndarray:
-        """Only stage 1's five frames of every prompt, small.
-
-        Uint8 [B,5,H,W,3]. seconds and seed may differ by prompt.
-        """
+        """Only stage 1's five frames of every prompt, small: uint8 [B,5,H,W,3]."""
         return self.pixels(self.key_frame_tokens(prompts, seconds, seed, progress=progress))
 
     @torch.inference_mode()
@@ -252,10 +246,7 @@ class Pipeline:
         *,
         progress: bool = False,
     ) -> Tensor:
-        """Stage 2, recursively.
-
-        [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached.
-        """
+        """Stage 2, round after round: [B,5,N] that span `seconds` -> [B,9,N] -> ... up to sampling.fps."""
         rounds = self.rounds(tokens.shape[1], seconds)
         for number in range(1, rounds + 1):
             title = f"frames between {number}/{rounds}"
@@ -346,12 +337,9 @@ class Pipeline:
         self._use(self.frames)
         scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
         grids = rearrange(tokens, "b t (h w) -> (b t) h w", h=scale * c.frame_height)
-        frames = torch.cat([self.frames.decode(part) for part in grids.split(self.frames_at_once)]).clamp(
-            0, 1
-        )
-        return rearrange(
-            (frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens)
-        )
+        frames = torch.cat([self.frames.decode(part) for part in grids.split(self.frames_at_once)])
+        pixels = (frames.clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return rearrange(pixels, "(b t) c h w -> b t h w c", b=len(tokens))
 
     def with_sampling(self, **changes: Any) -> "Pipeline":
         """The same models with other sampling settings."""
@@ -406,10 +394,7 @@ class Pipeline:
         return ClusterStrategy(self.cluster_labels, temperature=temperature, top_k=top_k, temperature2=inner)
 
     def _generators(self, stage: str, seed: Seeds, clips: int, rows: int = 1) -> list[torch.Generator]:
-        """One random stream for every row.
-
-        They depend on the seed, the stage and the row's number in its clip alone.
-        """
+        """One random stream a row, from the seed, the stage and the row's number in its clip alone."""
         made = []
         for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
             for row in range(rows):

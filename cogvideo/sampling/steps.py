@@ -6,6 +6,7 @@ a captured graph.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from einops import rearrange
@@ -28,7 +29,7 @@ class Step:
     frames: list[int]
     positions: list[int]
     index: Tensor
-    cache_frames: slice
+    cache_frames: tuple[int, int] | None
     spatial_end: int
     temporal_end: int
     static: bool = False  # more of the caches is read than is live, and all that changes is on the device
@@ -40,33 +41,26 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
     order = steps.flatten().argsort(stable=True)
     frames, positions = order // n, order % n
     counts = torch.bincount(steps.flatten())[1:].tolist()
-    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(
-        device
-    )
-    made = []
-    parts = (index, order, frames, positions)
-    for on_device, numbers, where, inside in zip(*(p.split(counts, -1) for p in parts), strict=True):
-        own = where.tolist()
-        rows = slice(own[0], own[-1] + 1) if wavefront else slice(0, 1)
-        ends = length + int(inside.max()) + 1, length + known + int(numbers.max()) + 1
-        made.append(Step(own, inside.tolist(), on_device, rows, *ends))
+    index = torch.stack([order + frames, positions, order, length + positions, length + known + order])
+    made, numbers = [], iter(order.tolist())
+    for count, on_device in zip(counts, index.to(device).split(counts, -1), strict=True):
+        own = list(islice(numbers, count))
+        where, inside = [number // n for number in own], [number % n for number in own]
+        rows = (where[0], count) if wavefront else None
+        ends = length + max(inside) + 1, length + known + max(own) + 1
+        made.append(Step(where, inside, on_device, rows, *ends))
     return made
 
 
 @dataclass
 class Decoding:
-    """The tensors that the steps of one call read and write.
-
-    Caches with room for the frames, and tables of their rows.
-    """
+    """What the steps of one call read and write: caches with room for the frames, tables of rows."""
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
     position_vectors: Tensor  # [F*N,D]
     spatial_bias: Tensor  # [B,N,1,1,L+N]
-    temporal_bias: (
-        list[Tensor] | None
-    )  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
+    temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even, odd layers or of all; None: image model
 
     @classmethod
     def begin(
@@ -77,10 +71,7 @@ class Decoding:
         temporal: list[Tensor] | None,
         bonus: float,
     ) -> "Decoding":
-        """Without room in the caches yet.
-
-        times: the frames to decode; temporal: what they see, `seen_in_order`.
-        """
+        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`."""
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
         return cls(
@@ -92,13 +83,8 @@ class Decoding:
         )
 
     def tables(self) -> list[Tensor]:
-        return [
-            self.text.bias,
-            self.tokens,
-            self.position_vectors,
-            self.spatial_bias,
-            *(self.temporal_bias or []),
-        ]
+        own = self.text.bias, self.tokens, self.position_vectors, self.spatial_bias
+        return [*own, *(self.temporal_bias or [])]
 
     def allocate(self, frames: int, temporal: int) -> "Decoding":
         """Make room in the caches for so many frames at a time, and positions of the temporal channel."""
@@ -110,23 +96,24 @@ class Decoding:
 
     def logits(self, model: CogVideoTransformer, step: Step) -> Tensor:
         """Logits [B,F,V] of a step's positions."""
-        inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(
-            0, numbers
-        )
-        bias, later = (
-            self.spatial_bias.index_select(1, positions)[..., : step.spatial_end],
-            self.temporal_bias,
-        )
+        if len(step.frames) == 1 and not step.static:  # numbers instead of tensors: nothing is copied
+            frame, position, n = step.frames[0], step.positions[0], self.spatial_bias.shape[1]
+            number, ends = frame * n + position, (step.spatial_end - 1, step.temporal_end - 1)
+            inputs, positions, numbers, spatial, temporal = number + frame, position, number, *ends
+        else:
+            inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
+        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
+        bias = _rows(self.spatial_bias, 1, positions).narrow(-1, 0, step.spatial_end)
+        later = self.temporal_bias
         if later is not None:
-            later = [table.index_select(2, numbers)[..., : step.temporal_end] for table in later]
-        if len(step.frames) == 1 and not step.static:  # it is the end of both caches, and slices are quicker
-            spatial, temporal = (slice(end - 1, end) for end in (step.spatial_end, step.temporal_end))
-        write = (
-            CacheWrite(spatial, step.spatial_end, step.cache_frames),
-            CacheWrite(temporal, step.temporal_end),
-        )
+            later = [_rows(table, 2, numbers).narrow(-1, 0, step.temporal_end) for table in later]
+        own = CacheWrite(spatial, step.spatial_end, step.cache_frames)
+        write = own, CacheWrite(temporal, step.temporal_end)
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
+
+
+def _rows(table: Tensor, dim: int, at: int | Tensor) -> Tensor:
+    return table.narrow(dim, at, 1) if isinstance(at, int) else table.index_select(dim, at)
 
 
 def seen_in_order(
@@ -141,9 +128,7 @@ def seen_in_order(
     made = []
     for parity in range(2 if model.config.window else 1):
         mask = model.mask(f"temporal_{parity}" + "_quirks" * quirks, device)
-        mask = rearrange(
-            mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens
-        )
+        mask = rearrange(mask, "(t n) (s m) -> t n s m", t=model.config.num_frames, s=model.config.num_frames)
         made.append(rearrange(mask[times][:, :, order], "t n s m -> (t n) (s m)"))
     return made
 
@@ -152,15 +137,12 @@ def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
     bonus: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Put known frames [B,F,N] into the temporal caches.
-
-    Seen: `seen_in_order`; bonus towards text: of both channels.
-    """
+    """Put known frames [B,F,N] into the temporal caches; bonus: towards text, of both channels."""
     length = text.bias.shape[-1]
     spatial = model.mask("spatial", frames.device)[times][:, None]
     biases = [additive_bias(visible, text.bias, bonus[1]) for visible in seen]
     # Nobody looks at known frames in the spatial channel later, so its cache does not keep them.
     end = length + seen[0].shape[1]
-    write = None, CacheWrite(slice(length, end), end)
+    write = None, CacheWrite(length, end)
     x = model.embed_frames(frames, times)
     model.run(x, text.layers, additive_bias(spatial, text.bias[:, None], bonus[0]), biases, write)

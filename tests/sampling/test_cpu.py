@@ -61,13 +61,13 @@ def test_a_fused_block_is_the_block(positions, frames, both):
     assert block.gate is not None
     size, heads, length = len(block.gate), block.spatial.num_heads, 4
     x = torch.randn(2, frames, positions, size)
-    text = [torch.randn(2, heads, length, size // heads) for _ in range(4)]
+    text = torch.randn(2, 2, 2, heads, length, size // heads)
     hidden = torch.rand(2, frames, 1, positions, length + positions) < 0.3
     spatial = hidden_bias(~hidden)
     temporal = (
         hidden_bias(torch.rand(2, 1, frames * positions, length + frames * positions) > 0.3) if both else None
     )
-    memory = LayerMemory(KVCache((text[0], text[1])), KVCache((text[2], text[3])))
+    memory = LayerMemory(KVCache(text[0]), KVCache(text[1]))
     ours, theirs = (b(x, memory, spatial, temporal) for b in (FusedBlock(block), block))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
