@@ -72,6 +72,19 @@ class Canvas:
         for x, y in points:
             self.circle(x, y, width / 2, color)
 
+    def bent(self, corners, width: float, radius: float, color: Color) -> None:
+        """A line through corners [n, 2] that rounds the inner ones off."""
+        p = np.asarray(corners, float)
+        path = [p[:1]]
+        for before, corner, after in zip(p[:-2], p[1:-1], p[2:], strict=True):
+            ends = []
+            for other in (before, after):
+                length = float(np.hypot(*(other - corner)))
+                ends.append(corner + (other - corner) * min(radius, length / 2) / max(length, 1e-9))
+            t = np.linspace(0, 1, 9)[:, None]
+            path.append((1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * corner + t**2 * ends[1])
+        self.line(np.concatenate([*path, p[-1:]]), width, color)
+
     def curve(self, points, width: float, color: Color) -> None:
         """A smooth line through points [n, 2]."""
         self.line(_smooth(points, closed=False), width, color)
