@@ -227,8 +227,8 @@ ANIMALS = {
 def paint_animal(c: Canvas, actor: str) -> None:
     """Body, head and face of an animal; its lower end hides behind the table."""
     animal = ANIMALS[actor]
-    c.box(8, 36, 24, 70, 7, animal.body)
-    c.ellipse(15.2, 51, 4.6, 8, animal.belly)
+    c.blob([(16, 33), (21, 35), (24.4, 41), (26, 50), (26.4, 58), (26, 64), (6, 64), (5.6, 58), (6, 50), (7.6, 41), (11, 35)], animal.body)
+    c.ellipse(15, 52, 6, 9, animal.belly)
     animal.head(c)
 
 

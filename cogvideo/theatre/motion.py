@@ -60,7 +60,7 @@ def looks(action: str, thing: str) -> tuple[Look, ...]:
 
 
 def _take(thing: str) -> list:
-    return [(arm, thing, TABLE) for arm in (REST, 34, GRIP)]
+    return [(arm, thing, TABLE) for arm in (REST, 36, GRIP)]
 
 
 def _drinks(thing: str) -> list:
@@ -76,11 +76,11 @@ def _eats(thing: str) -> list:
     lift = [("lift", whole, LIFT), ("carry", whole, CARRY), ("mouth", whole, MOUTH)]
     first = [("mouth", one, MOUTH), ("carry", one, CARRY), ("mouth", one, MOUTH)]
     second = [("mouth", two, MOUTH), ("carry", two, CARRY), ("mouth", two, MOUTH)]
-    return _slow_take(whole) + lift + first + second + [(arm, None, MOUTH) for arm in ("mouth", "carry", 34, REST)]
+    return _slow_take(whole) + lift + first + second + [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
 
 
 def _slow_take(thing: str) -> list:
-    return [(arm, thing, TABLE) for arm in (REST, 32, 38, GRIP)]
+    return [(arm, thing, TABLE) for arm in (REST, 28, 36, GRIP)]
 
 
 def _throws(thing: str) -> list:
@@ -91,7 +91,7 @@ def _throws(thing: str) -> list:
 def _puts_on(thing: str) -> list:
     lift = [("lift", thing, LIFT), ("carry", thing, CARRY), ("side", thing, SIDE), ("above", thing, ABOVE)]
     pats = ("head", "above", "head", "above")
-    return _slow_take(thing) + lift + [(arm, thing, "worn") for arm in (*pats, "side", "carry", 38, 32, REST)]
+    return _slow_take(thing) + lift + [(arm, thing, "worn") for arm in (*pats, "side", "carry", 36, 28, REST)]
 
 
 def _pushes(thing: str) -> list:

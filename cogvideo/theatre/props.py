@@ -37,9 +37,9 @@ def object_sprite(drawing: str) -> Sprite:
 
 # milk and juice glasses, and a cup: half width at top and bottom, top, bottom, inner margin
 VESSELS = {
-    "milk": (5.4, 4.2, -6, 8, WHITE, 1.1),
-    "tea": (5.8, 4.4, -3, 8, (158, 84, 36), 1.4),
-    "juice": (4.4, 4.0, -5, 8, (250, 148, 30), 1.0),
+    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
+    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
+    "juice": (4.2, 3.8, -5, 7.8, (250, 148, 30), 1.0),
 }
 
 
@@ -47,7 +47,8 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
     """A glass or cup filled to so many quarters; tilted, it pours to the left and its level stays flat."""
     wide, narrow, top, bottom, liquid, wall = VESSELS[thing]
     degrees = TILT[quarters] if tilted else 0.0
-    canvas = Canvas(HALF, degrees=degrees, pivot=(0, 1))
+    middle = (top + bottom) / 2
+    canvas = Canvas(HALF, degrees=degrees, pivot=(0, middle), shift=(0, -middle if tilted else 0))
     outside, inside = (WHITE, (226, 214, 204)) if thing == "tea" else (RIM, GLASS)
     if thing == "tea":
         canvas.ellipse(5.4, 2, 2.6, 3.2, outside)
