@@ -70,14 +70,38 @@ PHASES = {  # action: (phase, its first state); a phase lasts until the next beg
         ("lowers the empty hand", 14),
     ),
     "throws": (("rests", 0), ("lifts", 1), ("flies up", 5), ("falls", 9), ("catches", 12), ("puts down", 13)),
-    "puts on": (("rests", 0), ("reaches", 1), ("lifts", 3), ("sets on the head", 8), ("lowers the empty hand", 12)),
-    "takes off": (("wears", 0), ("raises the hand", 1), ("lifts off the head", 5), ("puts down", 9), ("lets go", 15)),
+    "puts on": (
+        ("rests", 0),
+        ("reaches", 1),
+        ("lifts", 3),
+        ("sets on the head", 8),
+        ("lowers the empty hand", 12),
+    ),
+    "takes off": (
+        ("wears", 0),
+        ("raises the hand", 1),
+        ("lifts off the head", 5),
+        ("puts down", 9),
+        ("lets go", 15),
+    ),
     "pushes away": (("rests", 0), ("reaches", 1), ("pushes", 3), ("draws the hand back", 11)),
     "pulls near": (("rests", 0), ("reaches", 1), ("pulls", 7), ("draws the hand back", 15)),
-    "rings": (("rests", 0), ("reaches", 1), ("lifts", 3), ("swings left", 5), ("swings right", 9), ("puts down", 13)),
+    "rings": (
+        ("rests", 0),
+        ("reaches", 1),
+        ("lifts", 3),
+        ("swings left", 5),
+        ("swings right", 9),
+        ("puts down", 13),
+    ),
 }
 BACKGROUNDS = ("sky", "mint", "butter", "lilac")
-ADVERBS = {1.0: ("quickly", "快速地"), 2.0: ("", ""), 4.0: ("slowly", "缓慢地"), 8.0: ("very slowly", "非常缓慢地")}
+ADVERBS = {
+    1.0: ("quickly", "快速地"),
+    2.0: ("", ""),
+    4.0: ("slowly", "缓慢地"),
+    8.0: ("very slowly", "非常缓慢地"),
+}
 
 ACTOR_NAMES, OBJECT_NAMES, ACTION_NAMES, DURATIONS = list(ACTORS), list(OBJECTS), list(ACTIONS), list(ADVERBS)
 PAIRS = [(action, thing) for action, (_, things) in ACTIONS.items() for thing in things]  # 22
@@ -142,9 +166,17 @@ def caption(
     thing_article, thing_zh = OBJECTS[thing]
     adverb, adverb_zh = ADVERBS[duration]
     if language == "zh":
-        return f"{actor_zh}{adverb_zh}{ACTIONS[action][0]}{thing_zh}" if with_action else f"{actor_zh}和{thing_zh}"
+        return (
+            f"{actor_zh}{adverb_zh}{ACTIONS[action][0]}{thing_zh}"
+            if with_action
+            else f"{actor_zh}和{thing_zh}"
+        )
     thing = f"{thing_article} {thing}".strip()
-    return f"{article} {actor} {action} {thing} {adverb}".strip() if with_action else f"{article} {actor} with {thing}"
+    return (
+        f"{article} {actor} {action} {thing} {adverb}".strip()
+        if with_action
+        else f"{article} {actor} with {thing}"
+    )
 
 
 def groups() -> np.ndarray:
@@ -174,7 +206,11 @@ def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train") -> C
     if split not in SPLITS:
         raise CogVideoError(f"Split {split!r} of the theatre is unknown: choose one of {', '.join(SPLITS)}.")
     table = groups()
-    allowed = table == ("seen" if split == "train" else split) if split != "pictures" else np.ones(table.shape, bool)
+    allowed = (
+        table == ("seen" if split == "train" else split)
+        if split != "pictures"
+        else np.ones(table.shape, bool)
+    )
     actor, pair = np.argwhere(allowed)[rng.integers(allowed.sum(), size=n)].T
     background = rng.integers(len(BACKGROUNDS), size=n)
     return Clips(actor, pair, background, np.array(DURATIONS)[rng.integers(len(DURATIONS), size=n)])
