@@ -1,1 +1,1 @@
-"""The demo world: a puppet theatre in which an animal at a table does an action of ordered phases with an object."""
+"""The demo world: an animal at a table does an action of ordered phases with an object."""

@@ -1,6 +1,7 @@
-"""The twelve animals: head and body behind the table, and the arm in front of them; lengths in pixels of the 64 x 64 frame.
+"""The twelve animals: head and body behind the table, and the arm in front of them.
 
-Every head is centred at x = 16 and its mouth lies near (16, 31), so that all of them drink, eat and wear alike.
+Lengths are in pixels of the 64 x 64 frame. Every head is centred at x = 16 and has its mouth near (16, 31), so that
+all animals drink, eat and wear in the same way.
 """
 
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def _whiskers(c: Canvas, y: float, color: Color) -> None:
 
 def _lion(c: Canvas) -> None:
     mane, face = (150, 78, 38), (250, 190, 66)
-    _both(c, 10, 12.5, 3.6, 3.6, mane)
-    for x, y in ((0, 11), (7.5, 13), (12, 19), (12.4, 26), (9, 32.5), (3.4, 36)):
+    _both(c, 9.6, 12.8, 3.6, 3.6, mane)
+    for x, y in ((0, 11), (7, 13), (11.2, 19), (11.4, 26), (8.6, 32), (3.4, 35.4)):
         _both(c, x, y, 4.3, 4.3, mane)
     c.ellipse(16, 24, 13, 12.5, mane)
     _both(c, 8.4, 15.4, 2.7, 2.7, face)

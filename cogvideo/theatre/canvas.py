@@ -1,5 +1,9 @@
-"""A small vector canvas: flat shapes in pixels of the 64 x 64 frame, drawn large and averaged to the 192 x 192 one."""
+"""A small vector canvas: flat shapes, drawn large and averaged down to the 192 x 192 frame.
 
+Lengths are in pixels of the 64 x 64 frame, angles in degrees clockwise.
+"""
+
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +26,7 @@ class Sprite(NamedTuple):
     top: int
 
     def paint_on(self, frame: np.ndarray, x: int = 0, y: int = 0) -> None:
-        """Paint onto a large frame uint8 [192, 192, 3] in place, moved by x, y; what lies outside is cut off."""
+        """Paint onto a frame uint8 [192, 192, 3] in place, moved by x, y; what lies outside is cut off."""
         left, top = self.left + x, self.top + y
         x0, y0 = max(0, left), max(0, top)
         x1, y1 = (
@@ -37,7 +41,7 @@ class Sprite(NamedTuple):
 
 
 class Canvas:
-    """Shapes painted one over another; `degrees` turns all of them clockwise around `pivot`, then all move by `shift`."""
+    """Shapes painted one over another, turned by `degrees` around `pivot`, then moved by `shift`."""
 
     def __init__(
         self,
@@ -75,7 +79,7 @@ class Canvas:
     def line(self, points, width: float, color: Color) -> None:
         """A line through points [n, 2] with round ends and joints."""
         points = np.asarray(points, float)
-        for a, b in zip(points[:-1], points[1:], strict=True):
+        for a, b in pairwise(points):
             along = b - a
             across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-9) * width / 2
             self.polygon([a + across, b + across, b - across, a - across], color)

@@ -1,4 +1,4 @@
-"""Pictures of the theatre: flat shapes in layers (background and animal, object, arm), each layer drawn once and kept.
+"""Pictures of the theatre: three layers (background and animal, object, arm), each drawn once and kept.
 
 A scene is painted at 192 x 192 and averaged down by 3 x 3 to 64 x 64; both sizes show the same scene.
 `python -m cogvideo.theatre.drawing OUT.png` writes a sheet of all actors, objects and actions.
@@ -24,7 +24,7 @@ from cogvideo.theatre.scenes import (
     ACTOR_NAMES,
     ACTORS,
     BACKGROUNDS,
-    OBJECTS,
+    OBJECT_NAMES,
     PAIRS,
     STATES,
     Clips,
@@ -50,7 +50,7 @@ def draw(
 ) -> np.ndarray:
     """The picture uint8 [size, size, 3] of one scene, given by English names; size 64 or 192.
 
-    Raises: CogVideoError when a name, a pair of action and object, the state or the size is not of the theatre.
+    Raises: CogVideoError when the theatre has no such name, pair of action and object, state or size.
     """
     if actor not in ACTORS or background not in BACKGROUNDS or (action, thing) not in PAIRS:
         raise CogVideoError(
@@ -155,13 +155,12 @@ def _arm(actor: str, pose: int | str) -> Sprite:
 
 
 def contact_sheet(size: int = FRAME_SIZE, columns: int = 9) -> np.ndarray:
-    """All actors, all objects, then one row for every action with 9 of its 17 states: uint8 [height, width, 3]."""
-    walls = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(OBJECTS))]
+    """All actors and objects, then one row an action with 9 of its 17 states: uint8 [height, width, 3]."""
+    walls = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(OBJECT_NAMES))]
     tiles = [draw(actor, "rings", "bell", 0, walls[i], size) for i, actor in enumerate(ACTORS)]
-    for i, thing in enumerate(OBJECTS):
+    for i, thing in enumerate(OBJECT_NAMES[:-1]):  # the last, the bell, stands before every actor
         action = next(action for action, known in PAIRS if known == thing)
         tiles.append(draw(ACTOR_NAMES[i % len(ACTORS)], action, thing, 0, walls[i], size))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     for i, (action, (_, things)) in enumerate(ACTIONS.items()):
         actor, thing = ACTOR_NAMES[i * 5 % len(ACTORS)], things[i % len(things)]
         tiles += [draw(actor, action, thing, state, walls[i], size) for state in range(0, STATES, 2)]

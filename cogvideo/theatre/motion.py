@@ -1,7 +1,7 @@
 """Where arm and object are in each of the 17 states of every action.
 
-Lengths are in pixels of the 64 x 64 frame, mostly multiples of 4, so that tokens of 8 x 8 pixels repeat. The actions
-share one path of the arm: rest, along the table, up, and then to the mouth or to the head.
+Lengths are in pixels of the 64 x 64 frame, mostly multiples of 4, so that tokens of 8 x 8 pixels repeat. All
+actions share one path of the arm: along the table, up, and then to the mouth or to the head.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ HAND_Y = 52
 REACH = 8  # a paw beside a toy is this far left of the toy's centre
 
 SHOULDER = (20, 43)
-# Corners of the arm's path from the elbow on the table to the hand. Its parts run along columns and rows of tokens.
+# Corners of the arm's path from the elbow on the table to the hand; it runs along columns and rows of tokens.
 RAISED = {
     "lift": ((44, HAND_Y), (44, 44)),
     "carry": ((36, HAND_Y), (36, 38)),

@@ -1,6 +1,6 @@
-"""The sixteen objects and their stages (levels, bites, tilts); lengths in pixels of the 64 x 64 frame, centre at 0, 0.
+"""The sixteen objects and their stages: levels of a drink, bites, the swing of a bell.
 
-An object stands on y = 8, the table's edge when its centre is at 48.
+Lengths are in pixels of the 64 x 64 frame. An object fills a box of 16 x 16 around (0, 0): two by two tokens.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
 
 
 def _below_level(outline: np.ndarray, share: float, degrees: float) -> np.ndarray:
-    """The part [m, 2] of a convex outline [n, 2] under a level surface that holds `share` of its area, once turned."""
+    """The lower part [m, 2] of a convex outline [n, 2] that holds `share` of its area when turned."""
     angle = np.deg2rad(degrees)
     down = np.array([np.sin(angle), np.cos(angle)])  # of the turned vessel, in its own coordinates
     low, high = (outline @ down).min(), (outline @ down).max()
@@ -283,7 +283,7 @@ def _boat(c: Canvas) -> None:
 
 
 def _bell(stage: str) -> Sprite:
-    """A hand bell; it swings around its handle, the clapper lags behind, and it sounds where it turns back."""
+    """A hand bell; it swings around its handle, and the clapper lags behind."""
     degrees = SWING.get(stage, 0.0)
     c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
     lag = np.sign(degrees) * 2.2

@@ -1,7 +1,7 @@
-"""What happens in the theatre: actors, objects, actions with their phases, captions, splits, and the truth of every clip.
+"""What happens in the theatre: actors, objects, actions and their phases, captions, splits.
 
-A clip is one animal behind a table that does one action with one object. Every action runs through the same 17 states
-0..16; after its duration the scene rests in its last state. How a state looks is said in `motion` and `drawing`.
+A clip is one animal behind a table that does one action with one object. Every action runs through 17 states, 0..16;
+after its duration the scene rests in the last one. `motion` and `drawing` say how a state looks.
 """
 
 from dataclasses import dataclass
@@ -142,14 +142,14 @@ class Clips:
         return ACTOR_NAMES[self.actor[index]], *PAIRS[self.pair[index]]
 
     def caption(self, index: int, language: str = "en", with_action: bool = True) -> str:
-        """The sentence of clip `index`, in English ("en") or Chinese ("zh"); without the action: who and what is there.
+        """The sentence of clip `index`; without the action it says who and what is there.
 
-        Raises: CogVideoError when the language is neither.
+        Raises: CogVideoError when the language is neither "en" nor "zh".
         """
         return caption(*self.names(index), float(self.duration[index]), language, with_action)
 
     def span(self, index: int) -> float:
-        """The multi-frame-rate rule (paper section 3.1): the shortest trained span that holds the whole action."""
+        """The multi-frame-rate rule (paper section 3.1): the shortest trained span that holds the action."""
         return min(span for span in SPANS if span >= self.duration[index])
 
 
@@ -182,7 +182,7 @@ def caption(
 def groups() -> np.ndarray:
     """The group of every combination [actors, pairs]: "seen", "unseen" or "picture-only".
 
-    Of the actors and objects that videos show, every object has one actor (of eight) with whom no video shows it.
+    Every object that videos show is unseen with one of the eight actors that videos show.
     """
     table = np.full((len(ACTORS), len(PAIRS)), "picture-only", dtype="<U12")
     video_actors = [name for name in ACTOR_NAMES if name not in PICTURE_ONLY_ACTORS]
@@ -198,8 +198,8 @@ def groups() -> np.ndarray:
 def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train") -> Clips:
     """Draw n clips; actor and pair are uniform over the combinations of the split.
 
-    split: "train" and "seen" (combinations that videos show), "unseen" (combinations that no video shows, of actors and
-    objects that videos do show), "picture-only" (actor or object that no video shows), "pictures" (everything).
+    split: "train" (what videos show), for testing "seen" (the same), "unseen" (actor and object are in videos, but never
+    together) and "picture-only" (actor or object is in no video), and "pictures" (everything).
 
     Raises: CogVideoError when the split is unknown.
     """
@@ -217,7 +217,7 @@ def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train") -> C
 
 
 def states(clips: Clips, times: np.ndarray) -> np.ndarray:
-    """The state int [n, T] that each clip shows at `times` [n, T] seconds; a state is held until the next is reached."""
+    """The states int [n, T] at `times` [n, T] seconds; a state is held until the next is reached."""
     part = np.minimum(1.0, times / clips.duration[:, None])
     return np.floor(LAST_STATE * part + 1e-6).astype(np.int64)
 
