@@ -1,6 +1,6 @@
 """The twelve animals: head and body behind the table, and the arm in front of them.
 
-Lengths are in pixels of the 64 x 64 frame. Every head is centred at x = 16 and has its mouth near (16, 31), so that
+Lengths are in pixels of the 64 x 64 frame. Every head is centred at x = 16 and has its mouth near (16, 31):
 all animals drink, eat and wear in the same way.
 """
 
@@ -126,21 +126,8 @@ def _fox(c: Canvas) -> None:
     _ears(c, [(2.6, 15), (9.4, 3.6), (13, 18)], fur)
     _ears(c, [(7.1, 7.6), (9.4, 3.6), (10.5, 8)], tip)
     _ears(c, [(6, 14), (9, 8.6), (10.8, 15)], (255, 214, 170))
-    c.blob(
-        [
-            (16, 12.4),
-            (25, 15),
-            (29.4, 24),
-            (25, 31),
-            (19, 35.6),
-            (16, 36.6),
-            (13, 35.6),
-            (7, 31),
-            (2.6, 24),
-            (7, 15),
-        ],
-        fur,
-    )
+    c.blob([(16, 12.4), (25, 15), (29.4, 24), (25, 31), (19, 35.6), (16, 36.6), (13, 35.6),
+        (7, 31), (2.6, 24), (7, 15)], fur)  # fmt: skip
     _mirror(c, [(0, 29), (6, 25.4), (13, 25), (9.6, 30.8), (3, 35.6), (0, 36.4)], WHITE)
     c.ellipse(16, 31, 2.2, 1.7, DARK)
     _smile(c, 33, 1.8)
@@ -245,22 +232,8 @@ ANIMALS = {
 def paint_animal(c: Canvas, actor: str) -> None:
     """Body, head and face of an animal; its lower end hides behind the table."""
     animal = ANIMALS[actor]
-    c.blob(
-        [
-            (16, 33),
-            (21, 35),
-            (24.4, 41),
-            (26, 50),
-            (26.4, 58),
-            (26, 64),
-            (6, 64),
-            (5.6, 58),
-            (6, 50),
-            (7.6, 41),
-            (11, 35),
-        ],
-        animal.body,
-    )
+    c.blob([(16, 33), (21, 35), (24.4, 41), (26, 50), (26.4, 58), (26, 64), (6, 64),
+        (5.6, 58), (6, 50), (7.6, 41), (11, 35)], animal.body)  # fmt: skip
     c.ellipse(15, 52, 6, 9, animal.belly)
     animal.head(c)
 

@@ -15,7 +15,13 @@ GLASS, RIM = (156, 200, 226), (98, 152, 192)
 RED, YELLOW, BLUE, GREEN = (222, 56, 48), (250, 200, 46), (52, 104, 196), (66, 150, 84)
 GOLD, AMBER, BROWN = (250, 190, 40), (206, 138, 24), (120, 72, 44)
 TILT = -50.0  # degrees of a glass that is drunk from; one angle, so that only the level changes
-SWING = {"left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
+# Half width at the top and at the bottom, top, bottom, what is in it, thickness of the wall.
+VESSELS = {
+    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
+    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
+    "juice": (4.2, 3.7, -4.6, 7.8, (250, 148, 30), 1.0),
+}
+SWING = {"": 0.0, "left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
 
 
 def object_sprite(drawing: str) -> Sprite:
@@ -33,14 +39,6 @@ def object_sprite(drawing: str) -> Sprite:
     canvas = Canvas(HALF)
     THINGS[thing](canvas)
     return canvas.sprite()
-
-
-# milk and juice glasses, and a cup: half width at top and bottom, top, bottom, inner margin
-VESSELS = {
-    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
-    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
-    "juice": (4.2, 3.7, -4.6, 7.8, (250, 148, 30), 1.0),
-}
 
 
 def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
@@ -76,15 +74,15 @@ def _below_level(outline: np.ndarray, share: float, degrees: float) -> np.ndarra
     low, high = (outline @ down).min(), (outline @ down).max()
     for _ in range(30):
         level = (low + high) / 2
-        part = _clip(outline, down, level)
-        if _area(part) > share * _area(outline):
+        if _area(_clip(outline, down, level)) > share * _area(outline):
             low = level
         else:
             high = level
-    return part
+    return _clip(outline, down, low)
 
 
 def _clip(outline: np.ndarray, down: np.ndarray, level: float) -> np.ndarray:
+    """The part [m, 2] of a convex outline [n, 2] that lies at or below `level` along `down` [2]."""
     points = []
     for a, b in zip(outline, np.roll(outline, -1, 0), strict=True):
         da, db = a @ down - level, b @ down - level
@@ -96,6 +94,7 @@ def _clip(outline: np.ndarray, down: np.ndarray, level: float) -> np.ndarray:
 
 
 def _area(points: np.ndarray) -> float:
+    """Area inside an outline [n, 2]."""
     if len(points) < 3:
         return 0.0
     x, y = points.T
@@ -111,43 +110,16 @@ def _bite(canvas: Canvas, bites: int) -> None:
 
 
 def _apple(c: Canvas) -> None:
-    c.blob(
-        [
-            (0, -4.8),
-            (4.6, -6),
-            (7.3, -1.6),
-            (5.5, 4.8),
-            (2.4, 7.5),
-            (0, 7),
-            (-2.4, 7.5),
-            (-5.5, 4.8),
-            (-7.3, -1.6),
-            (-4.6, -6),
-        ],
-        RED,
-    )
+    c.blob([(0, -4.8), (4.6, -6), (7.3, -1.6), (5.5, 4.8), (2.4, 7.5), (0, 7), (-2.4, 7.5),
+        (-5.5, 4.8), (-7.3, -1.6), (-4.6, -6)], RED)  # fmt: skip
     c.curve([(0, -4.4), (0.4, -6), (1.2, -7)], 1.3, BROWN)
     c.ellipse(3.6, -6.2, 2.5, 1.3, GREEN, -16)
     c.ellipse(-4, -2, 1.2, 2, (246, 132, 116), 18)
 
 
 def _banana(c: Canvas) -> None:
-    c.blob(
-        [
-            (-7, -1.6),
-            (-4, 2),
-            (0, 3),
-            (4, 1),
-            (5.6, -5),
-            (7, -5),
-            (7.4, 1),
-            (3.8, 6.8),
-            (-2, 7.8),
-            (-6.4, 4.4),
-            (-7.8, -0.6),
-        ],
-        YELLOW,
-    )
+    c.blob([(-7, -1.6), (-4, 2), (0, 3), (4, 1), (5.6, -5), (7, -5), (7.4, 1), (3.8, 6.8),
+        (-2, 7.8), (-6.4, 4.4), (-7.8, -0.6)], YELLOW)  # fmt: skip
     c.curve([(-5.6, 3.4), (-1, 5.6), (3.4, 4), (6.4, -1)], 0.8, (226, 164, 24))
     c.line([(6.3, -4.8), (6.6, -7)], 1.6, BROWN)
     c.circle(-7, -1, 0.9, BROWN)
@@ -165,21 +137,8 @@ def _cake(c: Canvas) -> None:
 def _ball(c: Canvas) -> None:
     c.circle(0, 0.4, 7.3, BLUE)
     c.blob([(-1.6, -6.6), (1.6, -6.6), (3.2, 0.4), (1.6, 7.4), (-1.6, 7.4), (-3.2, 0.4)], WHITE)
-    c.blob(
-        [
-            (-7, -1.2),
-            (-3, -1.2),
-            (3, -1.2),
-            (7, -1.2),
-            (7.1, 0.4),
-            (7, 2),
-            (3, 2),
-            (-3, 2),
-            (-7, 2),
-            (-7.1, 0.4),
-        ],
-        WHITE,
-    )
+    c.blob([(-7, -1.2), (-3, -1.2), (3, -1.2), (7, -1.2), (7.1, 0.4), (7, 2), (3, 2), (-3, 2),
+        (-7, 2), (-7.1, 0.4)], WHITE)  # fmt: skip
     c.circle(0, 0.4, 2, RED)
 
 
@@ -224,28 +183,10 @@ def _crown(c: Canvas) -> None:
 def _glasses(c: Canvas) -> None:
     frame, lens = (38, 34, 44), (84, 66, 120)
     for side in (-1, 1):
-        c.blob(
-            [
-                (0.8 * side, 2.6),
-                (4.6 * side, 2.1),
-                (7.7 * side, 2.8),
-                (7.4 * side, 6.4),
-                (4.8 * side, 8),
-                (1.8 * side, 6.6),
-            ],
-            frame,
-        )
-        c.blob(
-            [
-                (2.1 * side, 4),
-                (4.6 * side, 3.5),
-                (6.6 * side, 4),
-                (6.2 * side, 5.8),
-                (4.8 * side, 6.6),
-                (2.8 * side, 5.8),
-            ],
-            lens,
-        )
+        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.7 * side, 2.8), (7.4 * side, 6.4),
+            (4.8 * side, 8), (1.8 * side, 6.6)], frame)  # fmt: skip
+        c.blob([(2.1 * side, 4), (4.6 * side, 3.5), (6.6 * side, 4), (6.2 * side, 5.8),
+            (4.8 * side, 6.6), (2.8 * side, 5.8)], lens)  # fmt: skip
     c.box(-3, 2.8, 3, 4.4, 0.6, frame)
 
 
@@ -284,7 +225,7 @@ def _boat(c: Canvas) -> None:
 
 def _bell(stage: str) -> Sprite:
     """A hand bell; it swings around its handle, and the clapper lags behind."""
-    degrees = SWING.get(stage, 0.0)
+    degrees = SWING[stage]
     c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
     lag = np.sign(degrees) * 2.2
     c.circle(lag, 6.3, 1.5, AMBER)

@@ -1,7 +1,7 @@
 """What happens in the theatre: actors, objects, actions and their phases, captions, splits.
 
-A clip is one animal behind a table that does one action with one object. Every action runs through 17 states, 0..16;
-after its duration the scene rests in the last one. `motion` and `drawing` say how a state looks.
+A clip is one animal behind a table that does one action with one object. Every action runs through 17 states,
+0..16; after its duration the scene rests in the last one. `motion` and `drawing` say how a state looks.
 """
 
 from dataclasses import dataclass
@@ -198,8 +198,8 @@ def groups() -> np.ndarray:
 def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train") -> Clips:
     """Draw n clips; actor and pair are uniform over the combinations of the split.
 
-    split: "train" (what videos show), for testing "seen" (the same), "unseen" (actor and object are in videos, but never
-    together) and "picture-only" (actor or object is in no video), and "pictures" (everything).
+    split: "train" (what videos show), "seen" (the same, to test), "unseen" (both are in videos,
+    but never together), "picture-only" (actor or object is in no video), and "pictures" (everything).
 
     Raises: CogVideoError when the split is unknown.
     """
