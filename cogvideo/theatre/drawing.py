@@ -126,17 +126,17 @@ def _stage(actor: str, background: str) -> np.ndarray:
     frame[...] = BACKGROUND_COLORS[background]
     canvas = Canvas()
     paint_animal(canvas, actor)
-    canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, 64), (0, 64)], TABLE)
-    canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, TABLE_EDGE + 2), (0, TABLE_EDGE + 2)], TABLE_TOP)
-    canvas.polygon(
-        [(8, TABLE_EDGE), (24, TABLE_EDGE), (23, TABLE_EDGE + 1), (9, TABLE_EDGE + 1)], TABLE_SHADOW
-    )
     canvas.sprite().paint_on(frame)
+    edge = TABLE_EDGE * ENLARGEMENT
+    frame[edge:] = TABLE
+    frame[edge : edge + 2 * ENLARGEMENT] = TABLE_TOP
+    _shadow().paint_on(frame, HEAD_X * ENLARGEMENT)
     return frame
 
 
 @lru_cache
 def _shadow() -> Sprite:
+    """Of an object or animal, on the table."""
     canvas = Canvas(14)
     canvas.polygon([(-7, 0), (7, 0), (6, 1), (-6, 1)], TABLE_SHADOW)
     return canvas.sprite()._replace(top=TABLE_EDGE * ENLARGEMENT)
