@@ -24,10 +24,11 @@ class Animal(NamedTuple):
     glasses_y: int = 16  # centre of worn glasses
 
 
-def _eyes(c: Canvas, y: float = 22, apart: float = 5, r: float = 1.6, color: Color = DARK) -> None:
+def _eyes(c: Canvas, y: float = 22, apart: float = 5) -> None:
+    """Two dark eyes with a glint, so far from the middle."""
     for x in (16 - apart, 16 + apart):
-        c.circle(x, y, r, color)
-        c.circle(x + 0.5, y - 0.55, r * 0.36, WHITE)
+        c.circle(x, y, 1.6, DARK)
+        c.circle(x + 0.5, y - 0.55, 0.576, WHITE)
 
 
 def _both(c: Canvas, x: float, y: float, rx: float, ry: float, color: Color, degrees: float = 0) -> None:
@@ -48,10 +49,10 @@ def _ears(c: Canvas, points, color: Color) -> None:
     c.polygon([(16 - x, y) for x, y in points], color)
 
 
-def _smile(c: Canvas, y: float, width: float = 2.4, color: Color = DARK) -> None:
-    """A nose's line and a mouth like a flat w."""
+def _smile(c: Canvas, y: float, width: float = 2.4) -> None:
+    """A mouth like a flat w."""
     for side in (-1, 1):
-        c.curve([(16, y), (16 + side * width / 2, y + 1), (16 + side * width, y + 0.3)], 0.7, color)
+        c.curve([(16, y), (16 + side * width / 2, y + 1), (16 + side * width, y + 0.3)], 0.7, DARK)
 
 
 def _whiskers(c: Canvas, y: float, color: Color) -> None:
@@ -242,4 +243,5 @@ def paint_arm(c: Canvas, actor: str, path) -> None:
     """The arm along a path of corners [n, 2] from the shoulder to the paw."""
     animal = ANIMALS[actor]
     c.bent(path, 6, 4, animal.arm)
-    c.circle(*path[-1], 3.6, animal.paw)
+    x, y = path[-1]
+    c.circle(x, y, 3.6, animal.paw)

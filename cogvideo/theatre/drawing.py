@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from cogvideo.theatre.scenes import (
     ACTOR_NAMES,
     ACTORS,
     BACKGROUNDS,
+    LAST_STATE,
     OBJECT_NAMES,
     PAIRS,
     STATES,
@@ -58,7 +59,7 @@ def draw(
             f"Choose from scenes.ACTORS, scenes.PAIRS and scenes.BACKGROUNDS."
         )
     if not 0 <= state < STATES:
-        raise CogVideoError(f"State {state} does not exist: choose 0 to {STATES - 1}.")
+        raise CogVideoError(f"State {state} does not exist: choose 0 to {LAST_STATE}.")
     return _picture(size)(actor, background, looks(action, thing)[state]).copy()
 
 
@@ -81,9 +82,8 @@ def random_frames(seed: int, n: int, size: int = FRAME_SIZE, *, split: str = "tr
     """n single frames, each in a random state of its own clip -> float [n, 3, size, size] in 0..1."""
     rng = np.random.default_rng(seed)
     clips = sample_clips(n, rng, split=split)
-    return render(clips, rng.integers(STATES, size=(n, 1)) / (STATES - 1) * clips.duration[:, None], size)[
-        :, 0
-    ]
+    part = rng.integers(STATES, size=(n, 1)) / LAST_STATE
+    return render(clips, part * clips.duration[:, None], size)[:, 0]
 
 
 def _picture(size: int) -> Callable[[str, str, Look], np.ndarray]:
@@ -94,10 +94,10 @@ def _picture(size: int) -> Callable[[str, str, Look], np.ndarray]:
 
 @lru_cache(maxsize=10_000)  # 12 KB each, 123 MB at most
 def _small(actor: str, background: str, look: Look) -> np.ndarray:
-    total = reduce(
-        _large(actor, background, look).astype(np.uint16), "(h a) (w b) c -> h w c", "sum", a=3, b=3
-    )
-    return ((total + ENLARGEMENT**2 // 2) // ENLARGEMENT**2).astype(np.uint8)
+    rows = _large(actor, background, look).astype(np.uint16)
+    columns = rows[::3] + rows[1::3] + rows[2::3]  # several times faster than a reduction over two axes
+    total = columns[:, ::3] + columns[:, 1::3] + columns[:, 2::3]
+    return ((total + 4) // 9).astype(np.uint8)
 
 
 @lru_cache(maxsize=500)  # 111 KB each, 55 MB at most

@@ -7,8 +7,6 @@ actions share one path of the arm: along the table, up, and then to the mouth or
 from functools import lru_cache
 from typing import NamedTuple
 
-from cogvideo.theatre.scenes import LAST_STATE
-
 TABLE_Y = 48  # centre of an object that stands on the table (its box is 16 x 16)
 OBJECT_X = 48  # centre of an object that waits to be taken
 TOY_NEAR, TOY_FAR = 40, 56
@@ -53,19 +51,16 @@ def looks(action: str, thing: str) -> tuple[Look, ...]:
         return looks("puts on", thing)[::-1]
     if action == "pulls near":
         return looks("pushes away", thing)[::-1]
-    makers = {"drinks": _drinks, "eats": _eats, "throws": _throws, "puts on": _puts_on, "rings": _rings}
-    result = tuple(
-        Look(*look) for look in (_pushes(thing) if action == "pushes away" else makers[action](thing))
-    )
-    assert len(result) == LAST_STATE + 1
-    return result
+    return tuple(Look(*look) for look in PATHS[action](thing))
 
 
 def _take(thing: str) -> list:
+    """The paw reaches and grips what stands on the table."""
     return [(arm, thing, TABLE) for arm in (REST, 36, GRIP)]
 
 
 def _slow_take(thing: str) -> list:
+    """The same with one more step."""
     return [(arm, thing, TABLE) for arm in (REST, 28, 36, GRIP)]
 
 
@@ -82,13 +77,8 @@ def _eats(thing: str) -> list:
     lift = [("lift", whole, LIFT), ("carry", whole, CARRY), ("mouth", whole, MOUTH)]
     first = [("mouth", one, MOUTH), ("carry", one, CARRY), ("mouth", one, MOUTH)]
     second = [("mouth", two, MOUTH), ("carry", two, CARRY), ("mouth", two, MOUTH)]
-    return (
-        _slow_take(whole)
-        + lift
-        + first
-        + second
-        + [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
-    )
+    empty = [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
+    return _slow_take(whole) + lift + first + second + empty
 
 
 def _throws(thing: str) -> list:
@@ -112,3 +102,13 @@ def _pushes(thing: str) -> list:
 def _rings(thing: str) -> list:
     swing = ["", " left 1", " left 2", " left 1", "", " right 1", " right 2", " right 1", ""]
     return _slow_take(thing) + [("lift", thing + way, LIFT) for way in swing] + _slow_take(thing)[::-1]
+
+
+PATHS = {  # the other two actions are these in opposite order
+    "drinks": _drinks,
+    "eats": _eats,
+    "throws": _throws,
+    "puts on": _puts_on,
+    "pushes away": _pushes,
+    "rings": _rings,
+}
