@@ -1,0 +1,179 @@
+"""Pictures of the theatre: flat shapes in layers (background and animal, object, arm), each layer drawn once and kept.
+
+A scene is painted at 192 x 192 and averaged down by 3 x 3 to 64 x 64; both sizes show the same scene.
+`python -m cogvideo.theatre.drawing OUT.png` writes a sheet of all actors, objects and actions.
+"""
+
+import sys
+from functools import lru_cache
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from PIL import Image
+from torch import Tensor
+
+from cogvideo.errors import CogVideoError
+from cogvideo.theatre.animals import ANIMALS, paint_animal, paint_arm
+from cogvideo.theatre.canvas import ENLARGEMENT, FRAME_SIZE, Canvas, Sprite
+from cogvideo.theatre.motion import HAND_Y, RAISED, TABLE_Y, looks
+from cogvideo.theatre.props import object_sprite
+from cogvideo.theatre.scenes import (
+    ACTION_NAMES,
+    ACTOR_NAMES,
+    ACTORS,
+    BACKGROUNDS,
+    OBJECTS,
+    PAIRS,
+    STATES,
+    Clips,
+    states,
+)
+
+LARGE_SIZE = FRAME_SIZE * ENLARGEMENT
+SIZES = (FRAME_SIZE, LARGE_SIZE)
+TABLE_EDGE = 56
+BACKGROUND_COLORS = {
+    "sky": (170, 212, 238),
+    "mint": (178, 222, 190),
+    "butter": (252, 226, 158),
+    "lilac": (216, 196, 234),
+}
+TABLE, TABLE_TOP, TABLE_SHADOW = (164, 104, 62), (202, 142, 90), (176, 118, 72)
+HEAD_X = 16
+
+
+def draw(actor: str, action: str, thing: str, state: int, background: str, size: int = FRAME_SIZE) -> np.ndarray:
+    """The picture uint8 [size, size, 3] of one scene, given by English names; size 64 or 192.
+
+    Raises: CogVideoError when a name, a pair of action and object, the state or the size is not of the theatre.
+    """
+    if actor not in ACTORS or background not in BACKGROUNDS or (action, thing) not in PAIRS:
+        raise CogVideoError(
+            f"No scene of the theatre: {actor!r} {action!r} {thing!r} before {background!r}. "
+            f"Choose from scenes.ACTORS, scenes.PAIRS and scenes.BACKGROUNDS."
+        )
+    if not 0 <= state < STATES:
+        raise CogVideoError(f"State {state} does not exist: choose 0 to {STATES - 1}.")
+    _check_size(size)
+    return _picture(size)(actor, background, looks(action, thing)[state]).copy()
+
+
+def render(clips: Clips, times: np.ndarray, size: int = FRAME_SIZE) -> Tensor:
+    """Frames of all clips at `times` [n, T] seconds -> float [n, T, 3, size, size] in 0..1; size 64 or 192.
+
+    Raises: CogVideoError when the size is neither.
+    """
+    _check_size(size)
+    shown, picture = states(clips, times), _picture(size)
+    frames = np.empty((*shown.shape, size, size, 3), np.uint8)
+    for i, row in enumerate(shown):
+        actor, background = ACTOR_NAMES[clips.actor[i]], BACKGROUNDS[clips.background[i]]
+        path = looks(*PAIRS[clips.pair[i]])
+        for t, state in enumerate(row):
+            frames[i, t] = picture(actor, background, path[state])
+    return rearrange(torch.from_numpy(frames), "n t h w c -> n t c h w").float() / 255
+
+
+def random_frames(seed: int, n: int, size: int = FRAME_SIZE, *, split: str = "train") -> Tensor:
+    """n single frames, each in a random state of its own clip -> float [n, 3, size, size] in 0..1."""
+    from cogvideo.theatre.scenes import sample_clips
+
+    rng = np.random.default_rng(seed)
+    clips = sample_clips(n, rng, split=split)
+    return render(clips, rng.integers(STATES, size=(n, 1)) / (STATES - 1) * clips.duration[:, None], size)[:, 0]
+
+
+def _check_size(size: int) -> None:
+    if size not in SIZES:
+        raise CogVideoError(f"The theatre is drawn at 64 or 192 pixels, not {size}.")
+
+
+def _picture(size: int):
+    return _small if size == FRAME_SIZE else _large
+
+
+@lru_cache(maxsize=10_000)  # 12 KB each, 123 MB at most
+def _small(actor: str, background: str, look) -> np.ndarray:
+    total = reduce(_large(actor, background, look).astype(np.uint16), "(h a) (w b) c -> h w c", "sum", a=3, b=3)
+    return ((total + ENLARGEMENT**2 // 2) // ENLARGEMENT**2).astype(np.uint8)
+
+
+@lru_cache(maxsize=500)  # 111 KB each, 55 MB at most
+def _large(actor: str, background: str, look) -> np.ndarray:
+    frame = _stage(actor, background).copy()
+    if look.drawing is not None:
+        x, y = _place(actor, look)
+        if y == TABLE_Y:
+            _shadow().paint_on(frame, x * ENLARGEMENT)
+        _object(look.drawing).paint_on(frame, x * ENLARGEMENT, y * ENLARGEMENT)
+    _arm(actor, look.arm).paint_on(frame)
+    return frame
+
+
+def _place(actor: str, look) -> tuple[int, int]:
+    """Centre of the object; what is worn sits where this animal has its eyes or the top of its head."""
+    if not isinstance(look.place, str):
+        return look.place
+    y = ANIMALS[actor].eyes_y - 5 if look.drawing.startswith("glasses") else ANIMALS[actor].crown_y
+    return (HEAD_X, round(y)) if look.place == "worn" else (HEAD_X + 14, round(y))
+
+
+@lru_cache
+def _stage(actor: str, background: str) -> np.ndarray:
+    """Background, animal and table: uint8 [192, 192, 3]."""
+    frame = np.empty((LARGE_SIZE, LARGE_SIZE, 3), np.uint8)
+    frame[...] = BACKGROUND_COLORS[background]
+    canvas = Canvas()
+    paint_animal(canvas, actor)
+    canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, 64), (0, 64)], TABLE)
+    canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, TABLE_EDGE + 2), (0, TABLE_EDGE + 2)], TABLE_TOP)
+    canvas.polygon([(3, TABLE_EDGE), (29, TABLE_EDGE), (27, TABLE_EDGE + 1), (5, TABLE_EDGE + 1)], TABLE_SHADOW)
+    canvas.sprite().paint_on(frame)
+    return frame
+
+
+@lru_cache
+def _shadow() -> Sprite:
+    canvas = Canvas(14)
+    canvas.polygon([(-7, 0), (7, 0), (6, 1), (-6, 1)], TABLE_SHADOW)
+    return canvas.sprite()._replace(top=TABLE_EDGE * ENLARGEMENT)
+
+
+@lru_cache
+def _object(drawing: str) -> Sprite:
+    return object_sprite(drawing)
+
+
+@lru_cache(maxsize=500)
+def _arm(actor: str, pose: int | str) -> Sprite:
+    elbow, hand = RAISED[pose] if isinstance(pose, str) else ((24, HAND_Y), (pose, HAND_Y))
+    canvas = Canvas()
+    paint_arm(canvas, actor, elbow, hand)
+    return canvas.sprite()
+
+
+def contact_sheet(size: int = FRAME_SIZE, enlarge: int = 1) -> Image.Image:
+    """All actors, all objects, then one row for every action with 9 of its 17 states."""
+    columns, backgrounds = 9, list(BACKGROUNDS)
+    rows = [
+        [draw(actor, "rings", "bell", 0, backgrounds[i % 4], size) for i, actor in enumerate(ACTORS)],
+        [
+            draw(ACTOR_NAMES[i % 12], next(a for a, o in PAIRS if o == thing and a != "takes off"), thing, 3, "sky", size)
+            for i, thing in enumerate(OBJECTS)
+        ],
+    ]
+    tiles = rows[0] + rows[1]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    for i, action in enumerate(ACTION_NAMES):
+        pairs = [pair for pair in PAIRS if pair[0] == action]
+        action, thing = pairs[i % len(pairs)]
+        tiles += [draw(ACTOR_NAMES[(i * 5) % 12], action, thing, s, backgrounds[i % 4], size) for s in range(0, STATES, 2)]
+    sheet = rearrange(np.stack(tiles), "(r c) h w k -> (r h) (c w) k", c=columns)
+    return Image.fromarray(sheet).resize((sheet.shape[1] * enlarge, sheet.shape[0] * enlarge), Image.Resampling.NEAREST)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("Say where the sheet goes: python -m cogvideo.theatre.drawing OUT.png")
+    contact_sheet(LARGE_SIZE).save(sys.argv[1])

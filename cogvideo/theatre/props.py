@@ -1,0 +1,242 @@
+"""The sixteen objects and their stages (levels, bites, tilts); lengths in pixels of the 64 x 64 frame, centre at 0, 0.
+
+An object stands on y = 8, the table's edge when its centre is at 48.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cogvideo.theatre.canvas import Canvas, Sprite
+
+HALF = 14  # half a canvas: straws, brims and tilted things stick out of the box of 16
+WHITE, DARK = (255, 252, 245), (52, 40, 42)
+GLASS, RIM = (196, 224, 238), (148, 190, 214)
+RED, YELLOW, BLUE, GREEN = (222, 56, 48), (250, 200, 46), (52, 104, 196), (66, 150, 84)
+GOLD, AMBER, BROWN = (250, 190, 40), (206, 138, 24), (120, 72, 44)
+TILT = {4: -28.0, 3: -38.0, 2: -48.0, 1: -58.0, 0: -68.0}  # degrees at which so many quarters are left
+SWING = {"left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
+
+
+def object_sprite(drawing: str) -> Sprite:
+    """The sprite of a drawing as `motion.Look` names it: an object, and its level, bites, tilt or swing."""
+    thing, _, stage = drawing.partition(" ")
+    if thing in VESSELS:
+        return _vessel(thing, int(stage[0]), stage.endswith("tilted"))
+    if thing in FOOD:
+        canvas = Canvas(HALF)
+        FOOD[thing](canvas)
+        _bite(canvas, int(stage))
+        return canvas.sprite()
+    if thing == "bell":
+        return _bell(stage)
+    canvas = Canvas(HALF, degrees=14 if stage == "tilted" else 0, pivot=(0, 4))
+    THINGS[thing](canvas)
+    return canvas.sprite()
+
+
+# milk and juice glasses, and a cup: half width at top and bottom, top, bottom, inner margin
+VESSELS = {
+    "milk": (6, 4.4, -7, 8, WHITE, 1.2),
+    "tea": (7, 4.6, -3, 8, (158, 84, 36), 1.5),
+    "juice": (4.4, 4.0, -8, 8, (250, 148, 30), 1.0),
+}
+
+
+def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
+    """A glass or cup filled to so many quarters; tilted, it pours to the left and its level stays flat."""
+    wide, narrow, top, bottom, liquid, wall = VESSELS[thing]
+    degrees = TILT[quarters] if tilted else 0.0
+    canvas = Canvas(HALF, degrees=degrees, pivot=(0, 2))
+    outside, inside = (WHITE, (226, 214, 204)) if thing == "tea" else (RIM, GLASS)
+    if thing == "tea":
+        canvas.ellipse(7, 2, 3.6, 3.4, outside)
+        canvas.ellipse(7, 2, 2, 1.9, inside)
+    if thing == "juice":
+        canvas.line([(1, 4), (3, -12), (6, -12.6)], 1.4, RED)
+    canvas.polygon([(-wide, top), (wide, top), (narrow, bottom), (-narrow, bottom)], outside)
+    hollow = [(-wide + wall, top), (wide - wall, top), (narrow - wall, bottom - wall), (-narrow + wall, bottom - wall)]
+    canvas.polygon(hollow, inside)
+    if quarters:
+        part = _below_level(np.array(hollow), quarters / 4 * 0.86, degrees)
+        canvas.polygon(part, liquid)
+    if thing == "tea" and not tilted:
+        canvas.box(-8, 7, 8, 8, 0.5, RIM)
+    return canvas.sprite()
+
+
+def _below_level(outline: np.ndarray, share: float, degrees: float) -> np.ndarray:
+    """The part [m, 2] of a convex outline [n, 2] under a level surface that holds `share` of its area, once turned."""
+    angle = np.deg2rad(degrees)
+    down = np.array([np.sin(angle), np.cos(angle)])  # of the turned vessel, in its own coordinates
+    low, high = (outline @ down).min(), (outline @ down).max()
+    for _ in range(30):
+        level = (low + high) / 2
+        part = _clip(outline, down, level)
+        if _area(part) > share * _area(outline):
+            low = level
+        else:
+            high = level
+    return part
+
+
+def _clip(outline: np.ndarray, down: np.ndarray, level: float) -> np.ndarray:
+    points = []
+    for a, b in zip(outline, np.roll(outline, -1, 0), strict=True):
+        da, db = a @ down - level, b @ down - level
+        if da >= 0:
+            points.append(a)
+        if da * db < 0:
+            points.append(a + (b - a) * da / (da - db))
+    return np.array(points)
+
+
+def _area(points: np.ndarray) -> float:
+    if len(points) < 3:
+        return 0.0
+    x, y = points.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _bite(canvas: Canvas, bites: int) -> None:
+    """Bite from the left: one third is gone after one, two thirds after two."""
+    if bites:
+        edge = -3.0 if bites == 1 else 2.2
+        canvas.erase([(-14, -14), (edge - 2, -14), (edge - 1, -7), (edge + 1.6, -4.4), (edge - 0.6, -1.6)]
+                     + [(edge + 1.6, 1.6), (edge - 0.6, 4.4), (edge + 1, 8), (edge - 2, 13), (-14, 13)])  # fmt: skip
+
+
+def _apple(c: Canvas) -> None:
+    c.blob([(0, -5), (4.6, -6.4), (7.4, -1.6), (5.6, 5), (2.4, 8), (0, 7.4), (-2.4, 8), (-5.6, 5), (-7.4, -1.6), (-4.6, -6.4)], RED)
+    c.curve([(0, -4.4), (0.4, -7), (1.6, -8.6)], 1.4, BROWN)
+    c.ellipse(4, -7.4, 2.8, 1.4, GREEN, -24)
+    c.ellipse(-4, -2, 1.2, 2, (246, 132, 116), 18)
+
+
+def _banana(c: Canvas) -> None:
+    c.blob([(-8, -2.6), (-5, 2.2), (0, 4), (5, 2), (7, -5), (8.6, -5), (8.6, 2), (4, 7.4), (-2, 8), (-7, 4.4), (-9, -1)], YELLOW)
+    c.curve([(-6.6, 3), (-1, 6), (4, 4.6), (7.6, 0)], 0.8, (226, 164, 24))
+    c.line([(7.6, -4.6), (7.9, -7)], 1.8, BROWN)
+    c.circle(-8.4, -1.8, 0.9, BROWN)
+
+
+def _cake(c: Canvas) -> None:
+    c.polygon([(-8, 1.6), (7.6, 1.6), (7.6, 8), (-8, 8)], (250, 220, 160))
+    c.box(-8, 4, 7.6, 5.6, 0, (206, 74, 104))
+    c.polygon([(-8, 2.4), (-8, 0), (7.6, -5), (7.6, 2.4)], (250, 150, 178))
+    for x in (-5.4, -1.4, 2.6, 6):
+        c.ellipse(x, 2.2, 1.9, 1.7, (250, 150, 178))
+    c.circle(3.2, -5.4, 2.4, RED)
+
+
+def _ball(c: Canvas) -> None:
+    c.circle(0, 0.6, 7.4, BLUE)
+    c.blob([(-1.6, -6.6), (1.6, -6.6), (3.2, 0.6), (1.6, 7.8), (-1.6, 7.8), (-3.2, 0.6)], WHITE)
+    c.blob([(-7.2, -1.2), (-3, -1), (3, -1), (7.2, -1.2), (7.4, 0.6), (7.2, 2.4), (3, 2.2), (-3, 2.2), (-7.2, 2.4), (-7.4, 0.6)], WHITE)
+    c.circle(0, 0.6, 2, RED)
+
+
+def _orange(c: Canvas) -> None:
+    c.circle(0, 1, 7, (246, 132, 26))
+    c.ellipse(-3, -2.4, 1.8, 1.3, (255, 186, 96), -35)
+    c.ellipse(2.6, -6.4, 3, 1.5, GREEN, -18)
+    c.circle(0, -5.4, 0.9, BROWN)
+
+
+def _teddy(c: Canvas) -> None:
+    fur, light = (178, 122, 76), (240, 208, 160)
+    for side in (-1, 1):
+        c.circle(3.9 * side, -6.2, 2.1, fur)
+        c.ellipse(5 * side, 2, 1.9, 2.6, fur, -30 * side)
+        c.ellipse(3.6 * side, 6.4, 2.4, 1.7, fur)
+    c.ellipse(0, 3.4, 4.4, 4.4, fur)
+    c.ellipse(0, -3.2, 5.2, 4.6, fur)
+    c.ellipse(0, -1.6, 2.4, 1.9, light)
+    c.circle(0, -2.4, 0.8, DARK)
+    for side in (-1, 1):
+        c.circle(2.3 * side, -4.2, 0.75, DARK)
+    c.ellipse(0, 4.2, 2.4, 2.6, light)
+    c.box(-4, 0.6, 4, 2.2, 0.8, RED)
+
+
+def _hat(c: Canvas) -> None:
+    c.box(-6, -6, 6, 7, 2.4, (204, 52, 62))
+    c.box(-6.2, 2.2, 6.2, 5, 0, (255, 224, 150))
+    c.box(-10.4, 5, 10.4, 8, 1.5, (168, 34, 50))
+
+
+def _crown(c: Canvas) -> None:
+    c.polygon([(-8, 8), (-9, -3), (-4.4, 2), (0, -6), (4.4, 2), (9, -3), (8, 8)], GOLD)
+    for x, y in ((-9, -3.4), (0, -6.2), (9, -3.4)):
+        c.circle(x, y, 1.6, RED)
+    c.box(-8.2, 5.2, 8.2, 8, 0.4, AMBER)
+    for x, color in ((-5, BLUE), (0, RED), (5, BLUE)):
+        c.circle(x, 6.6, 1, color)
+
+
+def _glasses(c: Canvas) -> None:
+    frame, lens = (38, 34, 44), (84, 66, 120)
+    for side in (-1, 1):
+        c.blob([(1.2 * side, 2.6), (5.4 * side, 2), (10 * side, 2.8), (9.6 * side, 6.6), (6 * side, 8.4), (2.4 * side, 6.6)], frame)
+        c.blob([(2.6 * side, 4), (5.4 * side, 3.4), (8.4 * side, 4), (7.8 * side, 6), (6 * side, 6.9), (3.4 * side, 5.8)], lens)
+    c.box(-3, 2.8, 3, 4.4, 0.6, frame)
+
+
+def _car(c: Canvas) -> None:
+    c.blob([(-5, 1), (-3.4, -4), (3, -4.2), (5.6, 1), (2, 3), (-2, 3)], RED)
+    c.polygon([(-3.6, 0.8), (-2.4, -2.6), (-0.5, -2.6), (-0.5, 0.8)], GLASS)
+    c.polygon([(0.6, 0.8), (0.6, -2.6), (2.4, -2.6), (4, 0.8)], GLASS)
+    c.box(-7.6, 0.4, 7.6, 5.8, 1.8, RED)
+    c.circle(6.7, 2.6, 0.9, YELLOW)
+    for x in (-4.2, 4.2):
+        c.circle(x, 5.6, 2.4, DARK)
+        c.circle(x, 5.6, 1, WHITE)
+
+
+def _train(c: Canvas) -> None:
+    dark = (40, 104, 66)
+    c.box(3.4, -4, 5.6, 0, 0, dark)
+    c.box(2.6, -5, 6.4, -3.2, 0.4, YELLOW)
+    c.box(-2, -1, 7.4, 5, 1.4, GREEN)
+    c.box(-7.4, -6, -0.6, 5, 0.6, GREEN)
+    c.box(-8, -7.2, 0, -5.4, 0.4, dark)
+    c.box(-6, -4, -2, -0.4, 0.3, GLASS)
+    c.box(-7.6, 3.4, 7.6, 5.4, 0.4, RED)
+    for x, r in ((-4.6, 2.6), (1.2, 2), (5.4, 2)):
+        c.circle(x, 8 - r, r, DARK)
+        c.circle(x, 8 - r, r * 0.42, YELLOW)
+
+
+def _boat(c: Canvas) -> None:
+    c.box(-0.7, -8, 0.7, 4, 0, BROWN)
+    c.polygon([(1.2, -7.6), (7.4, 2), (1.2, 2)], WHITE)
+    c.polygon([(-1.2, -5), (-6, 2), (-1.2, 2)], (70, 138, 224))
+    c.blob([(-8, 3.2), (0, 3.4), (8, 3.2), (5.6, 7.4), (0, 8), (-5.6, 7.4)], BLUE)
+    c.line([(-6.6, 4.6), (6.6, 4.6)], 0.9, WHITE)
+
+
+def _bell(stage: str) -> Sprite:
+    """A hand bell; it swings around its handle, the clapper lags behind, and it sounds where it turns back."""
+    degrees = SWING.get(stage, 0.0)
+    c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
+    lag = np.sign(degrees) * 2.2
+    c.circle(lag, 7, 1.9, AMBER)
+    c.blob([(-3.4, -2.6), (0, -4), (3.4, -2.6), (4.6, 2), (7, 5.8), (0, 6.6), (-7, 5.8), (-4.6, 2)], GOLD)
+    c.box(-7.4, 4.8, 7.4, 6.6, 0.8, AMBER)
+    c.ellipse(-2.2, 0.4, 0.9, 2.4, (255, 230, 140), 12)
+    c.box(-1.5, -8.4, 1.5, -3, 1.2, BROWN)
+    return c.sprite()
+
+
+FOOD: dict[str, Callable[[Canvas], None]] = {"apple": _apple, "banana": _banana, "cake": _cake}
+THINGS: dict[str, Callable[[Canvas], None]] = {
+    "ball": _ball,
+    "orange": _orange,
+    "teddy": _teddy,
+    "hat": _hat,
+    "crown": _crown,
+    "glasses": _glasses,
+    "car": _car,
+    "train": _train,
+    "boat": _boat,
+}
