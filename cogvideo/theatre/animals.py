@@ -10,19 +10,17 @@ from cogvideo.theatre.canvas import Canvas, Color
 
 DARK, WHITE, CREAM = (52, 40, 42), (255, 252, 245), (255, 238, 208)
 PINK = (244, 150, 160)
-SHOULDER = (23, 44)
 
 
 class Animal(NamedTuple):
-    """Colours of an animal, how its head is drawn, and where things sit on it."""
+    """How an animal's head is drawn, its colours, and where glasses sit."""
 
     head: Callable[[Canvas], None]
     body: Color
     belly: Color
     arm: Color
     paw: Color
-    eyes_y: float = 22  # where glasses sit
-    crown_y: float = 8  # centre of a hat
+    glasses_y: int = 16  # centre of worn glasses
 
 
 def _eyes(c: Canvas, y: float = 22, apart: float = 5, r: float = 1.6, color: Color = DARK) -> None:
@@ -104,8 +102,8 @@ def _panda(c: Canvas) -> None:
     _both(c, 9.8, 13.4, 4.4, 4.4, black)
     c.ellipse(16, 24.2, 13, 11.8, WHITE)
     _both(c, 5.6, 23, 3.2, 4.2, black, 32)
-    _both(c, 5.2, 22.4, 1.3, 1.3, WHITE)
-    _both(c, 5.2, 22.5, 0.75, 0.75, black)
+    for x in (11, 21):
+        c.circle(x, 22.2, 1.15, WHITE)
     c.ellipse(16, 28.4, 2, 1.4, black)
     _smile(c, 30.2)
     _both(c, 8.8, 29, 1.6, 1.1, (250, 190, 186))
@@ -119,8 +117,6 @@ def _rabbit(c: Canvas) -> None:
     _both(c, 8, 28.6, 2.2, 1.5, (252, 204, 200))
     c.blob([(14.5, 26.4), (17.5, 26.4), (16, 28.2)], (232, 112, 128))
     _smile(c, 29)
-    c.box(14.9, 30.1, 17.1, 32.6, 0.4, WHITE)
-    c.line([(16, 30.2), (16, 32.4)], 0.4, (206, 188, 184))
     _eyes(c, 22.6, 5.2)
 
 
@@ -167,7 +163,10 @@ def _elephant(c: Canvas) -> None:
     _mirror(c, [(8, 16.4), (11.6, 14), (13.6, 17), (13.4, 23.6), (11, 27.4), (8, 26)], (232, 176, 186))
     c.ellipse(16, 22.4, 10.8, 10.8, skin)
     _mirror(c, [(3, 30.4), (5.2, 30), (6.2, 33.6), (5, 36.2), (4, 34)], WHITE)
-    c.curve([(16, 24), (16, 31), (16, 36), (18, 39.4), (21, 39)], 5.2, skin)
+    trunk = [(16, 25), (16, 31), (16, 35.4), (18, 38), (21, 37.4)]
+    c.curve(trunk, 6.2, deep)
+    c.curve(trunk, 4.8, (166, 188, 214))
+    c.ellipse(16, 23.6, 3.6, 3, skin)
     for y in (29, 32, 35):
         c.line([(14.4, y), (17.6, y)], 0.6, deep)
     _eyes(c, 22, 5.2)
@@ -212,9 +211,9 @@ def _mouse(c: Canvas) -> None:
 ANIMALS = {
     "lion": Animal(_lion, (240, 172, 52), CREAM, (222, 146, 38), CREAM),
     "bear": Animal(_bear, (146, 94, 56), (226, 184, 138), (122, 74, 42), (226, 184, 138)),
-    "frog": Animal(_frog, (116, 190, 72), (206, 232, 130), (90, 164, 58), (206, 232, 130), eyes_y=14.5, crown_y=6),
+    "frog": Animal(_frog, (116, 190, 72), (206, 232, 130), (90, 164, 58), (206, 232, 130), glasses_y=8),
     "panda": Animal(_panda, (48, 46, 54), WHITE, (72, 68, 80), WHITE),
-    "rabbit": Animal(_rabbit, (252, 246, 240), PINK, (236, 222, 214), PINK),
+    "rabbit": Animal(_rabbit, (252, 246, 240), (252, 214, 212), (234, 214, 208), PINK),
     "fox": Animal(_fox, (238, 112, 40), WHITE, (208, 86, 26), (84, 44, 38)),
     "pig": Animal(_pig, (250, 176, 184), (255, 214, 214), (236, 144, 160), (204, 92, 120)),
     "cat": Animal(_cat, (92, 92, 116), WHITE, (70, 70, 94), WHITE),
@@ -228,13 +227,13 @@ ANIMALS = {
 def paint_animal(c: Canvas, actor: str) -> None:
     """Body, head and face of an animal; its lower end hides behind the table."""
     animal = ANIMALS[actor]
-    c.blob([(16, 36), (23, 38.4), (27.2, 46), (28, 57), (28, 62), (4, 62), (4, 57), (4.8, 46), (9, 38.4)], animal.body)
-    c.ellipse(16, 51, 7, 9, animal.belly)
+    c.blob([(16, 33), (21, 35), (24.4, 41), (26, 50), (26.4, 58), (26, 64), (6, 64), (5.6, 58), (6, 50), (7.6, 41), (11, 35)], animal.body)
+    c.ellipse(15, 52, 6, 9, animal.belly)
     animal.head(c)
 
 
-def paint_arm(c: Canvas, actor: str, elbow: tuple[float, float], hand: tuple[float, float]) -> None:
-    """The arm from the shoulder over the elbow to the paw."""
+def paint_arm(c: Canvas, actor: str, path) -> None:
+    """The arm along a path of corners [n, 2] from the shoulder to the paw."""
     animal = ANIMALS[actor]
-    c.curve([SHOULDER, elbow, hand], 6, animal.arm)
-    c.circle(*hand, 3.6, animal.paw)
+    c.bent(path, 6, 4, animal.arm)
+    c.circle(*path[-1], 3.6, animal.paw)

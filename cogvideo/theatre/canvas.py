@@ -34,9 +34,11 @@ class Sprite(NamedTuple):
 
 
 class Canvas:
-    """Shapes painted one over another; `degrees` turns all of them clockwise around `pivot`."""
+    """Shapes painted one over another; `degrees` turns all of them clockwise around `pivot`, then all move by `shift`."""
 
-    def __init__(self, half: float | None = None, *, degrees: float = 0.0, pivot: Point = (0.0, 0.0)):
+    def __init__(
+        self, half: float | None = None, *, degrees: float = 0.0, pivot: Point = (0.0, 0.0), shift: Point = (0.0, 0.0)
+    ):
         """half: the canvas spans -half..half around an object's centre; None: the whole frame, 0..64."""
         self.origin = 0.0 if half is None else half
         self.scale = ENLARGEMENT * SUPERSAMPLING
@@ -45,13 +47,11 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
         angle = np.deg2rad(degrees)
         self.turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        self.pivot = np.array(pivot)
+        self.pivot, self.target = np.array(pivot), np.add(pivot, shift) + self.origin
 
     def polygon(self, points, color: Color) -> None:
         """A filled polygon from points [n, 2]."""
-        turned = (np.asarray(points, float) - self.pivot) @ self.turn.T + self.pivot + self.origin
-        # A pixel's centre is half a pixel in; PIL paints the pixels whose centre is inside.
-        self.pen.polygon([tuple(p) for p in turned * self.scale - 0.5], fill=(*color, 255))
+        self._fill(points, (*color, 255))
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: Color, degrees: float = 0.0) -> None:
         """A filled ellipse, turned clockwise by `degrees` around its centre."""
@@ -71,6 +71,19 @@ class Canvas:
             self.polygon([a + across, b + across, b - across, a - across], color)
         for x, y in points:
             self.circle(x, y, width / 2, color)
+
+    def bent(self, corners, width: float, radius: float, color: Color) -> None:
+        """A line through corners [n, 2] that rounds the inner ones off."""
+        p = np.asarray(corners, float)
+        path = [p[:1]]
+        for before, corner, after in zip(p[:-2], p[1:-1], p[2:], strict=True):
+            ends = []
+            for other in (before, after):
+                length = float(np.hypot(*(other - corner)))
+                ends.append(corner + (other - corner) * min(radius, length / 2) / max(length, 1e-9))
+            t = np.linspace(0, 1, 9)[:, None]
+            path.append((1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * corner + t**2 * ends[1])
+        self.line(np.concatenate([*path, p[-1:]]), width, color)
 
     def curve(self, points, width: float, color: Color) -> None:
         """A smooth line through points [n, 2]."""
@@ -95,8 +108,12 @@ class Canvas:
 
     def erase(self, points) -> None:
         """Make the inside of a closed smooth outline through points [n, 2] transparent again."""
-        turned = (_smooth(points, closed=True) - self.pivot) @ self.turn.T + self.pivot + self.origin
-        self.pen.polygon([tuple(p) for p in turned * self.scale - 0.5], fill=(0, 0, 0, 0))
+        self._fill(_smooth(points, closed=True), (0, 0, 0, 0))
+
+    def _fill(self, points, fill: tuple[int, int, int, int]) -> None:
+        turned = (np.asarray(points, float) - self.pivot) @ self.turn.T + self.target
+        # A pixel's centre is half a pixel in.
+        self.pen.polygon([tuple(p) for p in turned * self.scale - 0.5], fill=fill)
 
     def sprite(self) -> Sprite:
         """What was painted, averaged down to the large frame's pixels."""

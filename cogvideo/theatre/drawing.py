@@ -16,7 +16,7 @@ from torch import Tensor
 from cogvideo.errors import CogVideoError
 from cogvideo.theatre.animals import ANIMALS, paint_animal, paint_arm
 from cogvideo.theatre.canvas import ENLARGEMENT, FRAME_SIZE, Canvas, Sprite
-from cogvideo.theatre.motion import HAND_Y, RAISED, TABLE_Y, looks
+from cogvideo.theatre.motion import TABLE_Y, Look, arm_path, looks
 from cogvideo.theatre.props import object_sprite
 from cogvideo.theatre.scenes import (
     ACTION_NAMES,
@@ -43,7 +43,7 @@ BACKGROUND_COLORS = {
 # the number of backgrounds.
 PANEL_EDGE, PANEL, PANEL_RAIL = 24, (236, 222, 202), (250, 243, 230)
 TABLE, TABLE_TOP, TABLE_SHADOW = (164, 104, 62), (202, 142, 90), (176, 118, 72)
-HEAD_X = 16
+HEAD_X, HAT_Y = 16, 8
 
 
 def draw(actor: str, action: str, thing: str, state: int, background: str, size: int = FRAME_SIZE) -> np.ndarray:
@@ -97,13 +97,13 @@ def _picture(size: int):
 
 
 @lru_cache(maxsize=10_000)  # 12 KB each, 123 MB at most
-def _small(actor: str, background: str, look) -> np.ndarray:
+def _small(actor: str, background: str, look: Look) -> np.ndarray:
     total = reduce(_large(actor, background, look).astype(np.uint16), "(h a) (w b) c -> h w c", "sum", a=3, b=3)
     return ((total + ENLARGEMENT**2 // 2) // ENLARGEMENT**2).astype(np.uint8)
 
 
 @lru_cache(maxsize=500)  # 111 KB each, 55 MB at most
-def _large(actor: str, background: str, look) -> np.ndarray:
+def _large(actor: str, background: str, look: Look) -> np.ndarray:
     frame = _stage(actor, background).copy()
     if look.drawing is not None:
         x, y = _place(actor, look)
@@ -114,12 +114,11 @@ def _large(actor: str, background: str, look) -> np.ndarray:
     return frame
 
 
-def _place(actor: str, look) -> tuple[int, int]:
+def _place(actor: str, look: Look) -> tuple[int, int]:
     """Centre of the object; what is worn sits where this animal has its eyes or the top of its head."""
     if not isinstance(look.place, str):
         return look.place
-    y = ANIMALS[actor].eyes_y - 5 if look.drawing.startswith("glasses") else ANIMALS[actor].crown_y
-    return (HEAD_X, round(y)) if look.place == "worn" else (HEAD_X + 14, round(y))
+    return HEAD_X, ANIMALS[actor].glasses_y if look.drawing == "glasses" else HAT_Y
 
 
 @lru_cache
@@ -133,7 +132,7 @@ def _stage(actor: str, background: str) -> np.ndarray:
     paint_animal(canvas, actor)
     canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, 64), (0, 64)], TABLE)
     canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, TABLE_EDGE + 2), (0, TABLE_EDGE + 2)], TABLE_TOP)
-    canvas.polygon([(3, TABLE_EDGE), (29, TABLE_EDGE), (27, TABLE_EDGE + 1), (5, TABLE_EDGE + 1)], TABLE_SHADOW)
+    canvas.polygon([(8, TABLE_EDGE), (24, TABLE_EDGE), (23, TABLE_EDGE + 1), (9, TABLE_EDGE + 1)], TABLE_SHADOW)
     canvas.sprite().paint_on(frame)
     return frame
 
@@ -152,9 +151,8 @@ def _object(drawing: str) -> Sprite:
 
 @lru_cache(maxsize=500)
 def _arm(actor: str, pose: int | str) -> Sprite:
-    elbow, hand = RAISED[pose] if isinstance(pose, str) else ((24, HAND_Y), (pose, HAND_Y))
     canvas = Canvas()
-    paint_arm(canvas, actor, elbow, hand)
+    paint_arm(canvas, actor, arm_path(pose))
     return canvas.sprite()
 
 

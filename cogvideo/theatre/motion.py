@@ -15,17 +15,23 @@ TOY_NEAR, TOY_FAR = 40, 56
 HAND_Y = 52
 REACH = 8  # a paw beside a toy is this far left of the toy's centre
 
-# Hands that lie on the table are named by x, the others by what they do: elbow and hand.
+SHOULDER = (20, 43)
+# Corners of the arm's path from the elbow on the table to the hand. Its parts run along columns and rows of tokens.
 RAISED = {
-    "half": ((31, 52), (44, 48)),
-    "lift": ((31, 52), (44, 44)),
-    "carry": ((32, 51), (37, 41)),
-    "mouth": ((33, 50), (33, 38)),
-    "side": ((36, 46), (36, 30)),
-    "above": ((37, 40), (34, 20)),
-    "head": ((37, 38), (30, 17)),
+    "lift": ((44, HAND_Y), (44, 44)),
+    "carry": ((36, HAND_Y), (36, 38)),
+    "mouth": ((36, HAND_Y), (36, 42), (33, 38)),
+    "side": ((36, HAND_Y), (36, 30)),
+    "above": ((36, HAND_Y), (36, 18)),
+    "head": ((36, HAND_Y), (36, 22), (28.5, 17)),
 }
-REST, NEAR, GRIP = 24, 36, 44
+REST, GRIP = 24, 44
+
+
+def arm_path(pose: int | str) -> tuple[tuple[float, float], ...]:
+    """Corners from the shoulder to the hand; the pose is x of a hand on the table, or a name of RAISED."""
+    end = ((pose, HAND_Y),) if isinstance(pose, int) else RAISED[pose]
+    return SHOULDER, (SHOULDER[0], HAND_Y), *end
 
 
 class Look(NamedTuple):
@@ -36,7 +42,7 @@ class Look(NamedTuple):
     place: tuple[int, int] | str  # centre of the object; "worn" where the actor wears it
 
 
-HALF, LIFT, CARRY, MOUTH, SIDE = (48, 44), (48, 40), (36, 36), (28, 32), (36, 24)
+LIFT, CARRY, MOUTH, SIDE, ABOVE = (48, 40), (40, 32), (24, 32), (40, 24), (32, 8)
 TABLE = (OBJECT_X, TABLE_Y)
 
 
@@ -54,7 +60,7 @@ def looks(action: str, thing: str) -> tuple[Look, ...]:
 
 
 def _take(thing: str) -> list:
-    return [(REST, thing, TABLE), (NEAR, thing, TABLE), (GRIP, thing, TABLE)]
+    return [(arm, thing, TABLE) for arm in (REST, 36, GRIP)]
 
 
 def _drinks(thing: str) -> list:
@@ -67,23 +73,25 @@ def _drinks(thing: str) -> list:
 
 def _eats(thing: str) -> list:
     whole, one, two = (f"{thing} {bites}" for bites in range(3))
-    lift = [("half", whole, HALF), ("lift", whole, LIFT), ("carry", whole, CARRY), ("mouth", whole, MOUTH)]
+    lift = [("lift", whole, LIFT), ("carry", whole, CARRY), ("mouth", whole, MOUTH)]
     first = [("mouth", one, MOUTH), ("carry", one, CARRY), ("mouth", one, MOUTH)]
     second = [("mouth", two, MOUTH), ("carry", two, CARRY), ("mouth", two, MOUTH)]
-    return _take(whole) + lift + first + second + [(arm, None, MOUTH) for arm in ("mouth", "carry", NEAR, REST)]
+    return _slow_take(whole) + lift + first + second + [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
+
+
+def _slow_take(thing: str) -> list:
+    return [(arm, thing, TABLE) for arm in (REST, 28, 36, GRIP)]
 
 
 def _throws(thing: str) -> list:
-    up = [("half", thing, HALF), *(("lift", thing, (OBJECT_X, y)) for y in (40, 32, 24, 16, 8))]
-    return _take(thing) + up + (_take(thing) + up)[-2::-1]
+    up = _slow_take(thing) + [("lift", thing, (OBJECT_X, y)) for y in (40, 32, 24, 16, 8)]
+    return up + up[-2::-1]
 
 
 def _puts_on(thing: str) -> list:
-    lift = [("half", thing, HALF), ("lift", thing, LIFT), ("carry", thing, CARRY), ("side", thing, SIDE)]
-    over = [("above", thing, "above")]
-    settle = [("head", f"{thing}{tilt}", "worn") for tilt in (" tilted", "", " tilted", "")]
-    back = [(arm, thing, "worn") for arm in ("above", "side", "carry", NEAR, REST)]
-    return _take(thing) + lift + over + settle + back
+    lift = [("lift", thing, LIFT), ("carry", thing, CARRY), ("side", thing, SIDE), ("above", thing, ABOVE)]
+    pats = ("head", "above", "head", "above")
+    return _slow_take(thing) + lift + [(arm, thing, "worn") for arm in (*pats, "side", "carry", 36, 28, REST)]
 
 
 def _pushes(thing: str) -> list:
@@ -94,6 +102,5 @@ def _pushes(thing: str) -> list:
 
 
 def _rings(thing: str) -> list:
-    lift = [("half", thing, HALF), ("lift", thing, LIFT)]
-    swing = [" left 1", " left 2", " left 1", "", " right 1", " right 2", " right 1"]
-    return _take(thing) + lift + [("lift", thing + way, LIFT) for way in swing] + lift[::-1] + _take(thing)[::-1]
+    swing = ["", " left 1", " left 2", " left 1", "", " right 1", " right 2", " right 1", ""]
+    return _slow_take(thing) + [("lift", thing + way, LIFT) for way in swing] + _slow_take(thing)[::-1]

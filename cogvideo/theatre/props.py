@@ -14,7 +14,7 @@ WHITE, DARK = (255, 252, 245), (52, 40, 42)
 GLASS, RIM = (196, 224, 238), (148, 190, 214)
 RED, YELLOW, BLUE, GREEN = (222, 56, 48), (250, 200, 46), (52, 104, 196), (66, 150, 84)
 GOLD, AMBER, BROWN = (250, 190, 40), (206, 138, 24), (120, 72, 44)
-TILT = {4: -28.0, 3: -38.0, 2: -48.0, 1: -58.0, 0: -68.0}  # degrees at which so many quarters are left
+TILT = {4: -36.0, 3: -36.0, 2: -62.0, 1: -62.0, 0: -62.0}  # degrees at which so many quarters are left
 SWING = {"left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
 
 
@@ -30,16 +30,16 @@ def object_sprite(drawing: str) -> Sprite:
         return canvas.sprite()
     if thing == "bell":
         return _bell(stage)
-    canvas = Canvas(HALF, degrees=14 if stage == "tilted" else 0, pivot=(0, 4))
+    canvas = Canvas(HALF)
     THINGS[thing](canvas)
     return canvas.sprite()
 
 
 # milk and juice glasses, and a cup: half width at top and bottom, top, bottom, inner margin
 VESSELS = {
-    "milk": (6, 4.4, -7, 8, WHITE, 1.2),
-    "tea": (7, 4.6, -3, 8, (158, 84, 36), 1.5),
-    "juice": (4.4, 4.0, -8, 8, (250, 148, 30), 1.0),
+    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
+    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
+    "juice": (4.2, 3.8, -5, 7.8, (250, 148, 30), 1.0),
 }
 
 
@@ -47,21 +47,20 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
     """A glass or cup filled to so many quarters; tilted, it pours to the left and its level stays flat."""
     wide, narrow, top, bottom, liquid, wall = VESSELS[thing]
     degrees = TILT[quarters] if tilted else 0.0
-    canvas = Canvas(HALF, degrees=degrees, pivot=(0, 2))
+    middle = (top + bottom) / 2
+    canvas = Canvas(HALF, degrees=degrees, pivot=(0, middle), shift=(0, -middle if tilted else 0))
     outside, inside = (WHITE, (226, 214, 204)) if thing == "tea" else (RIM, GLASS)
     if thing == "tea":
-        canvas.ellipse(7, 2, 3.6, 3.4, outside)
-        canvas.ellipse(7, 2, 2, 1.9, inside)
+        canvas.ellipse(5.4, 2, 2.6, 3.2, outside)
+        canvas.ellipse(5.4, 2, 1.2, 1.8, inside)
     if thing == "juice":
-        canvas.line([(1, 4), (3, -12), (6, -12.6)], 1.4, RED)
+        canvas.line([(0, 4), (2.2, -7), (4.6, -7.2)], 1.4, RED)
     canvas.polygon([(-wide, top), (wide, top), (narrow, bottom), (-narrow, bottom)], outside)
     hollow = [(-wide + wall, top), (wide - wall, top), (narrow - wall, bottom - wall), (-narrow + wall, bottom - wall)]
     canvas.polygon(hollow, inside)
     if quarters:
         part = _below_level(np.array(hollow), quarters / 4 * 0.86, degrees)
         canvas.polygon(part, liquid)
-    if thing == "tea" and not tilted:
-        canvas.box(-8, 7, 8, 8, 0.5, RIM)
     return canvas.sprite()
 
 
@@ -108,16 +107,16 @@ def _bite(canvas: Canvas, bites: int) -> None:
 
 def _apple(c: Canvas) -> None:
     c.blob([(0, -5), (4.6, -6.4), (7.4, -1.6), (5.6, 5), (2.4, 8), (0, 7.4), (-2.4, 8), (-5.6, 5), (-7.4, -1.6), (-4.6, -6.4)], RED)
-    c.curve([(0, -4.4), (0.4, -7), (1.6, -8.6)], 1.4, BROWN)
-    c.ellipse(4, -7.4, 2.8, 1.4, GREEN, -24)
+    c.curve([(0, -4.4), (0.4, -6), (1.2, -7.3)], 1.4, BROWN)
+    c.ellipse(3.6, -6.6, 2.6, 1.3, GREEN, -16)
     c.ellipse(-4, -2, 1.2, 2, (246, 132, 116), 18)
 
 
 def _banana(c: Canvas) -> None:
-    c.blob([(-8, -2.6), (-5, 2.2), (0, 4), (5, 2), (7, -5), (8.6, -5), (8.6, 2), (4, 7.4), (-2, 8), (-7, 4.4), (-9, -1)], YELLOW)
-    c.curve([(-6.6, 3), (-1, 6), (4, 4.6), (7.6, 0)], 0.8, (226, 164, 24))
-    c.line([(7.6, -4.6), (7.9, -7)], 1.8, BROWN)
-    c.circle(-8.4, -1.8, 0.9, BROWN)
+    c.blob([(-7, -1.6), (-4, 2), (0, 3), (4, 1), (5.6, -5), (7, -5), (7.4, 1), (3.8, 6.8), (-2, 7.8), (-6.4, 4.4), (-7.8, -0.6)], YELLOW)
+    c.curve([(-5.6, 3.4), (-1, 5.6), (3.4, 4), (6.4, -1)], 0.8, (226, 164, 24))
+    c.line([(6.3, -4.8), (6.6, -7)], 1.6, BROWN)
+    c.circle(-7, -1, 0.9, BROWN)
 
 
 def _cake(c: Canvas) -> None:
@@ -146,7 +145,7 @@ def _orange(c: Canvas) -> None:
 def _teddy(c: Canvas) -> None:
     fur, light = (178, 122, 76), (240, 208, 160)
     for side in (-1, 1):
-        c.circle(3.9 * side, -6.2, 2.1, fur)
+        c.circle(3.9 * side, -5.8, 2.1, fur)
         c.ellipse(5 * side, 2, 1.9, 2.6, fur, -30 * side)
         c.ellipse(3.6 * side, 6.4, 2.4, 1.7, fur)
     c.ellipse(0, 3.4, 4.4, 4.4, fur)
@@ -160,25 +159,25 @@ def _teddy(c: Canvas) -> None:
 
 
 def _hat(c: Canvas) -> None:
-    c.box(-6, -6, 6, 7, 2.4, (204, 52, 62))
-    c.box(-6.2, 2.2, 6.2, 5, 0, (255, 224, 150))
-    c.box(-10.4, 5, 10.4, 8, 1.5, (168, 34, 50))
+    c.box(-5, -6, 5, 8, 2.2, (204, 52, 62))
+    c.box(-5, 2, 5, 5, 0, (255, 224, 150))
+    c.box(-8, 5, 8, 8, 1.4, (168, 34, 50))
 
 
 def _crown(c: Canvas) -> None:
-    c.polygon([(-8, 8), (-9, -3), (-4.4, 2), (0, -6), (4.4, 2), (9, -3), (8, 8)], GOLD)
-    for x, y in ((-9, -3.4), (0, -6.2), (9, -3.4)):
-        c.circle(x, y, 1.6, RED)
-    c.box(-8.2, 5.2, 8.2, 8, 0.4, AMBER)
-    for x, color in ((-5, BLUE), (0, RED), (5, BLUE)):
+    c.polygon([(-6.6, 8), (-7, -2.4), (-3.6, 1.6), (0, -5.6), (3.6, 1.6), (7, -2.4), (6.6, 8)], GOLD)
+    for x, y in ((-6.6, -3), (0, -6.4), (6.6, -3)):
+        c.circle(x, y, 1.4, RED)
+    c.box(-6.8, 5.2, 6.8, 8, 0.4, AMBER)
+    for x, color in ((-4.4, BLUE), (0, RED), (4.4, BLUE)):
         c.circle(x, 6.6, 1, color)
 
 
 def _glasses(c: Canvas) -> None:
     frame, lens = (38, 34, 44), (84, 66, 120)
     for side in (-1, 1):
-        c.blob([(1.2 * side, 2.6), (5.4 * side, 2), (10 * side, 2.8), (9.6 * side, 6.6), (6 * side, 8.4), (2.4 * side, 6.6)], frame)
-        c.blob([(2.6 * side, 4), (5.4 * side, 3.4), (8.4 * side, 4), (7.8 * side, 6), (6 * side, 6.9), (3.4 * side, 5.8)], lens)
+        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.9 * side, 2.8), (7.6 * side, 6.4), (4.8 * side, 8), (1.8 * side, 6.6)], frame)
+        c.blob([(2.1 * side, 4), (4.6 * side, 3.5), (6.6 * side, 4), (6.2 * side, 5.8), (4.8 * side, 6.6), (2.8 * side, 5.8)], lens)
     c.box(-3, 2.8, 3, 4.4, 0.6, frame)
 
 
@@ -220,7 +219,7 @@ def _bell(stage: str) -> Sprite:
     degrees = SWING.get(stage, 0.0)
     c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
     lag = np.sign(degrees) * 2.2
-    c.circle(lag, 7, 1.9, AMBER)
+    c.circle(lag, 6.5, 1.5, AMBER)
     c.blob([(-3.4, -2.6), (0, -4), (3.4, -2.6), (4.6, 2), (7, 5.8), (0, 6.6), (-7, 5.8), (-4.6, 2)], GOLD)
     c.box(-7.4, 4.8, 7.4, 6.6, 0.8, AMBER)
     c.ellipse(-2.2, 0.4, 0.9, 2.4, (255, 230, 140), 12)
