@@ -39,7 +39,7 @@ def object_sprite(drawing: str) -> Sprite:
 VESSELS = {
     "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
     "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
-    "juice": (4.2, 3.8, -5, 7.8, (250, 148, 30), 1.0),
+    "juice": (4.2, 3.7, -4.6, 7.8, (250, 148, 30), 1.0),
 }
 
 
@@ -54,7 +54,7 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
         canvas.ellipse(5.4, 2, 2.6, 3.2, outside)
         canvas.ellipse(5.4, 2, 1.2, 1.8, inside)
     if thing == "juice":
-        canvas.line([(0, 4), (2.2, -7), (4.6, -7.2)], 1.4, RED)
+        canvas.line([(0, 4), (2, -6.6), (4.2, -6.8)], 1.4, RED)
     canvas.polygon([(-wide, top), (wide, top), (narrow, bottom), (-narrow, bottom)], outside)
     hollow = [(-wide + wall, top), (wide - wall, top), (narrow - wall, bottom - wall), (-narrow + wall, bottom - wall)]
     canvas.polygon(hollow, inside)
@@ -106,9 +106,9 @@ def _bite(canvas: Canvas, bites: int) -> None:
 
 
 def _apple(c: Canvas) -> None:
-    c.blob([(0, -5), (4.6, -6.4), (7.4, -1.6), (5.6, 5), (2.4, 8), (0, 7.4), (-2.4, 8), (-5.6, 5), (-7.4, -1.6), (-4.6, -6.4)], RED)
-    c.curve([(0, -4.4), (0.4, -6), (1.2, -7.3)], 1.4, BROWN)
-    c.ellipse(3.6, -6.6, 2.6, 1.3, GREEN, -16)
+    c.blob([(0, -4.8), (4.6, -6), (7.3, -1.6), (5.5, 4.8), (2.4, 7.5), (0, 7), (-2.4, 7.5), (-5.5, 4.8), (-7.3, -1.6), (-4.6, -6)], RED)
+    c.curve([(0, -4.4), (0.4, -6), (1.2, -7)], 1.3, BROWN)
+    c.ellipse(3.6, -6.2, 2.5, 1.3, GREEN, -16)
     c.ellipse(-4, -2, 1.2, 2, (246, 132, 116), 18)
 
 
@@ -120,25 +120,25 @@ def _banana(c: Canvas) -> None:
 
 
 def _cake(c: Canvas) -> None:
-    c.polygon([(-8, 1.6), (7.6, 1.6), (7.6, 8), (-8, 8)], (250, 220, 160))
-    c.box(-8, 4, 7.6, 5.6, 0, (206, 74, 104))
-    c.polygon([(-8, 2.4), (-8, 0), (7.6, -5), (7.6, 2.4)], (250, 150, 178))
-    for x in (-5.4, -1.4, 2.6, 6):
+    c.polygon([(-7.7, 1.6), (7.7, 1.6), (7.7, 7.9), (-7.7, 7.9)], (250, 220, 160))
+    c.box(-7.7, 4, 7.7, 5.6, 0, (206, 74, 104))
+    c.polygon([(-7.7, 2.4), (-7.7, 0), (7.7, -5), (7.7, 2.4)], (250, 150, 178))
+    for x in (-5.6, -1.8, 2, 5.8):
         c.ellipse(x, 2.2, 1.9, 1.7, (250, 150, 178))
     c.circle(3.2, -5.4, 2.4, RED)
 
 
 def _ball(c: Canvas) -> None:
-    c.circle(0, 0.6, 7.4, BLUE)
-    c.blob([(-1.6, -6.6), (1.6, -6.6), (3.2, 0.6), (1.6, 7.8), (-1.6, 7.8), (-3.2, 0.6)], WHITE)
-    c.blob([(-7.2, -1.2), (-3, -1), (3, -1), (7.2, -1.2), (7.4, 0.6), (7.2, 2.4), (3, 2.2), (-3, 2.2), (-7.2, 2.4), (-7.4, 0.6)], WHITE)
-    c.circle(0, 0.6, 2, RED)
+    c.circle(0, 0.4, 7.3, BLUE)
+    c.blob([(-1.6, -6.6), (1.6, -6.6), (3.2, 0.4), (1.6, 7.4), (-1.6, 7.4), (-3.2, 0.4)], WHITE)
+    c.blob([(-7, -1.2), (-3, -1.2), (3, -1.2), (7, -1.2), (7.1, 0.4), (7, 2), (3, 2), (-3, 2), (-7, 2), (-7.1, 0.4)], WHITE)
+    c.circle(0, 0.4, 2, RED)
 
 
 def _orange(c: Canvas) -> None:
-    c.circle(0, 1, 7, (246, 132, 26))
+    c.circle(0, 0.8, 7, (246, 132, 26))
     c.ellipse(-3, -2.4, 1.8, 1.3, (255, 186, 96), -35)
-    c.ellipse(2.6, -6.4, 3, 1.5, GREEN, -18)
+    c.ellipse(2.6, -6, 3, 1.5, GREEN, -18)
     c.circle(0, -5.4, 0.9, BROWN)
 
 
@@ -147,8 +147,8 @@ def _teddy(c: Canvas) -> None:
     for side in (-1, 1):
         c.circle(3.9 * side, -5.8, 2.1, fur)
         c.ellipse(5 * side, 2, 1.9, 2.6, fur, -30 * side)
-        c.ellipse(3.6 * side, 6.4, 2.4, 1.7, fur)
-    c.ellipse(0, 3.4, 4.4, 4.4, fur)
+        c.ellipse(3.6 * side, 6.1, 2.4, 1.7, fur)
+    c.ellipse(0, 3.2, 4.4, 4.4, fur)
     c.ellipse(0, -3.2, 5.2, 4.6, fur)
     c.ellipse(0, -1.6, 2.4, 1.9, light)
     c.circle(0, -2.4, 0.8, DARK)
@@ -161,14 +161,14 @@ def _teddy(c: Canvas) -> None:
 def _hat(c: Canvas) -> None:
     c.box(-5, -6, 5, 8, 2.2, (204, 52, 62))
     c.box(-5, 2, 5, 5, 0, (255, 224, 150))
-    c.box(-8, 5, 8, 8, 1.4, (168, 34, 50))
+    c.box(-7.8, 5, 7.8, 7.9, 1.4, (168, 34, 50))
 
 
 def _crown(c: Canvas) -> None:
-    c.polygon([(-6.6, 8), (-7, -2.4), (-3.6, 1.6), (0, -5.6), (3.6, 1.6), (7, -2.4), (6.6, 8)], GOLD)
-    for x, y in ((-6.6, -3), (0, -6.4), (6.6, -3)):
+    c.polygon([(-6.6, 8), (-7, -2.4), (-3.6, 1.6), (0, -5.6), (3.6, 1.6), (7, -2.4), (6.6, 7.9)], GOLD)
+    for x, y in ((-6.4, -3), (0, -6.2), (6.4, -3)):
         c.circle(x, y, 1.4, RED)
-    c.box(-6.8, 5.2, 6.8, 8, 0.4, AMBER)
+    c.box(-6.8, 5.2, 6.8, 7.9, 0.4, AMBER)
     for x, color in ((-4.4, BLUE), (0, RED), (4.4, BLUE)):
         c.circle(x, 6.6, 1, color)
 
@@ -176,7 +176,7 @@ def _crown(c: Canvas) -> None:
 def _glasses(c: Canvas) -> None:
     frame, lens = (38, 34, 44), (84, 66, 120)
     for side in (-1, 1):
-        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.9 * side, 2.8), (7.6 * side, 6.4), (4.8 * side, 8), (1.8 * side, 6.6)], frame)
+        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.7 * side, 2.8), (7.4 * side, 6.4), (4.8 * side, 8), (1.8 * side, 6.6)], frame)
         c.blob([(2.1 * side, 4), (4.6 * side, 3.5), (6.6 * side, 4), (6.2 * side, 5.8), (4.8 * side, 6.6), (2.8 * side, 5.8)], lens)
     c.box(-3, 2.8, 3, 4.4, 0.6, frame)
 
@@ -198,7 +198,7 @@ def _train(c: Canvas) -> None:
     c.box(2.6, -5, 6.4, -3.2, 0.4, YELLOW)
     c.box(-2, -1, 7.4, 5, 1.4, GREEN)
     c.box(-7.4, -6, -0.6, 5, 0.6, GREEN)
-    c.box(-8, -7.2, 0, -5.4, 0.4, dark)
+    c.box(-7.8, -7.2, 0, -5.4, 0.4, dark)
     c.box(-6, -4, -2, -0.4, 0.3, GLASS)
     c.box(-7.6, 3.4, 7.6, 5.4, 0.4, RED)
     for x, r in ((-4.6, 2.6), (1.2, 2), (5.4, 2)):
@@ -207,10 +207,10 @@ def _train(c: Canvas) -> None:
 
 
 def _boat(c: Canvas) -> None:
-    c.box(-0.7, -8, 0.7, 4, 0, BROWN)
+    c.box(-0.7, -7.8, 0.7, 4, 0, BROWN)
     c.polygon([(1.2, -7.6), (7.4, 2), (1.2, 2)], WHITE)
     c.polygon([(-1.2, -5), (-6, 2), (-1.2, 2)], (70, 138, 224))
-    c.blob([(-8, 3.2), (0, 3.4), (8, 3.2), (5.6, 7.4), (0, 8), (-5.6, 7.4)], BLUE)
+    c.blob([(-7.6, 3.2), (0, 3.4), (7.6, 3.2), (5.4, 7.2), (0, 7.8), (-5.4, 7.2)], BLUE)
     c.line([(-6.6, 4.6), (6.6, 4.6)], 0.9, WHITE)
 
 
@@ -219,11 +219,11 @@ def _bell(stage: str) -> Sprite:
     degrees = SWING.get(stage, 0.0)
     c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
     lag = np.sign(degrees) * 2.2
-    c.circle(lag, 6.5, 1.5, AMBER)
+    c.circle(lag, 6.3, 1.5, AMBER)
     c.blob([(-3.4, -2.6), (0, -4), (3.4, -2.6), (4.6, 2), (7, 5.8), (0, 6.6), (-7, 5.8), (-4.6, 2)], GOLD)
     c.box(-7.4, 4.8, 7.4, 6.6, 0.8, AMBER)
     c.ellipse(-2.2, 0.4, 0.9, 2.4, (255, 230, 140), 12)
-    c.box(-1.5, -8.4, 1.5, -3, 1.2, BROWN)
+    c.box(-1.5, -7.8, 1.5, -3, 1.2, BROWN)
     return c.sprite()
 
 
