@@ -19,13 +19,14 @@ from cogvideo.checkpoints.native import (
     write_weights,
 )
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
+from cogvideo.data.tokenized import Batch
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
-from cogvideo.theatre.batches import OPENING, PICTURES, STRAYS, UNSURE, UNTOLD, Batch, DigitsBatches
-from cogvideo.theatre.digits import World, random_frames
-from cogvideo.theatre.moments import Moments
+from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, PictureBatch, TheatreBatches
+from cogvideo.theatre.conditioning import PhaseConditioning
+from cogvideo.theatre.drawing import random_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.checkpoints import fingerprint
@@ -38,9 +39,8 @@ PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
 @dataclass(frozen=True)
 class FramesConfig:
     codes: int
-    codebook_steps: int
     decoder: OptimizerConfig
-    pool_frames: tuple[int, ...] = (6000, 600)  # small and large frames that are drawn once
+    pool_frames: tuple[int, ...] = (4000, 1000)  # small and large frames that are drawn once
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,6 @@ class RecipeConfig:
     parts: tuple[str, ...]
     seed: int
     threads: int
-    world: World
     frames: FramesConfig
     model: TransformerConfig
     image: OptimizerConfig
@@ -106,7 +105,7 @@ class Recipe:
             make_writable("output", Path(config.output))  # now, not after hours of training
 
     def text(self) -> None:
-        from cogvideo.theatre.dataset import train_demo_text_model
+        from cogvideo.theatre.captions import train_demo_text_model
 
         path = self.run_dir / "text.model"
         if not path.exists():
@@ -119,12 +118,9 @@ class Recipe:
 
         path, c = self.run_dir / "frames.safetensors", self.config.frames
         tokenizer = train_frame_tokenizer(
-            lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
             codes=c.codes,
-            codebook_steps=c.codebook_steps,
             decoder=c.decoder,
             pool_frames=c.pool_frames,
-            what=to_dict(self.config.world),
             checkpoint_seconds=self.config.checkpoint_seconds,
             seed=self.config.seed,
             run_dir=self.run_dir / "frames",
@@ -134,7 +130,7 @@ class Recipe:
             tokenizer.save(part, dtype=torch.float16)
             part.replace(path)
             for size in (64, 192):
-                held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
+                held_out = random_frames(10**6, 128, size, split="pictures")
                 report = codebook_report(FrameTokenizer.load(path), held_out)
                 print(
                     f"frame tokenizer, {size} px:",
@@ -144,16 +140,22 @@ class Recipe:
     def image(self) -> None:
         _, frames = self._tokenizers()
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
-        moments = Moments(model.config.hidden_size, self.config.seed)
-        both = nn.ModuleDict({"image": model, "moments": moments})
+        phase = PhaseConditioning(model.config.hidden_size, self.config.seed)
+        both = nn.ModuleDict({"image": model, "phase": phase})
+
+        def loss(batch: Batch) -> Tensor:
+            assert isinstance(batch, PictureBatch)
+            return phase.loss(
+                model, batch.text_ids, batch.frames, batch.text_mask, batch.numbers, batch.octaves
+            )
 
         def save(folder: Path) -> None:
-            (folder / "moments").mkdir(exist_ok=True)
-            write_weights(folder / "moments", moments.state_dict())
+            (folder / "phase").mkdir(exist_ok=True)
+            write_weights(folder / "phase", phase.state_dict())
             save_model(model, folder)
 
-        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNTOLD, UNSURE]}
-        self._fit("image", both, list(both.parameters()), lambda batch: moments.loss(model, batch), save, own)
+        own = {"model": to_dict(model.config), "shown": [OPENING, ANY_PHASE, WHOLE, SHORTER, UNSURE]}
+        self._fit("image", both, list(both.parameters()), loss, save, own)
 
     def stage1(self) -> None:
         self._video_stage("stage1", "sequential")
@@ -166,9 +168,9 @@ class Recipe:
         image = load_model(self._need("image"))
         model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
         if order == "sequential":
-            moments = Moments(image.config.hidden_size)
-            moments.load_state_dict(read_weights(self.run_dir / "image" / "moments"))
-            moments.tell_frames(model)
+            phase = PhaseConditioning(image.config.hidden_size)
+            phase.load_state_dict(read_weights(self.run_dir / "image" / "phase"))
+            phase.start_stage(model)
         share_frame_vectors(model)
 
         def loss(batch: Batch) -> Tensor:
@@ -254,7 +256,7 @@ class Recipe:
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
         settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
-        settings |= {"world": to_dict(self.config.world), "tokens": frames.digest}
+        settings |= {"tokens": frames.digest}
         if (folder / "model.safetensors").exists():
             read_checkpoint(
                 folder / "checkpoint.pt", settings
@@ -262,19 +264,22 @@ class Recipe:
             return
         model.to(self.device)
         frames.to(self.device)
-        batches = DigitsBatches(
+        batches = TheatreBatches(
             stage or part,
             optimizer.batch_size,
             text=text,
             frames=frames,
-            world=self.config.world,
             seed=self.config.seed,
         )
-        validation = [batches(step, self.device, split="test") for step in range(4)]
+        kinds = ("seen", "unseen", "picture-only") if batches.split == "train" else ("pictures",)
+        validation = {kind: [batches(step, self.device, split=kind) for step in range(4)] for kind in kinds}
 
         @torch.no_grad()
         def evaluate() -> dict[str, float]:
-            return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
+            return {
+                f"test_loss {kind}": sum(float(loss(batch)) for batch in held_out) / len(held_out)
+                for kind, held_out in validation.items()
+            }
 
         fit(
             model,
