@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cogvideo.model.initialization import EMBEDDING_SCALE
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.theatre.batches import PictureBatch
 
 LAST = 4  # number of a clip's last key frame
 
@@ -39,16 +40,9 @@ class PhaseConditioning(nn.Module):
         """log2(span / duration) [B] -> what joins the stream after the first layer's attention [B,D]."""
         return octaves[:, None] / 2 * self.vectors[1]
 
-    def loss(
-        self,
-        model: CogVideoTransformer,
-        text_ids: Tensor,
-        frames: Tensor,
-        text_mask: Tensor,
-        numbers: Tensor,
-        octaves: Tensor,
-    ) -> Tensor:
-        """Mean cross entropy (nats) of an image model on pictures [B,1,N] with frame `numbers` and `octaves` [B]."""
+    def loss(self, model: CogVideoTransformer, batch: PictureBatch) -> Tensor:
+        """Mean cross entropy (nats) of an image model on pictures [B,1,N] conditioned on their phase."""
+        numbers, octaves = batch.numbers, batch.octaves
         conditioning = self.of_frames(numbers)[:, None, None]
         added = (self.of_texts(octaves) * (numbers > 0)[:, None])[:, None, None]
 
@@ -56,7 +50,7 @@ class PhaseConditioning(nn.Module):
             return out + added if out.ndim == added.ndim else out  # the text's has fewer dimensions
 
         with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(add):
-            return model.frame_losses(text_ids, frames, text_mask, shift=conditioning).mean()
+            return model.frame_losses(*batch.inputs, shift=conditioning).mean()
 
     @torch.no_grad()
     def start_stage(self, model: CogVideoTransformer) -> None:

@@ -19,9 +19,12 @@ from cogvideo.theatre.scene_tokens import ScenePatches
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
 from cogvideo.training.checkpoints import read_checkpoint, save_atomic
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import Job, fit
+from cogvideo.training.optimizer import OptimizerConfig
 
-SMALL_WEIGHT = 4.0  # of a patch of small frames beside one of large frames: the transformer draws the small ones
+SMALL_WEIGHT = (
+    4.0  # of a patch of small frames beside one of large frames: the transformer draws the small ones
+)
 BEGIN = 256  # codes at the beginning; the codebook grows where it is worst
 GROWTHS, SETTLING = 10, 8  # rounds in which codes are added, rounds of plain k-means after them
 CROP = 40  # pixels of a crop's side in the decoder's batches
@@ -73,20 +76,26 @@ def train_frame_tokenizer(
     settings = {"codes": codes, "seed": seed, "small_weight": SMALL_WEIGHT}
     path = run_dir / "codebook.pt"
     if not path.exists():
-        save_atomic({"codebook": train_codebook(*_weighted_patches(), codes=codes, seed=seed), "settings": settings}, path)
+        codebook = train_codebook(*_weighted_patches(), codes=codes, seed=seed)
+        save_atomic({"codebook": codebook, "settings": settings}, path)
     model.codebook.copy_(read_checkpoint(path, settings)["codebook"])
-    pool = cache(lambda: [random_frames(seed, n, size, split="pictures") for n, size in zip(pool_frames, (FRAME_SIZE, LARGE_SIZE), strict=True)])
+    sizes = zip(pool_frames, (FRAME_SIZE, LARGE_SIZE), strict=True)
+    pool = cache(lambda: [random_frames(seed, n, size, split="pictures") for n, size in sizes])
 
     def loss(step: int) -> Tensor:
         frames = _crops(pool(), seed * 1_000_003 + step, decoder.batch_size)
         error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
         return (error.square() + L1 * error.abs()).mean()
 
-    fit(
-        model, model.mend.parameters(), loss, decoder, run_dir, label="frame decoder",
-        settings={"codebook": settings, "widths": list(widths), "pool": list(pool_frames), "decoder": to_dict(decoder)},
-        checkpoint_seconds=checkpoint_seconds,
-    )  # fmt: skip
+    what = {
+        "codebook": settings,
+        "widths": list(widths),
+        "pool": list(pool_frames),
+        "decoder": to_dict(decoder),
+    }
+    job = Job(model, model.mend.parameters(), loss, decoder, run_dir, what, label="frame decoder")
+    job.checkpoint_seconds = checkpoint_seconds
+    fit(job)
     return FrameTokenizer(model).eval()
 
 

@@ -24,7 +24,9 @@ class ScenePatches:
     def __init__(self, size: int):
         found: dict[bytes, int] = {}
         counts: list[int] = []
-        table = np.empty((len(ACTOR_NAMES), len(PAIRS), len(BACKGROUNDS), STATES, (size // SIDE) ** 2), np.int32)
+        table = np.empty(
+            (len(ACTOR_NAMES), len(PAIRS), len(BACKGROUNDS), STATES, (size // SIDE) ** 2), np.int32
+        )
         for where, again, picture in _scenes(size):
             if picture is None:
                 table[where] = table[again]
@@ -71,4 +73,8 @@ def _scenes(size: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], np.nd
                 for s, look in enumerate(looks(action, thing)):
                     again = first.setdefault(look, (a, p, b, s))
                     fresh = again == (a, p, b, s)
-                    yield (a, p, b, s), again, draw(actor, action, thing, s, background, size) if fresh else None
+                    yield (
+                        (a, p, b, s),
+                        again,
+                        draw(actor, action, thing, s, background, size) if fresh else None,
+                    )
