@@ -19,16 +19,18 @@ CAPTION_DROPOUT = 0.05  # captions replaced by the unguided prompt, for classifi
 FRAMES = 5
 # Of stage 1's clips: those that span the whole action, those that span less; the others have any span.
 WHOLE, SHORTER = 0.45, 0.35
-# Of the image model's pictures: first frames under the bare caption; any phase under any span and without a number
-# (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates, with a number.
+# Of the image model's pictures: first frames under the bare caption; any phase under any span and without a
+# number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
+# with a number.
 OPENING, ANY_PHASE = 0.15, 0.25
 UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exact; key frames are 0.4 apart
 
 
 @dataclass(kw_only=True)
 class PictureBatch(Batch):
-    """The image model's batch: numbers [B] of its pictures among five key frames (0: no phase is given), and octaves
-    [B], log2 of the span by the action's duration.
+    """The image model's batch.
+
+    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]: log2(span / duration).
     """
 
     numbers: Tensor
@@ -36,7 +38,7 @@ class PictureBatch(Batch):
 
 
 def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
-    """Spans [n] of stage 1's clips: WHOLE hold the action (the multi-frame-rate rule), SHORTER less, the others any."""
+    """Spans [n] of stage 1's clips: the multi-frame-rate rule for WHOLE of them, less for SHORTER, others any."""
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
     shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration)).astype(int)]
@@ -45,10 +47,10 @@ def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
-    """Timestamps [n,T] (seconds) of a stage's frames, and the span that its frame-rate text names (None: no such text).
+    """Timestamps [n,T] (s) of a stage's frames, and the span that its frame-rate text names (None: no text).
 
-    sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring frames as
-    the rounds of stage 2 meet them. superres: one frame at any time.
+    sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring
+    frames as the rounds of stage 2 meet them. superres: one frame at any time.
     """
     n, steps = len(clips), np.linspace(0, 1, FRAMES)
     if stage == "sequential":

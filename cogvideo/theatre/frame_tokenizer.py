@@ -1,7 +1,7 @@
 """Training of the demo's frame tokenizer: the codebook by weighted k-means, then the decoder by gradients.
 
-A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that was stopped
-resumes bit for bit from its checkpoint.
+A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that
+was stopped resumes bit for bit from its checkpoint.
 """
 
 import math
@@ -32,7 +32,7 @@ L1 = 0.1  # weight of absolute beside squared error: keeps edges sharp
 
 
 def train_codebook(patches: Tensor, weights: Tensor, *, codes: int, seed: int) -> Tensor:
-    """Codebook [codes,C] for patches [M,C] that count `weights` [M]: k-means that grows where its error is largest."""
+    """Codebook [codes,C] of patches [M,C] with weights [M]: k-means that grows where its error is largest."""
     generator = torch.Generator().manual_seed(seed)
 
     def some(chances: Tensor, n: int) -> Tensor:
@@ -121,7 +121,7 @@ def _crops(pool: list[Tensor], seed: int, n: int) -> Tensor:
 
 
 def codebook_report(tokenizer: FrameTokenizer, frames: Tensor) -> dict[str, float]:
-    """How the codebook is used and how well frames [B,3,H,W] are kept (PSNR in dB, before and after the decoder)."""
+    """How the codebook is used, and PSNR (dB) of frames [B,3,H,W] before and after the decoder."""
     ids = torch.cat([tokenizer.encode(chunk) for chunk in frames.split(64)])
     rebuilt = torch.cat([tokenizer.decode(chunk) for chunk in ids.split(64)]).clamp(0, 1)
     share = torch.bincount(ids.flatten(), minlength=tokenizer.num_codes) / ids.numel()

@@ -1,4 +1,4 @@
-"""The recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
+"""The recipe of the demo weights: tokenizers, image model, stages 1 and 2, super-resolution."""
 
 import os
 import shutil
@@ -279,7 +279,7 @@ class Recipe:
 
 
 def share_frame_vectors(model: CogVideoTransformer) -> None:
-    """Let all tokens of a later frame learn one vector: their positions stay frame 0's plus one vector a frame.
+    """Let all tokens of a later frame learn one vector: their positions are frame 0's plus one vector a frame.
 
     Learned token by token, as in the release, a small model gets noise instead (rows wander by half their
     length), and does not know which frame it is drawing. The shapes of the weights are the release's.

@@ -17,8 +17,8 @@ from cogvideo.tokenizers.patches import SIDE
 class ScenePatches:
     """The distinct patches of all scenes at one size, and which of them stand where.
 
-    patches: uint8 [patches, 3, 8, 8]; counts [patches]: in how many places of distinct pictures each stands; table int32
-    [actors, pairs, backgrounds, states, N]: the patch at every token position of every scene.
+    patches: uint8 [patches, 3, 8, 8]; counts [patches]: in how many places of distinct pictures each stands;
+    table int32 [actors, pairs, backgrounds, states, N]: the patch at every token position of every scene.
     """
 
     def __init__(self, size: int):
