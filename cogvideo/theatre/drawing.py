@@ -42,6 +42,9 @@ BACKGROUND_COLORS = {
     "butter": (252, 226, 158),
     "lilac": (216, 196, 234),
 }
+# The wall is papered above a panel that is the same in every room: where arm and object move, tokens do not multiply by
+# the number of backgrounds.
+PANEL_EDGE, PANEL, PANEL_RAIL = 24, (236, 222, 202), (250, 243, 230)
 TABLE, TABLE_TOP, TABLE_SHADOW = (164, 104, 62), (202, 142, 90), (176, 118, 72)
 HEAD_X, HAT_Y = 16, 8
 
@@ -125,6 +128,8 @@ def _stage(actor: str, background: str) -> np.ndarray:
     frame = np.empty((LARGE_SIZE, LARGE_SIZE, 3), np.uint8)
     frame[...] = BACKGROUND_COLORS[background]
     canvas = Canvas()
+    canvas.polygon([(0, PANEL_EDGE), (64, PANEL_EDGE), (64, 64), (0, 64)], PANEL)
+    canvas.polygon([(0, PANEL_EDGE), (64, PANEL_EDGE), (64, PANEL_EDGE + 1), (0, PANEL_EDGE + 1)], PANEL_RAIL)
     paint_animal(canvas, actor)
     canvas.sprite().paint_on(frame)
     edge = TABLE_EDGE * ENLARGEMENT
