@@ -131,17 +131,17 @@ def _stage(actor: str, background: str) -> np.ndarray:
     canvas.polygon([(0, PANEL_EDGE), (64, PANEL_EDGE), (64, 64), (0, 64)], PANEL)
     canvas.polygon([(0, PANEL_EDGE), (64, PANEL_EDGE), (64, PANEL_EDGE + 1), (0, PANEL_EDGE + 1)], PANEL_RAIL)
     paint_animal(canvas, actor)
+    edge = TABLE_EDGE
+    canvas.polygon([(0, edge), (64, edge), (64, 64), (0, 64)], TABLE)
+    canvas.polygon([(0, edge), (64, edge), (64, edge + 2), (0, edge + 2)], TABLE_TOP)
+    canvas.polygon([(8, edge), (24, edge), (23, edge + 1), (9, edge + 1)], TABLE_SHADOW)
     canvas.sprite().paint_on(frame)
-    edge = TABLE_EDGE * ENLARGEMENT
-    frame[edge:] = TABLE
-    frame[edge : edge + 2 * ENLARGEMENT] = TABLE_TOP
-    _shadow().paint_on(frame, HEAD_X * ENLARGEMENT)
     return frame
 
 
 @lru_cache
 def _shadow() -> Sprite:
-    """Of an object or animal, on the table."""
+    """Of an object on the table."""
     canvas = Canvas(14)
     canvas.polygon([(-7, 0), (7, 0), (6, 1), (-6, 1)], TABLE_SHADOW)
     return canvas.sprite()._replace(top=TABLE_EDGE * ENLARGEMENT)
