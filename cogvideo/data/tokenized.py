@@ -235,9 +235,11 @@ class TokenizedBatches:
         ]
         if f.text_length > config.text_length:
             slots = f"{config.text_length} text slots"
-            problems.append(f"texts {where} have up to {f.text_length} ids, the model {slots}")
+            problems.append(f"texts {where} have up to {f.text_length} ids, the model has {slots}")
         if f.pad_id >= config.vocab_size:
-            problems.append(f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} ids")
+            problems.append(
+                f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} of them"
+            )
         problems += [
             f"tokens {where} were made by another {name.replace('_', ' ')} than the model's"
             for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer))
@@ -311,9 +313,9 @@ class TokenizedBatches:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder; CogVideoError where it is missing or damaged."""
     again = "delete it and run `cogvideo data tokenize` again"
-    manifest = read_json(folder / MANIFEST, advice=again, default={})
-    if not manifest:
+    if not (folder / MANIFEST).exists():
         raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.")
+    manifest = read_json(folder / MANIFEST, advice=again)
     if (
         manifest.get("version") != 1
         or not isinstance(manifest.get("files"), dict)

@@ -19,20 +19,17 @@ TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets besides WORLD_
 def join() -> tuple[int, int, torch.device]:
     """Join the processes that torchrun started -> (rank, processes, device); alone: (0, 1, device)."""
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    if cuda and local >= torch.cuda.device_count():
-        raise CogVideoError(
-            f"Process {local} of this machine finds no GPU: start at most {torch.cuda.device_count()} by "
-            "--nproc-per-node."
-        )
+    cuda, gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    if cuda and local >= gpus:
+        advice = f"start at most {gpus} by --nproc-per-node"
+        raise CogVideoError(f"Process {local} of this machine finds no GPU: {advice}.")
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         if missing := [name for name in TORCHRUN if name not in os.environ]:
-            raise CogVideoError(
-                f"WORLD_SIZE is {world} and {missing[0]} is not set: start by torchrun, or unset WORLD_SIZE."
-            )
+            advice = "start by torchrun, or unset WORLD_SIZE"
+            raise CogVideoError(f"WORLD_SIZE is {world} and {missing[0]} is not set: {advice}.")
         dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     return rank(), world_size(), device
 

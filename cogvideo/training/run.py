@@ -62,9 +62,7 @@ class TrainingConfig:
     evaluate_every: int = 500
     sample_every: int = 500
     samples: int = 4  # clips in a picture of samples; 0: no pictures. By one process, of all but superres
-    frame_tokenizer: str | None = (
-        None  # frames.safetensors or ice_image.pt for samples; None: that of `start`
-    )
+    frame_tokenizer: str | None = None  # frames.safetensors or ice_image.pt for samples; None: of `start`
     tensorboard: bool = True
 
     def __post_init__(self):
@@ -97,10 +95,10 @@ class Training:
         self.rank, self.processes, self.device = distributed.join()
         rows = c.optimizer.batch_size // c.optimizer.accumulate
         if c.optimizer.batch_size % (c.optimizer.accumulate * self.processes):
+            multiple = c.optimizer.accumulate * self.processes
             raise CogVideoError(
                 f"A batch of {c.optimizer.batch_size} clips in {c.optimizer.accumulate} part(s) cannot be "
-                f"shared by {self.processes} processes: give a multiple of "
-                f"{c.optimizer.accumulate * self.processes}."
+                f"shared by {self.processes} processes: give a multiple of {multiple}."
             )
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
