@@ -1,14 +1,18 @@
 """Settings as frozen dataclasses: what a model is, how it is sampled, how a stage is trained."""
 
 import types
-import typing
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cogvideo.errors import CogVideoError
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+Order = Literal["sequential", "interpolation"]
 
 
 @dataclass(frozen=True)
@@ -22,34 +26,32 @@ class ModelConfig:
     frame_width: int  # tokens
     num_frames: int  # in one sequence; 1 for an image model
     text_length: int  # text slots of a training sequence
-    first_frame_position: int  # position id of the first frame's first place; text has 0, 1, 2, ...
+    first_frame_position: int  # position id of the first frame's first token; text has 0, 1, 2, ...
     image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
     vocab_size: int  # rows of the word embedding
-    begin_of_image: int  # the input at the first place of every frame
+    begin_of_image: int  # the input at the first position of every frame
     base_positions: int  # rows of the inherited position table (text and frame 0)
     extra_positions: int = 0  # rows of the new position table (later frames)
     temporal: bool = True  # has the second attention channel
-    order: Literal["sequential", "interpolation"] = "sequential"
+    order: Order = "sequential"
     window: int | None = None  # side of the temporal channel's windows in tokens; None: full attention
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if (
-                isinstance(value, int)
-                and value < (0 if name == "extra_positions" else 1)
-                and name != "temporal"
-            ):
+            least = 0 if name in ("extra_positions", "temporal") else 1
+            if isinstance(value, int) and value < least:
                 raise CogVideoError(f"{name} must be positive, not {value}.")
         if not self.image_tokens <= self.begin_of_image < self.vocab_size:
             raise CogVideoError(
-                f"begin_of_image {self.begin_of_image} must lie between the {self.image_tokens} image tokens and the end of "
-                f"the vocabulary of {self.vocab_size}: give image_tokens and begin_of_image as the weights have them."
+                f"begin_of_image {self.begin_of_image} must lie between the {self.image_tokens} image tokens "
+                f"and the end of the vocabulary of {self.vocab_size}: give image_tokens and begin_of_image "
+                "as the weights have them."
             )
         if self.hidden_size % self.num_heads:
             raise CogVideoError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
             )
-        if self.order not in ("sequential", "interpolation"):
+        if self.order not in get_args(Order):
             raise CogVideoError(f"order {self.order!r} is unknown: choose sequential or interpolation.")
         if self.num_frames > 1 and not self.temporal:
             raise CogVideoError(
@@ -57,8 +59,8 @@ class ModelConfig:
             )
         if self.first_frame_position + self.frame_tokens > self.base_positions:
             raise CogVideoError(
-                f"base_positions {self.base_positions} is too small for a first frame at {self.first_frame_position} "
-                f"with {self.frame_tokens} tokens."
+                f"base_positions {self.base_positions} is too small for a first frame of {self.frame_tokens} "
+                f"tokens at {self.first_frame_position}."
             )
         if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
             raise CogVideoError(
@@ -70,35 +72,23 @@ class ModelConfig:
         return self.frame_height * self.frame_width
 
     def video(
-        self, *, num_frames: int = 5, order: str = "sequential", window: int | None = None
+        self, *, num_frames: int = 5, order: Order = "sequential", window: int | None = None
     ) -> "ModelConfig":
         """The configuration of a video model that inherits this image model."""
-        extra = num_frames * self.frame_tokens
-        return replace(
-            self, num_frames=num_frames, temporal=True, order=order, window=window, extra_positions=extra
-        )  # type: ignore[arg-type]
+        own = {"num_frames": num_frames, "order": order, "window": window}
+        return replace(self, temporal=True, extra_positions=num_frames * self.frame_tokens, **own)
 
 
 COGVIDEO_9B = ModelConfig(
-    num_layers=48,
-    hidden_size=3072,
-    num_heads=48,
-    frame_height=20,
-    frame_width=20,
-    num_frames=5,
-    text_length=64,
-    first_frame_position=512,
-    image_tokens=20000,
-    vocab_size=150010,
-    begin_of_image=150000,
-    base_positions=1024,
-    extra_positions=2000,
-)
+    num_layers=48, hidden_size=3072, num_heads=48, frame_height=20, frame_width=20, num_frames=5,
+    text_length=64, first_frame_position=512, image_tokens=20000, vocab_size=150010, begin_of_image=150000,
+    base_positions=1024, extra_positions=2000,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a pipeline draws its tokens: the values that belong to a set of weights (kept in its pipeline.json)."""
+    """How a pipeline draws its tokens: what belongs to a set of weights (kept in its pipeline.json)."""
 
     spans: tuple[float, ...]  # seconds that stage 1's five frames may span: the trained frame rates
     fps: float = 8.0  # of the finished clip
@@ -110,9 +100,7 @@ class SamplingConfig:
     fill_guidance: float = 1.0
     first_text_bonus: float = 0.0  # added to scores towards text
     key_text_bonus: float = 0.0
-    unguided_text_bonus: float | None = (
-        None  # instead of key_text_bonus where guidance is off; None: the same
-    )
+    unguided_text_bonus: float | None = None  # key_text_bonus where guidance is off; None: the same
     fill_text_bonus: float = 0.0
     first_temperature: float = 1.0
     first_top_k: int = 16
@@ -144,42 +132,40 @@ def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Build a (nested) config dataclass; an unknown, missing or mistyped key is an error that names it."""
     if not isinstance(values, dict):
         raise CogVideoError(f"{where} should hold keys and values for {cls.__name__}, not {values!r}.")
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    known, hints = [f.name for f in fields(cls)], get_type_hints(cls)
     for key in values:
         if key not in known:
             raise CogVideoError(f"{where}: unknown key {key!r}; known keys are {', '.join(known)}.")
     try:
-        return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+        return cls(**{key: coerce(hints[key], value, f"{where}: {key}") for key, value in values.items()})
     except TypeError as error:
         raise CogVideoError(f"{where}: {str(error).split('__init__() ')[-1]}.") from None
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+def coerce(hint: Any, value: Any, where: str) -> Any:
+    """A plain value (of JSON, YAML) as the type `hint`; CogVideoError names `where` if it is of another."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+        return coerce(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
             raise CogVideoError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {value!r}.")
         return value
     if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(_convert(arguments[0], item, where) for item in value)
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        return tuple(coerce(arguments[0], item, where) for item in value)
+    if isinstance(hint, type) and is_dataclass(hint):
         return from_dict(hint, value, where)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:  # YAML reads 2e-3 as a string
+        with suppress(ValueError):  # YAML reads 2e-3 as a string
             return float(value)
-        except ValueError:
-            pass
     elif isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
     raise CogVideoError(f"{where} must be of type {getattr(hint, '__name__', hint)}, not {value!r}.")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: "DataclassInstance") -> dict[str, Any]:
     """A config as plain values, for JSON."""
     return asdict(config)
 
@@ -205,9 +191,7 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise CogVideoError(
-                    f"--set {override!r}: {parent!r} in {path} is a value, not a group of settings."
-                )
+                raise CogVideoError(f"--set {override!r}: {parent!r} is a value, not a group of settings.")
         try:
             target[last] = yaml.safe_load(text)
         except yaml.YAMLError:

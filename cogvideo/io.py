@@ -1,58 +1,131 @@
-"""Text files that are whole or not there; and the commit that results carry."""
+"""Files that are whole or not there, their hashes, JSON; and the commit that results carry."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cogvideo.errors import CogVideoError
 
+ADVICE = "choose another place, or make room there"
+# In the RuntimeErrors by which torch.save reports what the disk did.
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
+CHUNK = 2**20  # bytes that are hashed at a time: a file may be larger than memory
 
-def write_whole(path: str | Path, text: str, *, parents: bool = False) -> Path:
-    """Write text; `parents`: make the folders above it, too. Raises CogVideoError for a place that cannot be written.
 
-    Processes may write the same file at the same time, on machines that count their processes alike: each has a part of its
-    own, "NAME.*.part", which stays where one is killed.
+@contextlib.contextmanager
+def disk_errors(path: str | Path, advice: str = ADVICE) -> Iterator[None]:
+    """Turn what a full disk, a missing folder or a lost mount raises into a CogVideoError about `path`."""
+    try:
+        yield
+    except (OSError, UnicodeError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in TORCH_WRITER):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise CogVideoError(f"{path} cannot be written ({reason}): {advice}.") from None
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | Path, *, parents: bool = False, one_writer: bool = False, advice: str | None = ADVICE
+) -> Iterator[Path]:
+    """A temporary path beside `path` to write a file or a folder to, which becomes `path` at the end.
+
+    After any exception `path` is what it was, and the temporary one is deleted. Several processes may write
+    the same path: each has its own "NAME.*.part", which stays behind when the process is killed.
+    parents: make missing folders above it. one_writer: no other process writes this path; the temporary one
+    is "NAME.part", and what a killed process left there is deleted. advice: how a CogVideoError about the
+    disk ends; None leaves the disk's exceptions as they are.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        if parents:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if not isinstance(error, OSError | UnicodeError):
+    part = path.with_name(f"{path.name}.part" if one_writer else f"{path.name}.{secrets.token_hex(4)}.part")
+    with contextlib.nullcontext() if advice is None else disk_errors(path, advice):
+        try:
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _delete(part)
+            yield part
+            os.replace(part, path)
+        except BaseException:
+            _delete(part)
             raise
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CogVideoError(
-            f"{path} cannot be written ({reason}): choose another place, or make room there."
-        ) from None
-    return path
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def write_whole(path: str | Path, content: str | bytes, *, parents: bool = False) -> Path:
+    """Write text (as UTF-8) or bytes, as replacing() does it."""
+    with replacing(path, parents=parents) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
 
 
 def write_json(path: str | Path, values: Any, *, parents: bool = False) -> Path:
-    """Write values as JSON, as write_whole does it."""
+    """Write values as JSON, as replacing() does it."""
     return write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n", parents=parents)
+
+
+def read_json(
+    path: str | Path, kind: type = dict, *, advice: str = "make or copy it again", default: Any = None
+) -> Any:
+    """What a JSON file holds: an object, or another `kind`.
+
+    Raises CogVideoError, ending with `advice`, where the file is missing (unless there is a default), cannot
+    be read, is not JSON, or holds something else.
+    """
+    try:
+        values = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        if default is not None:
+            return default
+        raise CogVideoError(f"{path} is missing: {advice}.") from None
+    except (OSError, ValueError) as error:  # of JSON or UTF-8
+        raise CogVideoError(
+            f"{path} is damaged ({getattr(error, 'strerror', None) or error}): {advice}."
+        ) from None
+    if not isinstance(values, kind):
+        wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+        raise CogVideoError(f"{path} should hold {wanted}, not {type(values).__name__}: {advice}.")
+    return values
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def make_writable(name: str, folder: Path) -> None:
+    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 
 
 def commit() -> str:
     """The commit of this checkout, with "-dirty" where files differ from it; "unknown" outside of one."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty",
-        "--exclude=*",
-    ]
+    folder = str(Path(__file__).parent)
+    git = ["git", "-C", folder, "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -59,8 +59,9 @@ def test_a_missing_file_is_named():
 
 def test_contradictory_geometry_is_refused():
     fine = dict(
-        num_layers=1, hidden_size=8, num_heads=2, frame_height=2, frame_width=2, num_frames=1, text_length=2,
-        first_frame_position=2, image_tokens=4, vocab_size=8, begin_of_image=7, base_positions=6, temporal=False,
+        num_layers=1, hidden_size=8, num_heads=2, frame_height=2, frame_width=2, num_frames=1,
+        text_length=2, first_frame_position=2, image_tokens=4, vocab_size=8, begin_of_image=7,
+        base_positions=6, temporal=False,
     )  # fmt: skip
     ModelConfig(**fine)
     for change in (

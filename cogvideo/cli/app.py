@@ -134,9 +134,11 @@ def train(
     ] = [],
 ) -> None:
     """Train on a tokenized folder, or weights by a recipe; the same command goes on where a killed one stopped."""
-    from cogvideo.training.run import train
+    from cogvideo.config import load_yaml
+    from cogvideo.theatre import recipe
+    from cogvideo.training import run
 
-    train(config, overrides)
+    (run if "stage" in load_yaml(config, overrides) else recipe).train(config, overrides)
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""Tokenized data sets on disk: shards of frame tokens and text ids that are mapped into memory, and batches from them.
+"""Tokenized data sets on disk: shards of frame tokens and text ids, mapped into memory, and batches from them.
 
-A folder holds shard-00000.safetensors, .., index.safetensors and, once it is complete, manifest.json with what the tokens are
-(TokenFormat), how they were made, and the size and SHA-256 of every file. In a shard, n samples:
+A folder holds shard-00000.safetensors, .., index.safetensors and, once it is complete, manifest.json with
+what the tokens are (TokenFormat), how they were made, and the size and SHA-256 of every file. In a shard, n
+samples:
     frames [n,T,N]  tokens; high_res [n,9N] (superres only)
-    text [sum L], text_end [n]  ids of the frame-rate text and the caption, one after another; where each sample's end
+    text [sum L], text_end [n]  ids of the frame-rate texts and captions, joined; where each sample's end
     span [n]  seconds that the frames span, 0 without a frame-rate text
     group [n]  what tells its video file from others
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from cogvideo.config import ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_json
+from cogvideo.io import file_hash, read_json, replacing, write_json
 from cogvideo.runtime.tensors import save_tensors
 from cogvideo.tokenizers.text import left_pad
 
@@ -36,18 +37,17 @@ TEST_SHARE = 0.05  # of the video files
 
 @dataclass
 class Batch:
-    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only).
-
-    Of the demo world's image model only: numbers [B] of its pictures among five key frames (0: no moment is told), and
-    octaves [B], the logarithm to base 2 of what the frames span by the time that the action takes (of two, the longer one).
-    """
+    """text_ids, text_mask [B,L]; frames [B,T,N] tokens; high_res [B,9N] (super-resolution only)."""
 
     text_ids: Tensor
     text_mask: Tensor
     frames: Tensor
     high_res: Tensor | None = None
-    numbers: Tensor | None = None
-    octaves: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a transformer's loss takes: text ids, frames, text mask."""
+        return self.text_ids, self.frames, self.text_mask
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def group_of(name: str) -> int:
 
 
 def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes: Mapping[str, Any]) -> None:
-    """Write samples as one file, whole or not at all. notes: what belongs to it, kept as JSON (see read_notes)."""
+    """Write samples as one file, whole or not at all. notes: kept beside them as JSON (see read_notes)."""
     whole = torch.int16 if made.image_tokens <= 2**15 else torch.int32
 
     def column(values: list, dtype: torch.dtype, *shape: int) -> Tensor:
@@ -102,18 +102,15 @@ def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes:
         "frames": column([s.frames for s in samples], whole, made.num_frames, made.frame_tokens),
         "text": torch.tensor([i for s in samples for i in s.text], dtype=torch.int32),
         "text_end": lengths.cumsum(0),
-        "span": torch.tensor(
-            [s.span or 0.0 for s in samples], dtype=torch.float64
-        ),  # span_key of it is looked up
+        "span": torch.tensor([s.span or 0.0 for s in samples], dtype=torch.float64),  # exact, for span_key
         "group": torch.tensor([s.group for s in samples], dtype=torch.int64),
     }
     if made.kind == "superres":
         large = [s.high_res for s in samples if s.high_res is not None]
         tensors["high_res"] = column(large, whole, 9 * made.frame_tokens)
     # Another process may write the same shard at the same time; the last one wins, with the same content.
-    part = path.with_name(f".{path.stem}.{os.getpid()}")
-    save_tensors(tensors, part, metadata={"notes": json.dumps(notes, ensure_ascii=False, sort_keys=True)})
-    os.replace(part, path)
+    with replacing(path, advice=None) as part:
+        save_tensors(tensors, part, metadata={"notes": json.dumps(notes, ensure_ascii=False, sort_keys=True)})
 
 
 def read_notes(path: Path) -> dict[str, Any] | None:
@@ -133,9 +130,10 @@ def finish(
     unguided: Mapping[str, Sequence[int]],
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the index over the shards `names`, then the manifest: a folder that has it is complete. Returns the manifest.
+    """Write the index over the shards `names`, then the manifest -> the manifest. A folder that has it is complete.
 
-    unguided: ids of the unguided prompt by span (span_key), for caption dropout. notes: what else the manifest is to tell.
+    unguided: ids of the unguided prompt by span (span_key), for caption dropout. notes: what else the
+    manifest is to tell.
     """
     columns: dict[str, list[Tensor]] = {"shard": [], "row": [], "group": [], "text_length": []}
     for number, name in enumerate(names):
@@ -156,11 +154,11 @@ def finish(
         **notes,
         "unguided": {span: list(ids) for span, ids in sorted(unguided.items())},
         "files": {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            name: {"bytes": (folder / name).stat().st_size, "sha256": file_hash(folder / name)}
             for name in [*names, INDEX]
         },
     }
-    return json.loads(write_json(folder / MANIFEST, manifest).read_text(encoding="utf-8"))
+    return read_json(write_json(folder / MANIFEST, manifest))
 
 
 def span_key(span: float | None) -> str:
@@ -171,12 +169,13 @@ def span_key(span: float | None) -> str:
 class TokenizedBatches:
     """Batches of a tokenized folder. The batch of a step depends on seed, step and batch size alone.
 
-    batch_size: of the global batch; with world_size processes, each asks with its rank and gets its rows of the same batch.
-    text_length: pad texts to so many slots; None pads to the longest of the global batch. caption_dropout: share of captions
-    that are replaced by the unguided prompt, in training alone. test_share: of the video files, at least one; the "test" split
-    holds all sequences of these and "train" none of them (where there is only one file, both are the same). Samples are
-    shuffled anew every epoch. Raises CogVideoError for folders without a manifest, and for shards that are missing or damaged
-    (the size when the folder is opened, the hash when a shard is first read).
+    batch_size: of the global batch; with world_size processes, each asks with its rank and gets its rows of
+    the same batch. text_length: pad texts to so many slots; None pads to the longest of the global batch.
+    caption_dropout: share of captions that are replaced by the unguided prompt, in training alone.
+    test_share: of the video files, at least one; the "test" split holds all sequences of these and "train"
+    none of them (where there is only one file, both are the same). Samples are shuffled anew every epoch.
+    Raises CogVideoError for folders without a manifest, and for shards that are missing or damaged (the size
+    when the folder is opened, the hash when a shard is first read).
     """
 
     def __init__(
@@ -198,9 +197,7 @@ class TokenizedBatches:
             )
         self.rank, self.world_size, self.caption_dropout = rank, world_size, caption_dropout
         self.manifest = read_manifest(self.folder)
-        self.format: TokenFormat = from_dict(
-            TokenFormat, self.manifest["format"], str(self.folder / MANIFEST)
-        )
+        self.format = from_dict(TokenFormat, self.manifest["format"], str(self.folder / MANIFEST))
         self.text_length = text_length
         self._sound: set[str] = set()  # files whose hash was found right
         self._names = list(self.manifest["files"])
@@ -208,9 +205,8 @@ class TokenizedBatches:
         for name, facts in self.manifest["files"].items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size != facts["bytes"]:
-                raise CogVideoError(
-                    f"{file} is {'cut off' if file.is_file() else 'missing'}: run `cogvideo data tokenize` again."
-                )
+                what = "cut off" if file.is_file() else "missing"
+                raise CogVideoError(f"{file} is {what}: run `cogvideo data tokenize` again.")
         with self._checked(INDEX) as index:
             self._shard_of, self._row_of, group, lengths = (
                 index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")
@@ -227,39 +223,31 @@ class TokenizedBatches:
     def check(
         self, config: ModelConfig, *, frame_tokenizer: str | None = None, text_tokenizer: str | None = None
     ) -> None:
-        """Raise CogVideoError unless a model of this geometry, with tokenizers of these digests, can be trained on these tokens.
+        """Raise CogVideoError unless a model of this geometry, with these tokenizers, can train on these tokens.
 
         Digests that are not given are not compared.
         """
-        f = self.format
-        ours = {name: getattr(f, name) for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image")}  # fmt: skip
-        wrong = [name for name, value in ours.items() if getattr(config, name) != value]
-        if wrong:
-            raise CogVideoError(
-                f"The tokens in {self.folder} have {wrong[0]} {ours[wrong[0]]}, the model {getattr(config, wrong[0])}: "
-                "tokenize the videos with the weights that are to be trained."
-            )
-        if f.text_length > config.text_length:
-            raise CogVideoError(
-                f"The texts in {self.folder} have up to {f.text_length} ids, the model has {config.text_length} text slots: "
-                "tokenize the videos with the weights that are to be trained."
-            )
-        if f.pad_id >= config.vocab_size:
-            raise CogVideoError(
-                f"The texts in {self.folder} have the id {f.pad_id}, the model only {config.vocab_size} of them: tokenize the "
-                "videos with the weights that are to be trained."
-            )
+        f, problem = self.format, ""
+        for name in ("num_frames", "frame_height", "frame_width", "image_tokens", "begin_of_image"):
+            if not problem and getattr(config, name) != getattr(f, name):
+                problem = f"tokens in {self.folder} have {name} {getattr(f, name)}, the model {getattr(config, name)}"
+        if not problem and f.text_length > config.text_length:
+            problem = f"texts in {self.folder} have up to {f.text_length} ids, the model {config.text_length} text slots"
+        if not problem and f.pad_id >= config.vocab_size:
+            problem = f"texts in {self.folder} have the id {f.pad_id}, the model only {config.vocab_size} ids"
         for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer)):
-            if digest not in (None, getattr(f, name)):
-                raise CogVideoError(
-                    f"The tokens in {self.folder} were made by another {name.replace('_', ' ')} than the model's: tokenize the "
-                    "videos with the weights that are to be trained."
-                )
+            if not problem and digest not in (None, getattr(f, name)):
+                other = name.replace("_", " ")
+                problem = f"tokens in {self.folder} were made by another {other} than the model's"
+        if problem:
+            raise CogVideoError(
+                f"The {problem}: tokenize the videos with the weights that are to be trained."
+            )
         order = "interpolation" if f.kind == "interpolation" else "sequential"
         if config.num_frames > 1 and config.order != order:
             raise CogVideoError(
-                f"The tokens in {self.folder} were made for {f.kind} training, the model is {config.order}: tokenize with "
-                f"--kind {config.order}."
+                f"The tokens in {self.folder} were made for {f.kind} training, the model is {config.order}: "
+                f"tokenize with --kind {config.order}."
             )
 
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str = "train") -> Batch:
@@ -284,12 +272,10 @@ class TokenizedBatches:
         )
 
     def _chosen(self, step: int, split: str) -> np.ndarray:
-        """Numbers of the global batch's samples: places step * batch_size and on of the shuffled epochs, one after another."""
+        """Numbers of the global batch's samples: entries step * batch_size .. of the shuffled epochs, joined."""
         count = self.count(split)
-        places = step * self.batch_size + np.arange(self.batch_size)
-        return np.array(
-            [self._splits[split][self._order(split, place // count)[place % count]] for place in places]
-        )
+        entries = step * self.batch_size + np.arange(self.batch_size)
+        return np.array([self._splits[split][self._order(split, at // count)[at % count]] for at in entries])
 
     def _permutation(self, split: str, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, split == "test", epoch]).permutation(self.count(split))
@@ -310,7 +296,7 @@ class TokenizedBatches:
         """A file of the folder, mapped into memory, once its hash is found right; that is looked at once."""
         file = self.folder / name
         try:
-            if name in self._sound or _sha256(file) == self.manifest["files"][name]["sha256"]:
+            if name in self._sound or file_hash(file) == self.manifest["files"][name]["sha256"]:
                 self._sound.add(name)
                 return safe_open(file, framework="pt")
         except (OSError, SafetensorError):
@@ -322,35 +308,27 @@ class TokenizedBatches:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder; CogVideoError where it is missing or damaged."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if manifest["version"] == 1 and manifest["samples"] and isinstance(manifest["files"], dict):
-            return manifest
-    except FileNotFoundError:
+    again = "delete it and run `cogvideo data tokenize` again"
+    manifest = read_json(folder / MANIFEST, advice=again, default={})
+    if not manifest:
+        raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.")
+    if (
+        manifest.get("version") != 1
+        or not isinstance(manifest.get("files"), dict)
+        or "samples" not in manifest
+    ):
+        raise CogVideoError(f"{folder / MANIFEST} is damaged: {again}.")
+    if not manifest["samples"]:
         raise CogVideoError(
-            f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CogVideoError(
-            f"{folder / MANIFEST} is damaged: delete it and run `cogvideo data tokenize` again."
-        ) from None
-    raise CogVideoError(
-        f"{folder} holds no training sequences: look at the data set with `cogvideo data inspect`."
-    )
+            f"{folder} holds no training sequences: look at the data with `cogvideo data inspect`."
+        )
+    return manifest
 
 
 def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
-    """Sample numbers of train and test. Groups come in the order of their hashes; the first ones are the test's."""
+    """Sample numbers of train and test. Groups are sorted by their hashes; the first ones are the test's."""
     groups = np.unique(group)
     test = np.isin(group, groups[: max(1, round(test_share * len(groups)))])
     if len(groups) == 1:
         return {"train": np.arange(len(group)), "test": np.arange(len(group))}
     return {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):  # a shard may be larger than memory
-            found.update(chunk)
-    return found.hexdigest()

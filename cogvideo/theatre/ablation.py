@@ -1,14 +1,14 @@
-"""The paper's ablations at the scale of the demo world: other ways to train and to sample, each by one function.
+"""The paper's ablations at the scale of the demo world: other ways to train and to sample.
 
-Paper section 5.3 and table 3: CogVideo against generation in one stage (the next frames after the last one or two), against a
-fixed frame rate, against an image model without the dual channel, and against training from nothing. All variants are shown
-as many clips in all, draw the first frame with the same image model, and make clips of the same length and frame rate. Where
-they inherit it, positions of later frames begin as copies of frame 0's: none is told its moment, as the recipe's stage 1 is
-(training.moments).
+Paper section 5.3 and table 3: CogVideo against generation in one stage (the next frames after the last one or
+two), against a fixed frame rate, against an image model without the dual channel, and against training from
+nothing. All variants train on as many clips in all, draw the first frame with the same image model, and make
+clips of the same length and frame rate. Where they inherit it, positions of later frames begin as copies of
+frame 0's: none is conditioned on its moment, as the recipe's stage 1 is (theatre/moments.py).
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,24 +33,21 @@ from cogvideo.theatre.batches import FIXED_SPAN, FRAMES, DigitsBatches
 from cogvideo.theatre.digits import World
 from cogvideo.theatre.inheritance import MUTED, frame_losses, image_model_of
 from cogvideo.theatre.recipe import share_frame_vectors
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import Job, fit
+from cogvideo.training.optimizer import OptimizerConfig
 
 SECONDS = FIXED_SPAN  # of every clip that is made; at the fixed rate five frames span just this
-REAL_SEED = (
-    1_000_000  # of the real clips that FVD compares with: other places and colours than those asked for
-)
+REAL_SEED = 1_000_000  # of the real clips that FVD compares with: other looks than those asked for
 AT_ONCE = 64  # prompts that are sampled together
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table. shown: what the first model trains on (training.data.clip_times)."""
+    """One line of the table."""
 
     title: str
-    shown: str = "sequential"
-    overlap: int = (
-        0  # frames of the clip so far that the next ones are made from; 0: key frames, then frames between
-    )
+    shown: str = "sequential"  # what the first model trains on (batches.clip_times)
+    overlap: int = 0  # frames so far that the next ones are made from; 0: key frames, then frames between
     start: str = "inherited"  # the image model, frozen; "one channel": the same, all of it trained; "nothing"
 
 
@@ -78,8 +75,8 @@ def start_model(
 ) -> tuple[CogVideoTransformer, list[nn.Parameter]]:
     """The model before training, and the weights that training moves.
 
-    "one channel": all frames attend to all frames through what was the image model's channel (here the temporal one,
-    begun as a full copy, with a gate that counts nothing else); text is read as before.
+    "one channel": all frames attend to all frames through what was the image model's channel (here the
+    temporal one, begun as a full copy, with a gate that mutes the other); text is read as before.
     """
     if variant.start == "nothing":
         model = CogVideoTransformer(config).initialize(seed)
@@ -109,10 +106,9 @@ def train_variant(
 ) -> tuple[Pipeline, dict[str, float]]:
     """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats a token) by stage.
 
-    Two stages get half of the steps each. base: a pipeline of the demo world, whose tokenizers and image model are taken.
-    muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are shown (None: endless).
-    Runs are kept under `folder` and go on where they were cut off. Raises CogVideoError for an unknown variant, fewer than
-    two steps, and a folder that holds runs of other settings.
+    Two stages get half of the steps each. base: a pipeline of the demo world, whose tokenizers and image
+    model are used. muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are
+    shown (None: endless). Runs are kept under `folder` and resumed.
     """
     variant = find_variant(name)
     if steps < 2:
@@ -128,45 +124,27 @@ def train_variant(
         config = image.config.video(order="interpolation" if stage == "stage2" else "sequential")
         model, trained = start_model(variant, image, config, seed)
         share_frame_vectors(model)
-        share = steps // len(stages)
+        own_steps = steps // len(stages)
         optimizer = OptimizerConfig(
-            steps=share, batch_size=batch_size, muon_lr=muon_lr, lr=lr, warmup=min(100, share // 10)
+            steps=own_steps, batch_size=batch_size, muon_lr=muon_lr, lr=lr, warmup=min(100, own_steps // 10)
         )
         batches = DigitsBatches(
             shown, batch_size, text=base.text, frames=base.frames, world=world, seed=seed, clips=clips
         )
         test = [batches(step, split="test") for step in range(4)]
-        fit(
-            model,
-            trained,
-            _loss(model, batches),
-            optimizer,
-            Path(folder) / stage,
-            settings={
-                "variant": name,
-                "seed": seed,
-                "clips": clips,
-                "model": to_dict(config),
-                "optimizer": to_dict(optimizer),
-            },
-            log_every=max(1, share // 12),  # enough points for a curve
-            label=f"{name}, {stage}",
-        )
+        settings = {"variant": name, "seed": seed, "clips": clips, "model": to_dict(config)}
+        job = Job(
+            model, trained, lambda step, model=model, batches=batches: model.loss(*batches(step).inputs),
+            optimizer, Path(folder) / stage, settings | {"optimizer": to_dict(optimizer)},
+            log_every=max(1, own_steps // 12), label=f"{name}, {stage}",
+        )  # fmt: skip
+        fit(job)
         models[stage] = model.eval()
         losses[stage] = float(frame_losses(model, test)[trained_frames(config)].mean())
     pipe = Pipeline(
-        text=base.text, frames=base.frames, superres=base.superres, sampling=base.sampling, stage1=models["stage1"],
-        stage2=models["stage2"],
-    )  # fmt: skip
+        text=base.text, frames=base.frames, superres=base.superres, sampling=base.sampling, **models
+    )
     return pipe, losses
-
-
-def _loss(model: CogVideoTransformer, batches: DigitsBatches) -> Callable[[int], torch.Tensor]:
-    def loss(step: int) -> torch.Tensor:
-        batch = batches(step)
-        return model.loss(batch.text_ids, batch.frames, batch.text_mask)
-
-    return loss
 
 
 def make_clips(
@@ -229,7 +207,8 @@ def questions(n: int, seed: int = 0) -> Questions:
 def score_clips(clips: np.ndarray, asked: Questions) -> dict[str, float]:
     """Shares (0..1) that are right, read from five moments of every clip: see alignment.score_key_frames.
 
-    "action" is asked only where a clip holds the whole of it; "part" (the share of the action that is shown) always.
+    "action" is asked only where a clip holds the whole of it; "part" (the share of the action that is shown)
+    always.
     """
     five = clips[:, np.linspace(0, clips.shape[1] - 1, FRAMES).round().astype(int)]
     found = score_key_frames(five, asked.clips, asked.spans)

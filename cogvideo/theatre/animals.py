@@ -1,6 +1,7 @@
-"""The twelve animals: head and body behind the table, and the arm in front of them; lengths in pixels of the 64 x 64 frame.
+"""The twelve animals: head and body behind the table, and the arm in front of them.
 
-Every head is centred at x = 16 and its mouth lies near (16, 31), so that all of them drink, eat and wear alike.
+Lengths are in pixels of the 64 x 64 frame. Every head is centred at x = 16 and has its mouth near (16, 31):
+all animals drink, eat and wear in the same way.
 """
 
 from collections.abc import Callable
@@ -61,8 +62,8 @@ def _whiskers(c: Canvas, y: float, color: Color) -> None:
 
 def _lion(c: Canvas) -> None:
     mane, face = (150, 78, 38), (250, 190, 66)
-    _both(c, 10, 12.5, 3.6, 3.6, mane)
-    for x, y in ((0, 11), (7.5, 13), (12, 19), (12.4, 26), (9, 32.5), (3.4, 36)):
+    _both(c, 9.6, 12.8, 3.6, 3.6, mane)
+    for x, y in ((0, 11), (7, 13), (11.2, 19), (11.4, 26), (8.6, 32), (3.4, 35.4)):
         _both(c, x, y, 4.3, 4.3, mane)
     c.ellipse(16, 24, 13, 12.5, mane)
     _both(c, 8.4, 15.4, 2.7, 2.7, face)
@@ -125,7 +126,8 @@ def _fox(c: Canvas) -> None:
     _ears(c, [(2.6, 15), (9.4, 3.6), (13, 18)], fur)
     _ears(c, [(7.1, 7.6), (9.4, 3.6), (10.5, 8)], tip)
     _ears(c, [(6, 14), (9, 8.6), (10.8, 15)], (255, 214, 170))
-    c.blob([(16, 12.4), (25, 15), (29.4, 24), (25, 31), (19, 35.6), (16, 36.6), (13, 35.6), (7, 31), (2.6, 24), (7, 15)], fur)
+    c.blob([(16, 12.4), (25, 15), (29.4, 24), (25, 31), (19, 35.6), (16, 36.6), (13, 35.6),
+        (7, 31), (2.6, 24), (7, 15)], fur)  # fmt: skip
     _mirror(c, [(0, 29), (6, 25.4), (13, 25), (9.6, 30.8), (3, 35.6), (0, 36.4)], WHITE)
     c.ellipse(16, 31, 2.2, 1.7, DARK)
     _smile(c, 33, 1.8)
@@ -200,7 +202,10 @@ def _mouse(c: Canvas) -> None:
     fur = (178, 172, 184)
     _both(c, 9.4, 11.6, 6.4, 6.4, fur)
     _both(c, 9.4, 11.6, 4, 4, PINK)
-    c.blob([(16, 14), (24, 16.4), (27, 23), (24, 30), (19, 35), (16, 36), (13, 35), (8, 30), (5, 23), (8, 16.4)], fur)
+    c.blob(
+        [(16, 14), (24, 16.4), (27, 23), (24, 30), (19, 35), (16, 36), (13, 35), (8, 30), (5, 23), (8, 16.4)],
+        fur,
+    )
     c.ellipse(16, 31.4, 4, 3.4, (226, 220, 226))
     c.circle(16, 29.4, 1.9, (232, 112, 128))
     _smile(c, 32.4, 1.6)
@@ -227,7 +232,8 @@ ANIMALS = {
 def paint_animal(c: Canvas, actor: str) -> None:
     """Body, head and face of an animal; its lower end hides behind the table."""
     animal = ANIMALS[actor]
-    c.blob([(16, 33), (21, 35), (24.4, 41), (26, 50), (26.4, 58), (26, 64), (6, 64), (5.6, 58), (6, 50), (7.6, 41), (11, 35)], animal.body)
+    c.blob([(16, 33), (21, 35), (24.4, 41), (26, 50), (26.4, 58), (26, 64), (6, 64),
+        (5.6, 58), (6, 50), (7.6, 41), (11, 35)], animal.body)  # fmt: skip
     c.ellipse(15, 52, 6, 9, animal.belly)
     animal.head(c)
 

@@ -17,23 +17,28 @@ from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 ENGLISH = 0.5  # part of the captions that are English; the others are Chinese
 CAPTION_DROPOUT = 0.05  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
-WHOLE, SHORTER = 0.45, 0.35  # of stage 1's clips: span the whole action, span less than it; the others have any span
-# The image model's pictures: first frames under the bare caption, any phase under any span and without a number (so that
-# stage 2 finds no state impossible); the rest are the four frames that stage 1 generates, with their number.
+# Of stage 1's clips: those that span the whole action, those that span less; the others have any span.
+WHOLE, SHORTER = 0.45, 0.35
+# Of the image model's pictures: first frames under the bare caption; any phase under any span and without a
+# number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
+# with a number.
 OPENING, ANY_PHASE = 0.15, 0.25
-UNSURE = 0.07  # octaves by which the given part is off, for stage 1 will not be exact; key frames are 0.4 apart
+UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exact; key frames are 0.4 apart
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PictureBatch(Batch):
-    """The image model's batch: numbers [B] among five key frames (0: no phase is given), octaves [B] log2(span / duration)."""
+    """The image model's batch.
 
-    numbers: Tensor = None  # type: ignore[assignment]
-    octaves: Tensor = None  # type: ignore[assignment]
+    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]: log2(span / duration).
+    """
+
+    numbers: Tensor
+    octaves: Tensor
 
 
 def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
-    """Spans [n] of stage 1's clips: WHOLE hold the whole action (the multi-frame-rate rule), SHORTER less, the others any."""
+    """Spans [n] of stage 1's clips: the multi-frame-rate rule for WHOLE of them, less for SHORTER, others any."""
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
     shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration)).astype(int)]
@@ -42,10 +47,10 @@ def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
-    """Timestamps [n,T] (seconds) that a stage is shown, and the span that its frame-rate text names (None: no such text).
+    """Timestamps [n,T] (s) of a stage's frames, and the span that its frame-rate text names (None: no text).
 
-    sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring frames as the
-    rounds of stage 2 meet them. superres: one frame at any time.
+    sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring
+    frames as the rounds of stage 2 meet them. superres: one frame at any time.
     """
     n, steps = len(clips), np.linspace(0, 1, FRAMES)
     if stage == "sequential":
@@ -55,7 +60,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being interpolated
         rounds = rng.integers(1, 5, n)  # spans whole/2, whole/4, ... down to half a second
         part = np.maximum(whole / 2.0**rounds, SPANS[0])
-        within = np.minimum(whole, clips.duration + part)  # where something happens, and a little of the rest after it
+        within = np.minimum(whole, clips.duration + part)  # the action, and a little of the rest after it
         start = part * np.floor(rng.random(n) * within / part)
         return start[:, None] + part[:, None] * steps, list(part)
     if stage == "superres":
@@ -79,7 +84,9 @@ class TheatreBatches:
     ):
         """clips: the train split is so many clips, drawn again and again; None: it is endless."""
         if clips is not None and clips < 1:
-            raise CogVideoError(f"A model cannot learn from {clips} clips: give 1 or more, or None for endless ones.")
+            raise CogVideoError(
+                f"A model cannot learn from {clips} clips: give 1 or more, or None for no limit."
+            )
         self.stage, self.batch_size, self.seed, self.text = stage, batch_size, seed, text
         self.scenes = scenes or SceneTokens(frames)
         self.split = "train" if stage in ("sequential", "interpolation") else "pictures"
@@ -108,7 +115,8 @@ class TheatreBatches:
         opening, given = kind < OPENING, kind >= OPENING + ANY_PHASE
         span = np.where(given, key_frame_spans(clips, rng), rng.choice(SPANS, n))
         number = np.where(given, rng.integers(1, FRAMES, n), 0)
-        times = np.where(given, span * number / (FRAMES - 1), clips.duration * rng.integers(0, LAST_STATE + 1, n) / LAST_STATE)
+        anywhere = clips.duration * rng.integers(0, LAST_STATE + 1, n) / LAST_STATE
+        times = np.where(given, span * number / (FRAMES - 1), anywhere)
         shown = states(clips, np.where(opening, 0.0, times)[:, None])
         spans = [None if bare else float(s) for bare, s in zip(opening, span, strict=True)]
         ids, mask = self._texts(clips, spans, rng, device)

@@ -1,5 +1,9 @@
-"""A small vector canvas: flat shapes in pixels of the 64 x 64 frame, drawn large and averaged to the 192 x 192 one."""
+"""A small vector canvas: flat shapes, drawn large and averaged down to the 192 x 192 frame.
 
+Lengths are in pixels of the 64 x 64 frame, angles in degrees clockwise.
+"""
+
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +26,13 @@ class Sprite(NamedTuple):
     top: int
 
     def paint_on(self, frame: np.ndarray, x: int = 0, y: int = 0) -> None:
-        """Paint onto a large frame uint8 [192, 192, 3] in place, moved by x, y; what lies outside is cut off."""
+        """Paint onto a frame uint8 [192, 192, 3] in place, moved by x, y; what lies outside is cut off."""
         left, top = self.left + x, self.top + y
         x0, y0 = max(0, left), max(0, top)
-        x1, y1 = min(frame.shape[1], left + self.color.shape[1]), min(frame.shape[0], top + self.color.shape[0])
+        x1, y1 = (
+            min(frame.shape[1], left + self.color.shape[1]),
+            min(frame.shape[0], top + self.color.shape[0]),
+        )
         if x0 >= x1 or y0 >= y1:
             return
         cut = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -34,10 +41,15 @@ class Sprite(NamedTuple):
 
 
 class Canvas:
-    """Shapes painted one over another; `degrees` turns all of them clockwise around `pivot`, then all move by `shift`."""
+    """Shapes painted one over another, turned by `degrees` around `pivot`, then moved by `shift`."""
 
     def __init__(
-        self, half: float | None = None, *, degrees: float = 0.0, pivot: Point = (0.0, 0.0), shift: Point = (0.0, 0.0)
+        self,
+        half: float | None = None,
+        *,
+        degrees: float = 0.0,
+        pivot: Point = (0.0, 0.0),
+        shift: Point = (0.0, 0.0),
     ):
         """half: the canvas spans -half..half around an object's centre; None: the whole frame, 0..64."""
         self.origin = 0.0 if half is None else half
@@ -57,7 +69,9 @@ class Canvas:
         """A filled ellipse, turned clockwise by `degrees` around its centre."""
         t, a = np.linspace(0, 2 * np.pi, 73)[:-1], np.deg2rad(degrees)
         u, v = rx * np.cos(t), ry * np.sin(t)
-        self.polygon(np.stack([x + u * np.cos(a) - v * np.sin(a), y + u * np.sin(a) + v * np.cos(a)], 1), color)
+        self.polygon(
+            np.stack([x + u * np.cos(a) - v * np.sin(a), y + u * np.sin(a) + v * np.cos(a)], 1), color
+        )
 
     def circle(self, x: float, y: float, r: float, color: Color) -> None:
         self.ellipse(x, y, r, r, color)
@@ -65,7 +79,7 @@ class Canvas:
     def line(self, points, width: float, color: Color) -> None:
         """A line through points [n, 2] with round ends and joints."""
         points = np.asarray(points, float)
-        for a, b in zip(points[:-1], points[1:], strict=True):
+        for a, b in pairwise(points):
             along = b - a
             across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-9) * width / 2
             self.polygon([a + across, b + across, b - across, a - across], color)

@@ -24,7 +24,10 @@ def words() -> list[str]:
     named = [chinese for _, chinese in (*ACTORS.values(), *OBJECTS.values())]
     counted = sorted({name[:MEASURED] for name in named if name[0] == "一"})
     nouns = [name[MEASURED:] if name[0] == "一" else name for name in named]
-    verbs, adverbs = [chinese for chinese, _ in ACTIONS.values()], [chinese for _, chinese in ADVERBS.values() if chinese]
+    verbs, adverbs = (
+        [chinese for chinese, _ in ACTIONS.values()],
+        [chinese for _, chinese in ADVERBS.values() if chinese],
+    )
     begin = [f"▁{word}" for word in (*counted, *nouns)]
     return list(dict.fromkeys([f"▁{word}" for word in english] + begin + counted + nouns + verbs + adverbs))
 

@@ -1,15 +1,17 @@
 """How the demo's image model is conditioned on the action's phase, and why a frozen base needs it.
 
-Stages 1 and 2 cannot change the image model that they inherit. Which phase of the action a key frame shows depends on the
-frame's number, on the span and on the adverb together: frame k of five that span S seconds of an action of D seconds shows
-the part k / 4 * S / D of it. A small image model that has to find this out from its text does not; it draws any phase, and
-a temporal channel above it would have to replace the whole picture. So the image model is given the part while it is
-trained, as a logarithm along one direction of its stream, in which the three factors add up. What depends on the frame's
-number is added to the frame's inputs, where stage 1 has its positions; what depends on span and duration joins the stream
-with the attention output of the first layer, which is where stage 1's temporal channel, which reads the two words, can add
-it. Stage 1 then has one number to say instead of a picture to paint.
+Stages 1 and 2 cannot change the image model that they inherit. Which phase of the action a key frame shows
+depends on the frame's number, on the span and on the adverb together: frame k of five that span S seconds of
+an action of D seconds shows the part k / 4 * S / D of it. A small image model that has to find this out from
+its text does not; it draws any phase, and a temporal channel above it would have to replace the whole
+picture. So the image model is given the part while it is trained, as a logarithm along one direction of its
+stream, in which the three factors add up. What depends on the frame's number is added to the frame's inputs,
+where stage 1 has its positions; what depends on span and duration joins the stream with the attention output
+of the first layer, which is where stage 1's temporal channel, which reads the two words, can add it. Stage 1
+then has one number to say instead of a picture to paint.
 
-Pictures without a number (frame 0) come from any phase: first frames, and the frames that stage 2 interpolates.
+Pictures without a number (frame 0) come from any phase: first frames, and the frames that stage 2
+interpolates.
 """
 
 import torch
@@ -17,12 +19,13 @@ from torch import Tensor, nn
 
 from cogvideo.model.initialization import EMBEDDING_SCALE
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.theatre.batches import PictureBatch
 
 LAST = 4  # number of a clip's last key frame
 
 
 class PhaseConditioning(nn.Module):
-    """Two vectors [2,D] of the stream: that a phase is given, and what two octaves of the action's part are."""
+    """Two vectors [2,D] of the stream: that a phase is given, and two octaves of the action's part."""
 
     def __init__(self, hidden_size: int, seed: int = 0):
         super().__init__()
@@ -30,7 +33,7 @@ class PhaseConditioning(nn.Module):
         self.vectors = nn.Parameter(2 * EMBEDDING_SCALE * torch.randn(2, hidden_size, generator=generator))
 
     def of_frames(self, numbers: Tensor) -> Tensor:
-        """Frame numbers [B] in 0..4 -> the vector added to the inputs of these frames [B,D]: nothing for frame 0."""
+        """Frame numbers [B] in 0..4 -> the vectors [B,D] added to these frames' inputs: 0 for frame 0."""
         octaves = torch.log2(numbers.clamp(min=1) / LAST)
         given = self.vectors[0] + (octaves[:, None] + 1) / 2 * self.vectors[1]
         return given * (numbers > 0)[:, None]
@@ -39,16 +42,9 @@ class PhaseConditioning(nn.Module):
         """log2(span / duration) [B] -> what joins the stream after the first layer's attention [B,D]."""
         return octaves[:, None] / 2 * self.vectors[1]
 
-    def loss(
-        self,
-        model: CogVideoTransformer,
-        text_ids: Tensor,
-        frames: Tensor,
-        text_mask: Tensor,
-        numbers: Tensor,
-        octaves: Tensor,
-    ) -> Tensor:
-        """Mean cross entropy (nats) of an image model on pictures [B,1,N] with frame `numbers` and `octaves` [B]."""
+    def loss(self, model: CogVideoTransformer, batch: PictureBatch) -> Tensor:
+        """Mean cross entropy (nats) of an image model on pictures [B,1,N] conditioned on their phase."""
+        numbers, octaves = batch.numbers, batch.octaves
         conditioning = self.of_frames(numbers)[:, None, None]
         added = (self.of_texts(octaves) * (numbers > 0)[:, None])[:, None, None]
 
@@ -56,7 +52,7 @@ class PhaseConditioning(nn.Module):
             return out + added if out.ndim == added.ndim else out  # the text's has fewer dimensions
 
         with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(add):
-            return model.frame_losses(text_ids, frames, text_mask, shift=conditioning).mean()
+            return model.frame_losses(*batch.inputs, shift=conditioning).mean()
 
     @torch.no_grad()
     def start_stage(self, model: CogVideoTransformer) -> None:

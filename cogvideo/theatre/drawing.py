@@ -1,10 +1,11 @@
-"""Pictures of the theatre: flat shapes in layers (background and animal, object, arm), each layer drawn once and kept.
+"""Pictures of the theatre: three layers (background and animal, object, arm), each drawn once and kept.
 
 A scene is painted at 192 x 192 and averaged down by 3 x 3 to 64 x 64; both sizes show the same scene.
 `python -m cogvideo.theatre.drawing OUT.png` writes a sheet of all actors, objects and actions.
 """
 
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -19,14 +20,15 @@ from cogvideo.theatre.canvas import ENLARGEMENT, FRAME_SIZE, Canvas, Sprite
 from cogvideo.theatre.motion import TABLE_Y, Look, arm_path, looks
 from cogvideo.theatre.props import object_sprite
 from cogvideo.theatre.scenes import (
-    ACTION_NAMES,
+    ACTIONS,
     ACTOR_NAMES,
     ACTORS,
     BACKGROUNDS,
-    OBJECTS,
+    OBJECT_NAMES,
     PAIRS,
     STATES,
     Clips,
+    sample_clips,
     states,
 )
 
@@ -46,10 +48,12 @@ TABLE, TABLE_TOP, TABLE_SHADOW = (164, 104, 62), (202, 142, 90), (176, 118, 72)
 HEAD_X, HAT_Y = 16, 8
 
 
-def draw(actor: str, action: str, thing: str, state: int, background: str, size: int = FRAME_SIZE) -> np.ndarray:
+def draw(
+    actor: str, action: str, thing: str, state: int, background: str, size: int = FRAME_SIZE
+) -> np.ndarray:
     """The picture uint8 [size, size, 3] of one scene, given by English names; size 64 or 192.
 
-    Raises: CogVideoError when a name, a pair of action and object, the state or the size is not of the theatre.
+    Raises: CogVideoError when the theatre has no such name, pair of action and object, state or size.
     """
     if actor not in ACTORS or background not in BACKGROUNDS or (action, thing) not in PAIRS:
         raise CogVideoError(
@@ -58,7 +62,6 @@ def draw(actor: str, action: str, thing: str, state: int, background: str, size:
         )
     if not 0 <= state < STATES:
         raise CogVideoError(f"State {state} does not exist: choose 0 to {STATES - 1}.")
-    _check_size(size)
     return _picture(size)(actor, background, looks(action, thing)[state]).copy()
 
 
@@ -67,7 +70,6 @@ def render(clips: Clips, times: np.ndarray, size: int = FRAME_SIZE) -> Tensor:
 
     Raises: CogVideoError when the size is neither.
     """
-    _check_size(size)
     shown, picture = states(clips, times), _picture(size)
     frames = np.empty((*shown.shape, size, size, 3), np.uint8)
     for i, row in enumerate(shown):
@@ -80,25 +82,24 @@ def render(clips: Clips, times: np.ndarray, size: int = FRAME_SIZE) -> Tensor:
 
 def random_frames(seed: int, n: int, size: int = FRAME_SIZE, *, split: str = "train") -> Tensor:
     """n single frames, each in a random state of its own clip -> float [n, 3, size, size] in 0..1."""
-    from cogvideo.theatre.scenes import sample_clips
-
     rng = np.random.default_rng(seed)
     clips = sample_clips(n, rng, split=split)
-    return render(clips, rng.integers(STATES, size=(n, 1)) / (STATES - 1) * clips.duration[:, None], size)[:, 0]
+    return render(clips, rng.integers(STATES, size=(n, 1)) / (STATES - 1) * clips.duration[:, None], size)[
+        :, 0
+    ]
 
 
-def _check_size(size: int) -> None:
+def _picture(size: int) -> Callable[[str, str, Look], np.ndarray]:
     if size not in SIZES:
-        raise CogVideoError(f"The theatre is drawn at 64 or 192 pixels, not {size}.")
-
-
-def _picture(size: int):
+        raise CogVideoError(f"The theatre is drawn at 64 or 192 pixels, not {size}: choose one of these.")
     return _small if size == FRAME_SIZE else _large
 
 
 @lru_cache(maxsize=10_000)  # 12 KB each, 123 MB at most
 def _small(actor: str, background: str, look: Look) -> np.ndarray:
-    total = reduce(_large(actor, background, look).astype(np.uint16), "(h a) (w b) c -> h w c", "sum", a=3, b=3)
+    total = reduce(
+        _large(actor, background, look).astype(np.uint16), "(h a) (w b) c -> h w c", "sum", a=3, b=3
+    )
     return ((total + ENLARGEMENT**2 // 2) // ENLARGEMENT**2).astype(np.uint8)
 
 
@@ -132,7 +133,9 @@ def _stage(actor: str, background: str) -> np.ndarray:
     paint_animal(canvas, actor)
     canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, 64), (0, 64)], TABLE)
     canvas.polygon([(0, TABLE_EDGE), (64, TABLE_EDGE), (64, TABLE_EDGE + 2), (0, TABLE_EDGE + 2)], TABLE_TOP)
-    canvas.polygon([(8, TABLE_EDGE), (24, TABLE_EDGE), (23, TABLE_EDGE + 1), (9, TABLE_EDGE + 1)], TABLE_SHADOW)
+    canvas.polygon(
+        [(8, TABLE_EDGE), (24, TABLE_EDGE), (23, TABLE_EDGE + 1), (9, TABLE_EDGE + 1)], TABLE_SHADOW
+    )
     canvas.sprite().paint_on(frame)
     return frame
 
@@ -156,27 +159,24 @@ def _arm(actor: str, pose: int | str) -> Sprite:
     return canvas.sprite()
 
 
-def contact_sheet(size: int = FRAME_SIZE, enlarge: int = 1) -> Image.Image:
-    """All actors, all objects, then one row for every action with 9 of its 17 states."""
-    columns, backgrounds = 9, list(BACKGROUNDS)
-    rows = [
-        [draw(actor, "rings", "bell", 0, backgrounds[i % 4], size) for i, actor in enumerate(ACTORS)],
-        [
-            draw(ACTOR_NAMES[i % 12], next(a for a, o in PAIRS if o == thing and a != "takes off"), thing, 3, "sky", size)
-            for i, thing in enumerate(OBJECTS)
-        ],
-    ]
-    tiles = rows[0] + rows[1]
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    for i, action in enumerate(ACTION_NAMES):
-        pairs = [pair for pair in PAIRS if pair[0] == action]
-        action, thing = pairs[i % len(pairs)]
-        tiles += [draw(ACTOR_NAMES[(i * 5) % 12], action, thing, s, backgrounds[i % 4], size) for s in range(0, STATES, 2)]
-    sheet = rearrange(np.stack(tiles), "(r c) h w k -> (r h) (c w) k", c=columns)
-    return Image.fromarray(sheet).resize((sheet.shape[1] * enlarge, sheet.shape[0] * enlarge), Image.Resampling.NEAREST)
+def contact_sheet(size: int = FRAME_SIZE, columns: int = 9) -> np.ndarray:
+    """All actors and objects, then one row an action with 9 of its 17 states: uint8 [height, width, 3]."""
+    walls = [BACKGROUNDS[i % len(BACKGROUNDS)] for i in range(len(OBJECT_NAMES))]
+    tiles = [draw(actor, "rings", "bell", 0, walls[i], size) for i, actor in enumerate(ACTORS)]
+    for i, thing in enumerate(OBJECT_NAMES[:-1]):  # the last, the bell, stands before every actor
+        action = next(action for action, known in PAIRS if known == thing)
+        tiles.append(draw(ACTOR_NAMES[i % len(ACTORS)], action, thing, 0, walls[i], size))
+    for i, (action, (_, things)) in enumerate(ACTIONS.items()):
+        actor, thing = ACTOR_NAMES[i * 5 % len(ACTORS)], things[i % len(things)]
+        tiles += [draw(actor, action, thing, state, walls[i], size) for state in range(0, STATES, 2)]
+    return rearrange(np.stack(tiles), "(r c) h w k -> (r h) (c w) k", c=columns)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("Say where the sheet goes: python -m cogvideo.theatre.drawing OUT.png")
+    Image.fromarray(contact_sheet(LARGE_SIZE)).save(sys.argv[1])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("Say where the sheet goes: python -m cogvideo.theatre.drawing OUT.png")
-    contact_sheet(LARGE_SIZE).save(sys.argv[1])
+    main()

@@ -1,7 +1,7 @@
 """Training of the demo's frame tokenizer: the codebook by weighted k-means, then the decoder by gradients.
 
-A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that was stopped
-resumes bit for bit from its checkpoint.
+A run is a function of its seed and the step alone: what a step sees is drawn from (seed, step), so a run that
+was stopped resumes bit for bit from its checkpoint.
 """
 
 import math
@@ -19,9 +19,12 @@ from cogvideo.theatre.scene_tokens import ScenePatches
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
 from cogvideo.training.checkpoints import read_checkpoint, save_atomic
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import Job, fit
+from cogvideo.training.optimizer import OptimizerConfig
 
-SMALL_WEIGHT = 4.0  # of a patch of small frames beside one of large frames: the transformer draws the small ones
+SMALL_WEIGHT = (
+    4.0  # of a patch of small frames beside one of large frames: the transformer draws the small ones
+)
 BEGIN = 256  # codes at the beginning; the codebook grows where it is worst
 GROWTHS, SETTLING = 10, 8  # rounds in which codes are added, rounds of plain k-means after them
 CROP = 40  # pixels of a crop's side in the decoder's batches
@@ -29,7 +32,7 @@ L1 = 0.1  # weight of absolute beside squared error: keeps edges sharp
 
 
 def train_codebook(patches: Tensor, weights: Tensor, *, codes: int, seed: int) -> Tensor:
-    """Codebook [codes,C] for patches [M,C] that count `weights` [M]: k-means that grows where its error is largest."""
+    """Codebook [codes,C] of patches [M,C] with weights [M]: k-means that grows where its error is largest."""
     generator = torch.Generator().manual_seed(seed)
 
     def some(chances: Tensor, n: int) -> Tensor:
@@ -73,20 +76,26 @@ def train_frame_tokenizer(
     settings = {"codes": codes, "seed": seed, "small_weight": SMALL_WEIGHT}
     path = run_dir / "codebook.pt"
     if not path.exists():
-        save_atomic({"codebook": train_codebook(*_weighted_patches(), codes=codes, seed=seed), "settings": settings}, path)
+        codebook = train_codebook(*_weighted_patches(), codes=codes, seed=seed)
+        save_atomic({"codebook": codebook, "settings": settings}, path)
     model.codebook.copy_(read_checkpoint(path, settings)["codebook"])
-    pool = cache(lambda: [random_frames(seed, n, size, split="pictures") for n, size in zip(pool_frames, (FRAME_SIZE, LARGE_SIZE), strict=True)])
+    sizes = zip(pool_frames, (FRAME_SIZE, LARGE_SIZE), strict=True)
+    pool = cache(lambda: [random_frames(seed, n, size, split="pictures") for n, size in sizes])
 
     def loss(step: int) -> Tensor:
         frames = _crops(pool(), seed * 1_000_003 + step, decoder.batch_size)
         error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
         return (error.square() + L1 * error.abs()).mean()
 
-    fit(
-        model, model.mend.parameters(), loss, decoder, run_dir, label="frame decoder",
-        settings={"codebook": settings, "widths": list(widths), "pool": list(pool_frames), "decoder": to_dict(decoder)},
-        checkpoint_seconds=checkpoint_seconds,
-    )  # fmt: skip
+    what = {
+        "codebook": settings,
+        "widths": list(widths),
+        "pool": list(pool_frames),
+        "decoder": to_dict(decoder),
+    }
+    job = Job(model, model.mend.parameters(), loss, decoder, run_dir, what, label="frame decoder")
+    job.checkpoint_seconds = checkpoint_seconds
+    fit(job)
     return FrameTokenizer(model).eval()
 
 
@@ -112,7 +121,7 @@ def _crops(pool: list[Tensor], seed: int, n: int) -> Tensor:
 
 
 def codebook_report(tokenizer: FrameTokenizer, frames: Tensor) -> dict[str, float]:
-    """How the codebook is used and how well frames [B,3,H,W] are kept (PSNR in dB, before and after the decoder)."""
+    """How the codebook is used, and PSNR (dB) of frames [B,3,H,W] before and after the decoder."""
     ids = torch.cat([tokenizer.encode(chunk) for chunk in frames.split(64)])
     rebuilt = torch.cat([tokenizer.decode(chunk) for chunk in ids.split(64)]).clamp(0, 1)
     share = torch.bincount(ids.flatten(), minlength=tokenizer.num_codes) / ids.numel()

@@ -1,7 +1,7 @@
 """Where arm and object are in each of the 17 states of every action.
 
-Lengths are in pixels of the 64 x 64 frame, mostly multiples of 4, so that tokens of 8 x 8 pixels repeat. The actions
-share one path of the arm: rest, along the table, up, and then to the mouth or to the head.
+Lengths are in pixels of the 64 x 64 frame, mostly multiples of 4, so that tokens of 8 x 8 pixels repeat. All
+actions share one path of the arm: along the table, up, and then to the mouth or to the head.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ HAND_Y = 52
 REACH = 8  # a paw beside a toy is this far left of the toy's centre
 
 SHOULDER = (20, 43)
-# Corners of the arm's path from the elbow on the table to the hand. Its parts run along columns and rows of tokens.
+# Corners of the arm's path from the elbow on the table to the hand; it runs along columns and rows of tokens.
 RAISED = {
     "lift": ((44, HAND_Y), (44, 44)),
     "carry": ((36, HAND_Y), (36, 38)),
@@ -35,10 +35,10 @@ def arm_path(pose: int | str) -> tuple[tuple[float, float], ...]:
 
 
 class Look(NamedTuple):
-    """What of a scene moves: the arm's pose (x of a hand on the table, or a name of RAISED), the object's drawing and place."""
+    """What of a scene moves."""
 
-    arm: int | str
-    drawing: str | None  # None when nothing remains
+    arm: int | str  # x of a hand that lies on the table, or a name of RAISED
+    drawing: str | None  # of the object, as props.object_sprite names it; None when nothing remains
     place: tuple[int, int] | str  # centre of the object; "worn" where the actor wears it
 
 
@@ -54,13 +54,19 @@ def looks(action: str, thing: str) -> tuple[Look, ...]:
     if action == "pulls near":
         return looks("pushes away", thing)[::-1]
     makers = {"drinks": _drinks, "eats": _eats, "throws": _throws, "puts on": _puts_on, "rings": _rings}
-    result = tuple(Look(*look) for look in (_pushes(thing) if action == "pushes away" else makers[action](thing)))
+    result = tuple(
+        Look(*look) for look in (_pushes(thing) if action == "pushes away" else makers[action](thing))
+    )
     assert len(result) == LAST_STATE + 1
     return result
 
 
 def _take(thing: str) -> list:
     return [(arm, thing, TABLE) for arm in (REST, 36, GRIP)]
+
+
+def _slow_take(thing: str) -> list:
+    return [(arm, thing, TABLE) for arm in (REST, 28, 36, GRIP)]
 
 
 def _drinks(thing: str) -> list:
@@ -76,11 +82,13 @@ def _eats(thing: str) -> list:
     lift = [("lift", whole, LIFT), ("carry", whole, CARRY), ("mouth", whole, MOUTH)]
     first = [("mouth", one, MOUTH), ("carry", one, CARRY), ("mouth", one, MOUTH)]
     second = [("mouth", two, MOUTH), ("carry", two, CARRY), ("mouth", two, MOUTH)]
-    return _slow_take(whole) + lift + first + second + [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
-
-
-def _slow_take(thing: str) -> list:
-    return [(arm, thing, TABLE) for arm in (REST, 28, 36, GRIP)]
+    return (
+        _slow_take(whole)
+        + lift
+        + first
+        + second
+        + [(arm, None, MOUTH) for arm in ("mouth", "carry", 36, REST)]
+    )
 
 
 def _throws(thing: str) -> list:

@@ -1,6 +1,6 @@
-"""The sixteen objects and their stages (levels, bites, tilts); lengths in pixels of the 64 x 64 frame, centre at 0, 0.
+"""The sixteen objects and their stages: levels of a drink, bites, the swing of a bell.
 
-An object stands on y = 8, the table's edge when its centre is at 48.
+Lengths are in pixels of the 64 x 64 frame. An object fills a box of 16 x 16 around (0, 0): two by two tokens.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,17 @@ from cogvideo.theatre.canvas import Canvas, Sprite
 
 HALF = 14  # half a canvas: straws, brims and tilted things stick out of the box of 16
 WHITE, DARK = (255, 252, 245), (52, 40, 42)
-GLASS, RIM = (196, 224, 238), (148, 190, 214)
+GLASS, RIM = (156, 200, 226), (98, 152, 192)
 RED, YELLOW, BLUE, GREEN = (222, 56, 48), (250, 200, 46), (52, 104, 196), (66, 150, 84)
 GOLD, AMBER, BROWN = (250, 190, 40), (206, 138, 24), (120, 72, 44)
-TILT = {4: -36.0, 3: -36.0, 2: -62.0, 1: -62.0, 0: -62.0}  # degrees at which so many quarters are left
-SWING = {"left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
+TILT = -50.0  # degrees of a glass that is drunk from; one angle, so that only the level changes
+# Half width at the top and at the bottom, top, bottom, what is in it, thickness of the wall.
+VESSELS = {
+    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
+    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
+    "juice": (4.2, 3.7, -4.6, 7.8, (250, 148, 30), 1.0),
+}
+SWING = {"": 0.0, "left 1": 16.0, "left 2": 34.0, "right 1": -16.0, "right 2": -34.0}
 
 
 def object_sprite(drawing: str) -> Sprite:
@@ -35,18 +41,10 @@ def object_sprite(drawing: str) -> Sprite:
     return canvas.sprite()
 
 
-# milk and juice glasses, and a cup: half width at top and bottom, top, bottom, inner margin
-VESSELS = {
-    "milk": (5.2, 4.2, -5.4, 7.8, WHITE, 1.1),
-    "tea": (5.6, 4.4, -3, 7.8, (158, 84, 36), 1.4),
-    "juice": (4.2, 3.7, -4.6, 7.8, (250, 148, 30), 1.0),
-}
-
-
 def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
     """A glass or cup filled to so many quarters; tilted, it pours to the left and its level stays flat."""
     wide, narrow, top, bottom, liquid, wall = VESSELS[thing]
-    degrees = TILT[quarters] if tilted else 0.0
+    degrees = TILT if tilted else 0.0
     middle = (top + bottom) / 2
     canvas = Canvas(HALF, degrees=degrees, pivot=(0, middle), shift=(0, -middle if tilted else 0))
     outside, inside = (WHITE, (226, 214, 204)) if thing == "tea" else (RIM, GLASS)
@@ -56,7 +54,12 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
     if thing == "juice":
         canvas.line([(0, 4), (2, -6.6), (4.2, -6.8)], 1.4, RED)
     canvas.polygon([(-wide, top), (wide, top), (narrow, bottom), (-narrow, bottom)], outside)
-    hollow = [(-wide + wall, top), (wide - wall, top), (narrow - wall, bottom - wall), (-narrow + wall, bottom - wall)]
+    hollow = [
+        (-wide + wall, top),
+        (wide - wall, top),
+        (narrow - wall, bottom - wall),
+        (-narrow + wall, bottom - wall),
+    ]
     canvas.polygon(hollow, inside)
     if quarters:
         part = _below_level(np.array(hollow), quarters / 4 * 0.86, degrees)
@@ -65,21 +68,21 @@ def _vessel(thing: str, quarters: int, tilted: bool) -> Sprite:
 
 
 def _below_level(outline: np.ndarray, share: float, degrees: float) -> np.ndarray:
-    """The part [m, 2] of a convex outline [n, 2] under a level surface that holds `share` of its area, once turned."""
+    """The lower part [m, 2] of a convex outline [n, 2] that holds `share` of its area when turned."""
     angle = np.deg2rad(degrees)
     down = np.array([np.sin(angle), np.cos(angle)])  # of the turned vessel, in its own coordinates
     low, high = (outline @ down).min(), (outline @ down).max()
     for _ in range(30):
         level = (low + high) / 2
-        part = _clip(outline, down, level)
-        if _area(part) > share * _area(outline):
+        if _area(_clip(outline, down, level)) > share * _area(outline):
             low = level
         else:
             high = level
-    return part
+    return _clip(outline, down, low)
 
 
 def _clip(outline: np.ndarray, down: np.ndarray, level: float) -> np.ndarray:
+    """The part [m, 2] of a convex outline [n, 2] that lies at or below `level` along `down` [2]."""
     points = []
     for a, b in zip(outline, np.roll(outline, -1, 0), strict=True):
         da, db = a @ down - level, b @ down - level
@@ -91,6 +94,7 @@ def _clip(outline: np.ndarray, down: np.ndarray, level: float) -> np.ndarray:
 
 
 def _area(points: np.ndarray) -> float:
+    """Area inside an outline [n, 2]."""
     if len(points) < 3:
         return 0.0
     x, y = points.T
@@ -98,22 +102,24 @@ def _area(points: np.ndarray) -> float:
 
 
 def _bite(canvas: Canvas, bites: int) -> None:
-    """Bite from the left: one third is gone after one, two thirds after two."""
+    """Bite from the left, with the marks of teeth: one third is gone after one bite, two thirds after two."""
     if bites:
-        edge = -3.0 if bites == 1 else 2.2
-        canvas.erase([(-14, -14), (edge - 2, -14), (edge - 1, -7), (edge + 1.6, -4.4), (edge - 0.6, -1.6)]
-                     + [(edge + 1.6, 1.6), (edge - 0.6, 4.4), (edge + 1, 8), (edge - 2, 13), (-14, 13)])  # fmt: skip
+        edge = -2.6 if bites == 1 else 2.4
+        marks = ((-2, -14), (-1, -7), (1.6, -4.4), (-0.6, -1.6), (1.6, 1.6), (-0.6, 4.4), (1, 8), (-2, 13))
+        canvas.erase([(-14, -14), *((edge + x, y) for x, y in marks), (-14, 13)])
 
 
 def _apple(c: Canvas) -> None:
-    c.blob([(0, -4.8), (4.6, -6), (7.3, -1.6), (5.5, 4.8), (2.4, 7.5), (0, 7), (-2.4, 7.5), (-5.5, 4.8), (-7.3, -1.6), (-4.6, -6)], RED)
+    c.blob([(0, -4.8), (4.6, -6), (7.3, -1.6), (5.5, 4.8), (2.4, 7.5), (0, 7), (-2.4, 7.5),
+        (-5.5, 4.8), (-7.3, -1.6), (-4.6, -6)], RED)  # fmt: skip
     c.curve([(0, -4.4), (0.4, -6), (1.2, -7)], 1.3, BROWN)
     c.ellipse(3.6, -6.2, 2.5, 1.3, GREEN, -16)
     c.ellipse(-4, -2, 1.2, 2, (246, 132, 116), 18)
 
 
 def _banana(c: Canvas) -> None:
-    c.blob([(-7, -1.6), (-4, 2), (0, 3), (4, 1), (5.6, -5), (7, -5), (7.4, 1), (3.8, 6.8), (-2, 7.8), (-6.4, 4.4), (-7.8, -0.6)], YELLOW)
+    c.blob([(-7, -1.6), (-4, 2), (0, 3), (4, 1), (5.6, -5), (7, -5), (7.4, 1), (3.8, 6.8),
+        (-2, 7.8), (-6.4, 4.4), (-7.8, -0.6)], YELLOW)  # fmt: skip
     c.curve([(-5.6, 3.4), (-1, 5.6), (3.4, 4), (6.4, -1)], 0.8, (226, 164, 24))
     c.line([(6.3, -4.8), (6.6, -7)], 1.6, BROWN)
     c.circle(-7, -1, 0.9, BROWN)
@@ -131,7 +137,8 @@ def _cake(c: Canvas) -> None:
 def _ball(c: Canvas) -> None:
     c.circle(0, 0.4, 7.3, BLUE)
     c.blob([(-1.6, -6.6), (1.6, -6.6), (3.2, 0.4), (1.6, 7.4), (-1.6, 7.4), (-3.2, 0.4)], WHITE)
-    c.blob([(-7, -1.2), (-3, -1.2), (3, -1.2), (7, -1.2), (7.1, 0.4), (7, 2), (3, 2), (-3, 2), (-7, 2), (-7.1, 0.4)], WHITE)
+    c.blob([(-7, -1.2), (-3, -1.2), (3, -1.2), (7, -1.2), (7.1, 0.4), (7, 2), (3, 2), (-3, 2),
+        (-7, 2), (-7.1, 0.4)], WHITE)  # fmt: skip
     c.circle(0, 0.4, 2, RED)
 
 
@@ -176,8 +183,10 @@ def _crown(c: Canvas) -> None:
 def _glasses(c: Canvas) -> None:
     frame, lens = (38, 34, 44), (84, 66, 120)
     for side in (-1, 1):
-        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.7 * side, 2.8), (7.4 * side, 6.4), (4.8 * side, 8), (1.8 * side, 6.6)], frame)
-        c.blob([(2.1 * side, 4), (4.6 * side, 3.5), (6.6 * side, 4), (6.2 * side, 5.8), (4.8 * side, 6.6), (2.8 * side, 5.8)], lens)
+        c.blob([(0.8 * side, 2.6), (4.6 * side, 2.1), (7.7 * side, 2.8), (7.4 * side, 6.4),
+            (4.8 * side, 8), (1.8 * side, 6.6)], frame)  # fmt: skip
+        c.blob([(2.1 * side, 4), (4.6 * side, 3.5), (6.6 * side, 4), (6.2 * side, 5.8),
+            (4.8 * side, 6.6), (2.8 * side, 5.8)], lens)  # fmt: skip
     c.box(-3, 2.8, 3, 4.4, 0.6, frame)
 
 
@@ -215,8 +224,8 @@ def _boat(c: Canvas) -> None:
 
 
 def _bell(stage: str) -> Sprite:
-    """A hand bell; it swings around its handle, the clapper lags behind, and it sounds where it turns back."""
-    degrees = SWING.get(stage, 0.0)
+    """A hand bell; it swings around its handle, and the clapper lags behind."""
+    degrees = SWING[stage]
     c = Canvas(HALF, degrees=degrees, pivot=(0, -8))
     lag = np.sign(degrees) * 2.2
     c.circle(lag, 6.3, 1.5, AMBER)

@@ -1,11 +1,12 @@
-"""The whole recipe of a set of weights, from a YAML file: tokenizers, image model, stages 1 and 2, super-resolution."""
+"""The recipe of the demo weights: tokenizers, image model, stages 1 and 2, super-resolution."""
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import reduce, repeat
@@ -18,19 +19,19 @@ from cogvideo.checkpoints.native import (
     save_model,
     write_weights,
 )
-from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
-from cogvideo.data.tokenized import Batch
+from cogvideo.config import ModelConfig, Order, SamplingConfig, from_dict, load_yaml, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_json
+from cogvideo.io import make_writable, write_json, write_whole
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
-from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, PictureBatch, TheatreBatches
+from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, TheatreBatches
 from cogvideo.theatre.conditioning import PhaseConditioning
 from cogvideo.theatre.drawing import random_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
-from cogvideo.training.checkpoints import fingerprint
-from cogvideo.training.loop import OptimizerConfig, fit, read_checkpoint, use_threads
+from cogvideo.training.checkpoints import fingerprint, read_checkpoint
+from cogvideo.training.loop import Job, fit, use_threads
+from cogvideo.training.optimizer import OptimizerConfig
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
 PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
@@ -40,7 +41,10 @@ PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
 class FramesConfig:
     codes: int
     decoder: OptimizerConfig
-    pool_frames: tuple[int, ...] = (4000, 1000)  # small and large frames that are drawn once
+    pool_frames: tuple[int, ...] = (
+        4000,
+        1000,
+    )  # small and large frames that the decoder's crops are cut from
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,12 @@ class RecipeConfig:
 
 
 def train(path: str | Path, overrides: list[str] | None = None) -> None:
-    """Run the parts of a recipe in order; parts that are finished are skipped, a part that was cut off goes on.
+    """Run the parts of a recipe in order; finished parts are skipped, a part that was cut off is resumed.
 
-    overrides are "key=value" or "part.key=value". Raises CogVideoError for settings that cannot be used, and when a part
-    needs another one that has not run.
+    overrides are "key=value" or "part.key=value".
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise CogVideoError("A recipe runs in one process: leave torchrun away.")
     config = from_dict(RecipeConfig, load_yaml(path, overrides or []), str(path))
     use_threads(config.threads)
     recipe = Recipe(config)
@@ -95,7 +100,7 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
 
 
 class Recipe:
-    """One method a part; each leaves its result in a folder under run_dir and is skipped once that is there."""
+    """One method a part; each leaves its result under run_dir and is skipped once that is there."""
 
     def __init__(self, config: RecipeConfig):
         self.config, self.run_dir = config, Path(config.run_dir)
@@ -109,9 +114,7 @@ class Recipe:
 
         path = self.run_dir / "text.model"
         if not path.exists():
-            part = path.with_suffix(".part")
-            part.write_bytes(train_demo_text_model())
-            part.replace(path)
+            write_whole(path, train_demo_text_model())
 
     def frames(self) -> None:
         from cogvideo.theatre.frame_tokenizer import codebook_report, train_frame_tokenizer
@@ -126,16 +129,12 @@ class Recipe:
             run_dir=self.run_dir / "frames",
         )
         if not path.exists():
-            part = path.with_suffix(".part")
-            tokenizer.save(part, dtype=torch.float16)
-            part.replace(path)
+            tokenizer.save(path, dtype=torch.float16)
             for size in (64, 192):
                 held_out = random_frames(10**6, 128, size, split="pictures")
                 report = codebook_report(FrameTokenizer.load(path), held_out)
-                print(
-                    f"frame tokenizer, {size} px:",
-                    ", ".join(f"{key} {value:.4g}" for key, value in report.items()),
-                )
+                values = ", ".join(f"{key} {value:.4g}" for key, value in report.items())
+                print(f"frame tokenizer, {size} px: {values}")
 
     def image(self) -> None:
         _, frames = self._tokenizers()
@@ -143,19 +142,13 @@ class Recipe:
         phase = PhaseConditioning(model.config.hidden_size, self.config.seed)
         both = nn.ModuleDict({"image": model, "phase": phase})
 
-        def loss(batch: Batch) -> Tensor:
-            assert isinstance(batch, PictureBatch)
-            return phase.loss(
-                model, batch.text_ids, batch.frames, batch.text_mask, batch.numbers, batch.octaves
-            )
-
         def save(folder: Path) -> None:
             (folder / "phase").mkdir(exist_ok=True)
             write_weights(folder / "phase", phase.state_dict())
             save_model(model, folder)
 
         own = {"model": to_dict(model.config), "shown": [OPENING, ANY_PHASE, WHOLE, SHORTER, UNSURE]}
-        self._fit("image", both, list(both.parameters()), loss, save, own)
+        self._fit("image", both, both.parameters(), lambda batch: phase.loss(model, batch), save, own)
 
     def stage1(self) -> None:
         self._video_stage("stage1", "sequential")
@@ -164,7 +157,7 @@ class Recipe:
         """Inherits the image model as stage 1 does, so that both may be trained side by side."""
         self._video_stage("stage2", "interpolation")
 
-    def _video_stage(self, part: str, order: str) -> None:
+    def _video_stage(self, part: str, order: Order) -> None:
         image = load_model(self._need("image"))
         model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
         if order == "sequential":
@@ -173,45 +166,32 @@ class Recipe:
             phase.start_stage(model)
         share_frame_vectors(model)
 
-        def loss(batch: Batch) -> Tensor:
-            return model.loss(batch.text_ids, batch.frames, batch.text_mask)
-
-        trained = list(model.temporal_parameters().values())
         # Another image model makes another stage.
         own = {"model": to_dict(model.config), "start": fingerprint(model)}
-        self._fit(part, model, trained, loss, partial(save_model, model), own, stage=order)
+        trained, save = model.temporal_parameters().values(), partial(save_model, model)
+        self._fit(part, model, trained, lambda batch: model.loss(*batch.inputs), save, own, stage=order)
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
         c = self.config.model
         geometry = SuperResolutionConfig(
-            num_layers=c.num_layers,
-            hidden_size=c.hidden_size,
-            num_heads=c.num_heads,
-            vocab_size=text.vocab_size,
-            image_tokens=frames.num_codes,
-            begin_of_image=text.begin_of_image,
-            low_height=FRAME_SIDE,
-            low_width=FRAME_SIDE,
-            text_slots=c.text_length,
-            low_position=c.text_length,
-            base_positions=c.text_length + FRAME_SIDE**2,
-        )
+            low_height=FRAME_SIDE, low_width=FRAME_SIDE, text_slots=c.text_length, low_position=c.text_length,
+            **self._sizes(text, frames),
+        )  # fmt: skip
         model = DirectSuperResolution.from_config(geometry, self.config.seed, frames.codebook)
 
-        def loss(batch: Batch) -> Tensor:
-            assert batch.high_res is not None
+        def loss(batch) -> Tensor:
             return model.loss(batch.text_ids, batch.frames[:, 0], batch.high_res, text_mask=batch.text_mask)
 
         own = {"model": to_dict(geometry)}
-        self._fit("superres", model, list(model.parameters()), loss, model.save_pretrained, own)
+        self._fit("superres", model, model.parameters(), loss, model.save_pretrained, own)
 
     def assemble(self) -> None:
         """Put the finished parts into one pipeline folder, in half precision."""
         output = Path(self.config.output)
         (output / "tokenizers").mkdir(parents=True, exist_ok=True)
-        for source, target in (("text.model", "text.model"), ("frames.safetensors", "frames.safetensors")):
-            shutil.copyfile(self._need(source), output / "tokenizers" / target)
+        for name in ("text.model", "frames.safetensors"):
+            shutil.copyfile(self._need(name), output / "tokenizers" / name)
         for stage in ("stage1", "stage2"):
             save_model(load_model(self._need(stage)), output / stage, dtype=torch.float16)
         superres = DirectSuperResolution.from_pretrained(self._need("superres"))
@@ -222,27 +202,29 @@ class Recipe:
         text, frames = self._tokenizers()
         c = self.config.model
         return ModelConfig(
-            num_layers=c.num_layers,
-            hidden_size=c.hidden_size,
-            num_heads=c.num_heads,
-            frame_height=FRAME_SIDE,
-            frame_width=FRAME_SIDE,
-            num_frames=1,
-            text_length=c.text_length,
-            first_frame_position=c.text_length,
-            image_tokens=frames.num_codes,
-            vocab_size=text.vocab_size,
-            begin_of_image=text.begin_of_image,
-            base_positions=c.text_length + FRAME_SIDE**2,
-            temporal=False,
-        )
+            frame_height=FRAME_SIDE, frame_width=FRAME_SIDE, num_frames=1, text_length=c.text_length,
+            first_frame_position=c.text_length, temporal=False, **self._sizes(text, frames),
+        )  # fmt: skip
+
+    def _sizes(self, text: TextTokenizer, frames: FrameTokenizer) -> dict[str, int]:
+        """What the image model and super-resolution have in common."""
+        c = self.config.model
+        return {
+            "num_layers": c.num_layers,
+            "hidden_size": c.hidden_size,
+            "num_heads": c.num_heads,
+            "vocab_size": text.vocab_size,
+            "image_tokens": frames.num_codes,
+            "begin_of_image": text.begin_of_image,
+            "base_positions": c.text_length + FRAME_SIDE**2,
+        }
 
     def _fit(
         self,
         part: str,
         model: nn.Module,
-        trained: list[nn.Parameter],
-        loss: Callable[[Batch], Tensor],
+        trained: Iterable[nn.Parameter],
+        loss: Callable[[Any], Tensor],
         save: Callable[[Path], None],
         own: dict,
         *,
@@ -250,7 +232,8 @@ class Recipe:
     ) -> None:
         """Train one part to its end and save it in its folder.
 
-        own: what its weights depend on besides the recipe's settings; stage: whose batches it is shown, if not its own.
+        own: what its weights depend on besides the recipe's settings; stage: whose batches it is shown, if
+        not its own.
         """
         folder = self.run_dir / part
         text, frames = self._tokenizers()
@@ -258,40 +241,29 @@ class Recipe:
         settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
         settings |= {"tokens": frames.digest}
         if (folder / "model.safetensors").exists():
-            read_checkpoint(
-                folder / "checkpoint.pt", settings
-            )  # refuses what was trained with other settings
+            read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what other settings trained
             return
         model.to(self.device)
         frames.to(self.device)
         batches = TheatreBatches(
-            stage or part,
-            optimizer.batch_size,
-            text=text,
-            frames=frames,
-            seed=self.config.seed,
+            stage or part, optimizer.batch_size, text=text, frames=frames, seed=self.config.seed
         )
         kinds = ("seen", "unseen", "picture-only") if batches.split == "train" else ("pictures",)
-        validation = {kind: [batches(step, self.device, split=kind) for step in range(4)] for kind in kinds}
+        held_out = {kind: [batches(step, self.device, split=kind) for step in range(4)] for kind in kinds}
 
         @torch.no_grad()
         def evaluate() -> dict[str, float]:
             return {
-                f"test_loss {kind}": sum(float(loss(batch)) for batch in held_out) / len(held_out)
-                for kind, held_out in validation.items()
+                f"test_loss {kind}": sum(float(loss(batch)) for batch in found) / len(found)
+                for kind, found in held_out.items()
             }
 
-        fit(
-            model,
-            trained,
-            lambda step: loss(batches(step, self.device)),
-            optimizer,
-            folder,
-            settings=settings,
-            evaluate=evaluate,
-            checkpoint_seconds=self.config.checkpoint_seconds,
-            label=part,
-        )
+        def loss_of_step(step: int) -> Tensor:
+            return loss(batches(step, self.device))
+
+        job = Job(model, trained, loss_of_step, optimizer, folder, settings, evaluate, label=part)
+        job.checkpoint_seconds = self.config.checkpoint_seconds
+        fit(job)
         model.to("cpu")
         save(folder)
 
@@ -307,24 +279,14 @@ class Recipe:
 
 
 def share_frame_vectors(model: CogVideoTransformer) -> None:
-    """Let all places of a later frame learn one vector: their positions stay frame 0's plus what tells the frames apart.
+    """Let all tokens of a later frame learn one vector: their positions are frame 0's plus one vector a frame.
 
-    Learned place by place, as in the release, a small model gets noise instead (rows wander by half their length), and does
-    not know which frame it is drawing. The shapes of the weights are the release's.
+    Learned token by token, as in the release, a small model gets noise instead (rows wander by half their
+    length), and does not know which frame it is drawing. The shapes of the weights are the release's.
     """
     assert model.extra_position_embedding is not None
     table, n = model.extra_position_embedding.weight.requires_grad_(), model.config.frame_tokens
     table.register_hook(lambda g: repeat(reduce(g, "(t n) d -> t d", "mean", n=n), "t d -> (t n) d", n=n))
-
-
-def make_writable(name: str, folder: Path) -> None:
-    """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from cogvideo.tokenizers.patches import SIDE
 class ScenePatches:
     """The distinct patches of all scenes at one size, and which of them stand where.
 
-    patches: uint8 [patches, 3, 8, 8]; counts [patches]: in how many places of distinct pictures each stands; table int32
-    [actors, pairs, backgrounds, states, N]: the patch at every token position of every scene.
+    patches: uint8 [patches, 3, 8, 8]; counts [patches]: in how many places of distinct pictures each stands;
+    table int32 [actors, pairs, backgrounds, states, N]: the patch at every token position of every scene.
     """
 
     def __init__(self, size: int):
         found: dict[bytes, int] = {}
         counts: list[int] = []
-        table = np.empty((len(ACTOR_NAMES), len(PAIRS), len(BACKGROUNDS), STATES, (size // SIDE) ** 2), np.int32)
+        table = np.empty(
+            (len(ACTOR_NAMES), len(PAIRS), len(BACKGROUNDS), STATES, (size // SIDE) ** 2), np.int32
+        )
         for where, again, picture in _scenes(size):
             if picture is None:
                 table[where] = table[again]
@@ -71,4 +73,8 @@ def _scenes(size: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], np.nd
                 for s, look in enumerate(looks(action, thing)):
                     again = first.setdefault(look, (a, p, b, s))
                     fresh = again == (a, p, b, s)
-                    yield (a, p, b, s), again, draw(actor, action, thing, s, background, size) if fresh else None
+                    yield (
+                        (a, p, b, s),
+                        again,
+                        draw(actor, action, thing, s, background, size) if fresh else None,
+                    )

@@ -1,7 +1,7 @@
-"""What happens in the theatre: actors, objects, actions with their phases, captions, splits, and the truth of every clip.
+"""What happens in the theatre: actors, objects, actions and their phases, captions, splits.
 
-A clip is one animal behind a table that does one action with one object. Every action runs through the same 17 states
-0..16; after its duration the scene rests in its last state. How a state looks is said in `motion` and `drawing`.
+A clip is one animal behind a table that does one action with one object. Every action runs through 17 states,
+0..16; after its duration the scene rests in the last one. `motion` and `drawing` say how a state looks.
 """
 
 from dataclasses import dataclass
@@ -70,14 +70,38 @@ PHASES = {  # action: (phase, its first state); a phase lasts until the next beg
         ("lowers the empty hand", 14),
     ),
     "throws": (("rests", 0), ("lifts", 1), ("flies up", 5), ("falls", 9), ("catches", 12), ("puts down", 13)),
-    "puts on": (("rests", 0), ("reaches", 1), ("lifts", 3), ("sets on the head", 8), ("lowers the empty hand", 12)),
-    "takes off": (("wears", 0), ("raises the hand", 1), ("lifts off the head", 5), ("puts down", 9), ("lets go", 15)),
+    "puts on": (
+        ("rests", 0),
+        ("reaches", 1),
+        ("lifts", 3),
+        ("sets on the head", 8),
+        ("lowers the empty hand", 12),
+    ),
+    "takes off": (
+        ("wears", 0),
+        ("raises the hand", 1),
+        ("lifts off the head", 5),
+        ("puts down", 9),
+        ("lets go", 15),
+    ),
     "pushes away": (("rests", 0), ("reaches", 1), ("pushes", 3), ("draws the hand back", 11)),
     "pulls near": (("rests", 0), ("reaches", 1), ("pulls", 7), ("draws the hand back", 15)),
-    "rings": (("rests", 0), ("reaches", 1), ("lifts", 3), ("swings left", 5), ("swings right", 9), ("puts down", 13)),
+    "rings": (
+        ("rests", 0),
+        ("reaches", 1),
+        ("lifts", 3),
+        ("swings left", 5),
+        ("swings right", 9),
+        ("puts down", 13),
+    ),
 }
 BACKGROUNDS = ("sky", "mint", "butter", "lilac")
-ADVERBS = {1.0: ("quickly", "快速地"), 2.0: ("", ""), 4.0: ("slowly", "缓慢地"), 8.0: ("very slowly", "非常缓慢地")}
+ADVERBS = {
+    1.0: ("quickly", "快速地"),
+    2.0: ("", ""),
+    4.0: ("slowly", "缓慢地"),
+    8.0: ("very slowly", "非常缓慢地"),
+}
 
 ACTOR_NAMES, OBJECT_NAMES, ACTION_NAMES, DURATIONS = list(ACTORS), list(OBJECTS), list(ACTIONS), list(ADVERBS)
 PAIRS = [(action, thing) for action, (_, things) in ACTIONS.items() for thing in things]  # 22
@@ -118,14 +142,14 @@ class Clips:
         return ACTOR_NAMES[self.actor[index]], *PAIRS[self.pair[index]]
 
     def caption(self, index: int, language: str = "en", with_action: bool = True) -> str:
-        """The sentence of clip `index`, in English ("en") or Chinese ("zh"); without the action: who and what is there.
+        """The sentence of clip `index`; without the action it says who and what is there.
 
-        Raises: CogVideoError when the language is neither.
+        Raises: CogVideoError when the language is neither "en" nor "zh".
         """
         return caption(*self.names(index), float(self.duration[index]), language, with_action)
 
     def span(self, index: int) -> float:
-        """The multi-frame-rate rule (paper section 3.1): the shortest trained span that holds the whole action."""
+        """The multi-frame-rate rule (paper section 3.1): the shortest trained span that holds the action."""
         return min(span for span in SPANS if span >= self.duration[index])
 
 
@@ -142,15 +166,23 @@ def caption(
     thing_article, thing_zh = OBJECTS[thing]
     adverb, adverb_zh = ADVERBS[duration]
     if language == "zh":
-        return f"{actor_zh}{adverb_zh}{ACTIONS[action][0]}{thing_zh}" if with_action else f"{actor_zh}和{thing_zh}"
+        return (
+            f"{actor_zh}{adverb_zh}{ACTIONS[action][0]}{thing_zh}"
+            if with_action
+            else f"{actor_zh}和{thing_zh}"
+        )
     thing = f"{thing_article} {thing}".strip()
-    return f"{article} {actor} {action} {thing} {adverb}".strip() if with_action else f"{article} {actor} with {thing}"
+    return (
+        f"{article} {actor} {action} {thing} {adverb}".strip()
+        if with_action
+        else f"{article} {actor} with {thing}"
+    )
 
 
 def groups() -> np.ndarray:
     """The group of every combination [actors, pairs]: "seen", "unseen" or "picture-only".
 
-    Of the actors and objects that videos show, every object has one actor (of eight) with whom no video shows it.
+    Every object that videos show is unseen with one of the eight actors that videos show.
     """
     table = np.full((len(ACTORS), len(PAIRS)), "picture-only", dtype="<U12")
     video_actors = [name for name in ACTOR_NAMES if name not in PICTURE_ONLY_ACTORS]
@@ -166,22 +198,26 @@ def groups() -> np.ndarray:
 def sample_clips(n: int, rng: np.random.Generator, *, split: str = "train") -> Clips:
     """Draw n clips; actor and pair are uniform over the combinations of the split.
 
-    split: "train" and "seen" (combinations that videos show), "unseen" (combinations that no video shows, of actors and
-    objects that videos do show), "picture-only" (actor or object that no video shows), "pictures" (everything).
+    split: "train" (what videos show), "seen" (the same, to test), "unseen" (both are in videos,
+    but never together), "picture-only" (actor or object is in no video), and "pictures" (everything).
 
     Raises: CogVideoError when the split is unknown.
     """
     if split not in SPLITS:
         raise CogVideoError(f"Split {split!r} of the theatre is unknown: choose one of {', '.join(SPLITS)}.")
     table = groups()
-    allowed = table == ("seen" if split == "train" else split) if split != "pictures" else np.ones(table.shape, bool)
+    allowed = (
+        table == ("seen" if split == "train" else split)
+        if split != "pictures"
+        else np.ones(table.shape, bool)
+    )
     actor, pair = np.argwhere(allowed)[rng.integers(allowed.sum(), size=n)].T
     background = rng.integers(len(BACKGROUNDS), size=n)
     return Clips(actor, pair, background, np.array(DURATIONS)[rng.integers(len(DURATIONS), size=n)])
 
 
 def states(clips: Clips, times: np.ndarray) -> np.ndarray:
-    """The state int [n, T] that each clip shows at `times` [n, T] seconds; a state is held until the next is reached."""
+    """The states int [n, T] at `times` [n, T] seconds; a state is held until the next is reached."""
     part = np.minimum(1.0, times / clips.duration[:, None])
     return np.floor(LAST_STATE * part + 1e-6).astype(np.int64)
 

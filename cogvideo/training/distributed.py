@@ -1,4 +1,4 @@
-"""Training by several processes under torchrun: who is who, sharding (FSDP2), and sums over all of them."""
+"""Training by several processes under torchrun: ranks, sharding (FSDP2), and means over all of them."""
 
 import os
 from collections.abc import Callable
@@ -12,20 +12,18 @@ from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution
 
-PATIENCE = timedelta(hours=6)  # for another process; it may be writing weights to a slow disk
-TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what else it sets
+PATIENCE = timedelta(hours=6)  # with another process, which may be writing weights to a slow disk
+TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets besides WORLD_SIZE and LOCAL_RANK
 
 
 def join() -> tuple[int, int, torch.device]:
-    """Join the processes that torchrun started -> (rank, processes, device); alone: (0, 1, device).
-
-    Raises CogVideoError when there are more processes on a machine than GPUs, and for WORLD_SIZE without torchrun.
-    """
+    """Join the processes that torchrun started -> (rank, processes, device); alone: (0, 1, device)."""
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
         raise CogVideoError(
-            f"Process {local} of this machine finds no GPU: start at most {torch.cuda.device_count()} by --nproc-per-node."
+            f"Process {local} of this machine finds no GPU: start at most {torch.cuda.device_count()} by "
+            "--nproc-per-node."
         )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
@@ -53,13 +51,13 @@ def world_size() -> int:
 
 
 def shard(model: CogVideoTransformer | DirectSuperResolution) -> None:
-    """Share weights, gradients and optimiser states out among the processes, block by block (FSDP2), in place.
+    """Shard weights, gradients and optimiser states over the processes, block by block (FSDP2), in place.
 
-    Frozen weights are shared out as well and have no gradients or states. Every process must hold the same weights before.
+    Frozen weights are sharded as well. Every process must hold the same weights before.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # The entries that training uses; blocks of super-resolution are called as any module.
+    # The methods that training calls; blocks of super-resolution are called as any module.
     video = isinstance(model, CogVideoTransformer)
     for block in model.blocks:
         fully_shard(block)
@@ -82,23 +80,25 @@ def most(*values: float) -> list[float]:
     if world_size() == 1:
         return list(values)
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    told = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return told.tolist()
+    largest = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be shared out, all of it; every process must ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
+    """All of a tensor that may be sharded; every process must call it."""
+    full = getattr(tensor, "full_tensor", None)
+    return full() if full else tensor
 
 
-def shared_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every process has, shared out as `like` is."""
-    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has, sharded as `like` is."""
+    if world_size() > 1:
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+        if isinstance(like, DTensor) and tensor.shape == like.shape:
+            return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return tensor
 
 
 def agree(*values: float) -> bool:
@@ -107,21 +107,22 @@ def agree(*values: float) -> bool:
 
 
 def first_only(work: Callable[[], None]) -> None:
-    """Let process 0 work while the others wait. What it raises it raises; the others then raise CogVideoError."""
+    """Let process 0 work while the others wait; where it raises anything, the others raise CogVideoError."""
     failure = None
     if rank() == 0:
         try:
             work()
-        except Exception as error:  # the others have to hear of any
+        except Exception as error:
             failure = error
     (failed,) = most(failure is not None)
     if failure is not None:
         raise failure
     if failed:
-        raise CogVideoError("Process 0 could not go on; its own message says why.")
+        raise CogVideoError("Process 0 failed; its own message says why.")
 
 
 def without_sync(model: nn.Module, last: bool) -> None:
     """Average gradients over the processes after the last part of a step only."""
-    if hasattr(model, "set_requires_gradient_sync"):
-        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+    set_sync = getattr(model, "set_requires_gradient_sync", None)
+    if set_sync:
+        set_sync(last)

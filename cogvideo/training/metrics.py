@@ -1,4 +1,4 @@
-"""What a training tells of itself: rows in metrics.jsonl (the truth), the same as TensorBoard curves, one line on screen."""
+"""The log of a training: rows in metrics.jsonl (the truth), TensorBoard's curves of them, one line on screen."""
 
 import json
 import math
@@ -11,33 +11,34 @@ import torch
 from torch import nn
 
 from cogvideo.errors import CogVideoError
-from cogvideo.runtime.memory import GB
+from cogvideo.io import disk_errors, write_whole
 from cogvideo.training import distributed
-from cogvideo.training.checkpoints import write_whole, writing
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one step is, over all processes, to tell its pace. peak: operations a second of all devices together."""
+    """What one step takes, over all processes."""
 
     tokens: int
     flops: float
-    peak: float
+    peak: float  # operations a second that all devices together could do
 
 
 class Metrics:
-    """One JSON line a row; rows that a killed run made after its last checkpoint, and damaged ones, are dropped.
+    """One JSON line a row, by process 0. Damaged rows, and those after the checkpoint of step `start`, are dropped.
 
-    tensorboard: also write scalars and pictures for TensorBoard into run_dir/tensorboard. Raises CogVideoError if it is
-    asked for and not installed.
+    tensorboard: also write scalars and pictures into run_dir/tensorboard; CogVideoError if it is not
+    installed.
     """
 
     def __init__(self, run_dir: Path, start: int, *, tensorboard: bool = False):
-        self.path, self.board = run_dir / "metrics.jsonl", None
+        self.path, self.board, self.active = run_dir / "metrics.jsonl", None, distributed.rank() == 0
+        if not self.active:
+            return
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         kept = "".join(row + "\n" for row in text.splitlines() if _step_of(row) <= start)
         if kept != text:
-            write_whole(self.path, lambda file: file.write(kept.encode()))
+            write_whole(self.path, kept)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -48,9 +49,10 @@ class Metrics:
             self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, row: dict[str, Any]) -> None:
-        """A row with its "step"; lists become one curve for each place."""
-        with writing(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """A row with its "step"; a list becomes one curve for each of its numbers."""
+        if self.active:
+            with disk_errors(self.path), open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in row.items():
                 for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
@@ -76,7 +78,7 @@ def _step_of(row: str) -> float:
 
 
 class Pace:
-    """Time of steps since the last row -> tokens a second and MFU; nothing without `work`. What is between steps is not in it."""
+    """Time of the steps since the last row, without what is between them -> tokens a second and MFU."""
 
     def __init__(self, work: Work | None):
         self.work, self.steps, self.seconds = work, 0, 0.0
@@ -85,32 +87,24 @@ class Pace:
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
 
     def row(self) -> dict[str, float]:
+        """Empty where the work of a step is not known."""
         rate = self.steps / self.seconds
         self.steps, self.seconds = 0, 0.0
         if self.work is None:
             return {}
-        return {
-            "tokens_per_second": round(self.work.tokens * rate, 1),
-            "mfu": round(self.work.flops * rate / self.work.peak, 4),
-        }
+        mfu = self.work.flops * rate / self.work.peak
+        return {"tokens_per_second": round(self.work.tokens * rate, 1), "mfu": round(mfu, 4)}
 
 
 @torch.no_grad()
 def gate_values(model: nn.Module) -> list[float]:
-    """The temporal channel's gate, layer by layer: the mean share (0..1) of the spatial channel; [] without gates."""
+    """The mean gate weight (0..1) of the spatial channel, layer by layer; [] without gates."""
     gates = [p for name, p in model.named_parameters() if name.endswith(".gate")]
     return [round(float(distributed.whole(gate).float().sigmoid().mean()), 5) for gate in gates]
 
 
-def memory_row(device: torch.device) -> dict[str, float]:
-    """The most that was taken so far: of a GPU's memory, or of the host's by this process."""
-    from cogvideo.runtime.machine import peak_bytes
-
-    return {"peak_gb": round(peak_bytes(device) / GB, 3)}
-
-
 def on_screen(row: dict[str, Any]) -> dict[str, str]:
-    """What of a row stands beside the bar."""
+    """What of a row stands beside the progress bar."""
     shown = {"loss": f"{row['loss']:.3f}"}
     if frames := row.get("frame_losses"):
         shown["frames"] = " ".join(f"{value:.2f}" for value in frames)
@@ -119,6 +113,4 @@ def on_screen(row: dict[str, Any]) -> dict[str, str]:
     shown["norm"] = f"{row['gradient_norm']:.2f}"
     if "mfu" in row:
         shown |= {"tokens/s": f"{row['tokens_per_second']:.0f}", "mfu": f"{row['mfu']:.1%}"}
-    if "peak_gb" in row:
-        shown["GB"] = f"{row['peak_gb']:.1f}"
-    return shown
+    return shown | {"GB": f"{row['peak_gb']:.1f}"}

@@ -92,7 +92,8 @@ def test_pictures_show_every_combination_and_tell_no_action(tokenizers, pictures
     untold, numbers = read(tokenizers[0], batch, clips, told=False).any(1), batch.numbers.numpy()
     unseen = is_held_out(clips.kind, clips.color, clips.action)[:, 0]
     assert 0.33 < untold.mean() < 0.39 and 0.2 < unseen[untold].mean() < 0.4 and not unseen[~untold].any()
-    # Half of them have a moment that is told, up to one number: the span is not named. The others are from any moment.
+    # Half of them have a moment that is told, up to one number: the span is not named. The others are from
+    # any moment.
     part, told = times / clips.duration[:, 0], untold & (numbers > 0)
     assert 0.45 < told.sum() / untold.sum() < 0.55
     error = np.log2(part[told]) - np.log2(numbers[told] / 4) - batch.octaves.numpy()[told]

@@ -7,9 +7,9 @@ import torch
 
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import COGVIDEO_9B, ModelConfig
+from cogvideo.data.tokenized import Batch
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.theatre.batches import Batch
 from cogvideo.theatre.inheritance import (
     compare_starts,
     frame_losses,

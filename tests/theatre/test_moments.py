@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig
-from cogvideo.data.tokenized import Batch
 from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.theatre.batches import PictureBatch
 from cogvideo.theatre.moments import Moments
 
 CONFIG = ModelConfig(
@@ -26,11 +26,11 @@ def image() -> CogVideoTransformer:
     return model
 
 
-def a_batch(numbers: list[int], octaves: list[float]) -> Batch:
+def a_batch(numbers: list[int], octaves: list[float]) -> PictureBatch:
     generator, n = torch.Generator().manual_seed(1), len(numbers)
     mask = torch.ones(n, 4, dtype=torch.bool)
     mask[0, 0] = False
-    return Batch(
+    return PictureBatch(
         torch.randint(10, 19, (n, 4), generator=generator), mask, torch.randint(10, (n, 1, 6), generator=generator),
         numbers=torch.tensor(numbers), octaves=torch.tensor(octaves),
     )  # fmt: skip
@@ -84,6 +84,7 @@ def test_a_stage_1_without_its_temporal_channel_draws_the_frames_as_told(image):
     with torch.no_grad():
         losses = video.token_losses(text, clip)[0].mean(-1)
         for number in range(5):
-            batch = Batch(text, torch.ones_like(text).bool(), clip[:, number : number + 1])
-            batch.numbers, batch.octaves = torch.tensor([number]), torch.zeros(1)
+            mask, frame = torch.ones_like(text).bool(), clip[:, number : number + 1]
+            moment = {"numbers": torch.tensor([number]), "octaves": torch.zeros(1)}
+            batch = PictureBatch(text, mask, frame, **moment)
             assert torch.allclose(moments.loss(image, batch), losses[number], atol=1e-5)

@@ -20,6 +20,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
 from cogvideo.training.run import train
+from cogvideo.training.sharded import state_of
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -181,7 +182,7 @@ def test_nothing_in_a_foreign_folder_is_run(tmp_path):
         checkpoints.load()
     (folder / ".metadata").write_bytes(listed)
     assert checkpoints.load()[0] == 3
-    state = checkpoints._shared_state()
+    state = state_of(model, checkpoints.optimizers)
     state["optimizers"]["param_groups"][0]["lr"] = Hostile(made)
     save(state, checkpoint_id=folder)
     with pytest.raises(CogVideoError, match="damaged"):

@@ -1,4 +1,4 @@
-"""The training loop: what it trains, that a killed run goes on as if nothing had happened, what it refuses."""
+"""The training loop: what it trains, that a killed run resumes as if nothing had happened, what it refuses."""
 
 import os
 import signal
@@ -14,14 +14,15 @@ from torch import nn
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
+from cogvideo.io import replacing
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.training.checkpoints import writing
-from cogvideo.training.loop import OptimizerConfig, _StopOnTerm, fit
-from cogvideo.training.muon import Muon
+from cogvideo.training.loop import Job, _StopOnTerm, fit
+from cogvideo.training.optimizer import Muon, OptimizerConfig
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
-    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10, temporal=False,
+    first_frame_position=4, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=10,
+    temporal=False,
 )  # fmt: skip
 
 
@@ -47,15 +48,13 @@ def run(folder: Path, steps: int, *, until: int | None = None, muon_lr: float = 
         return model.loss(*data(step, 3))
 
     config = OptimizerConfig(steps=steps, batch_size=4, warmup=2, muon_lr=muon_lr)
-    fit(
-        model, model.temporal_parameters().values(), loss, config, folder,
-        settings={"x": 1}, checkpoint_seconds=0, log_every=1,
-    )  # fmt: skip
+    trained = model.temporal_parameters().values()
+    fit(Job(model, trained, loss, config, folder, {"x": 1}, checkpoint_seconds=0, log_every=1))
     return model
 
 
 @pytest.mark.parametrize("muon_lr", [0.0, 1e-2])
-def test_a_crashed_run_goes_on_to_the_same_weights_and_losses(tmp_path, muon_lr):
+def test_a_crashed_run_resumes_to_the_same_weights_and_losses(tmp_path, muon_lr):
     straight = run(tmp_path / "a", 8, muon_lr=muon_lr)
     with pytest.raises(RuntimeError, match="crash"):
         run(tmp_path / "b", 8, until=5, muon_lr=muon_lr)
@@ -85,14 +84,8 @@ def test_the_loss_falls(tmp_path):
     model = stage1()
     start = model.loss(*data(0, 3)).item()
     config = OptimizerConfig(steps=60, batch_size=4, warmup=5, lr=5e-3)
-    fit(
-        model,
-        model.temporal_parameters().values(),
-        lambda step: model.loss(*data(step % 2, 3)),
-        config,
-        tmp_path,
-        settings={},
-    )
+    trained = model.temporal_parameters().values()
+    fit(Job(model, trained, lambda step: model.loss(*data(step % 2, 3)), config, tmp_path, {}))
     assert model.loss(*data(0, 3)).item() < start - 0.3
 
 
@@ -102,22 +95,18 @@ def test_a_nan_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_path):
     def loss(step: int):
         return model.loss(*data(step, 3)) * (float("nan") if step == 2 else 1)
 
+    trained, config = model.temporal_parameters().values(), OptimizerConfig(steps=4, batch_size=4)
     with pytest.raises(CogVideoError, match="step 2"):
-        fit(
-            model, model.temporal_parameters().values(), loss, OptimizerConfig(steps=4, batch_size=4), tmp_path,
-            settings={}, checkpoint_seconds=0,
-        )  # fmt: skip
+        fit(Job(model, trained, loss, config, tmp_path, {}, checkpoint_seconds=0))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
 
 
 def test_other_settings_are_refused(tmp_path):
     run(tmp_path, 2)
     model = stage1()
+    trained, config = model.temporal_parameters().values(), OptimizerConfig(steps=4, batch_size=4)
     with pytest.raises(CogVideoError, match="other settings"):
-        fit(
-            model, model.temporal_parameters().values(), lambda step: model.loss(*data(step, 3)),
-            OptimizerConfig(steps=4, batch_size=4), tmp_path, settings={"x": 2},
-        )  # fmt: skip
+        fit(Job(model, trained, lambda step: model.loss(*data(step, 3)), config, tmp_path, {"x": 2}))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -144,10 +133,10 @@ def test_settings_of_the_optimiser_that_cannot_be_used_are_named(change):
 
 
 def test_only_what_a_disk_does_is_called_so(tmp_path):
-    with pytest.raises(torch.OutOfMemoryError), writing(tmp_path / "x"):
+    with pytest.raises(torch.OutOfMemoryError), replacing(tmp_path / "x", one_writer=True):
         (tmp_path / "x.part").touch()
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(CogVideoError, match="make room"), writing(tmp_path / "x"):
+    with pytest.raises(CogVideoError, match="make room"), replacing(tmp_path / "x"):
         raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed")
     assert not list(tmp_path.iterdir())
 
@@ -162,13 +151,14 @@ ENDLESS = """
 import sys; sys.path.insert(0, {tests!r})
 import pathlib, time, torch
 from torch import nn
-from cogvideo.training.muon import Muon
-from cogvideo.training.loop import OptimizerConfig, fit
+from cogvideo.training.loop import Job, fit
+from cogvideo.training.optimizer import OptimizerConfig
 model = nn.Linear(2, 1)
 def loss(step):
     time.sleep(0.02); print(step, flush=True)
     return model(torch.ones(2)).sum() ** 2
-fit(model, model.parameters(), loss, OptimizerConfig(steps=10**6, batch_size=1), pathlib.Path(sys.argv[1]), settings={{}})
+config, folder = OptimizerConfig(steps=10**6, batch_size=1), pathlib.Path(sys.argv[1])
+fit(Job(model, model.parameters(), loss, config, folder, {{}}))
 """
 
 
@@ -207,14 +197,7 @@ def test_muon_moves_linear_weights_by_an_orthogonal_step_and_adamw_the_rest(tmp_
     config = OptimizerConfig(
         steps=1, batch_size=64, lr=1e-3, muon_lr=1e-2, warmup=0, weight_decay=0.0, clip=1e9
     )
-    fit(
-        model,
-        model.parameters(),
-        lambda step: (model(x) * scale).pow(3).mean(),
-        config,
-        tmp_path,
-        settings={},
-    )
+    fit(Job(model, model.parameters(), lambda _: (model(x) * scale).pow(3).mean(), config, tmp_path, {}))
     moved = [(new - old).detach() for new, old in zip(model.parameters(), before, strict=True)]
     stretched = torch.linalg.svdvals(moved[0]) / (1e-2 * 0.2 * 24**0.5)
     assert stretched[-2] > 0.5 and stretched[0] < 1.5  # the norm hides one direction: the mean of its inputs
@@ -250,14 +233,15 @@ def test_linear_regression_reaches_the_closed_form(tmp_path):
     model = nn.Linear(3, 1, bias=False)
     config = OptimizerConfig(steps=1500, batch_size=64, lr=0.02, weight_decay=0.0, clip=100.0)
     started = time.monotonic()
-    fit(model, model.parameters(), lambda step: ((model(x) - y) ** 2).mean(), config, tmp_path, settings={})
+    fit(Job(model, model.parameters(), lambda _: ((model(x) - y) ** 2).mean(), config, tmp_path, {}))
     torch.testing.assert_close(model.weight.detach().T, torch.linalg.lstsq(x, y).solution, atol=2e-3, rtol=0)
     assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(("call", "zeros"), [("use_threads(2)", 2**20), ("torch.set_num_threads(2)", 0)])
 def test_all_threads_take_the_smallest_numbers_for_nothing(call, zeros):
-    """Half of 2e-38 has no ordinary form in fp32. In a process of its own, for threads have the mode they began with."""
-    script = f"import torch; from cogvideo.training.loop import use_threads; {call}; x = torch.full((2**20,), 2e-38) * 0.5"
-    command = [sys.executable, "-c", f"{script}; print(int((x == 0).sum()))"]
+    """Half of 2e-38 has no ordinary form in fp32. In an own process: threads have the mode they began with."""
+    begin = "import torch; from cogvideo.training.loop import use_threads"
+    script = f"{begin}; {call}; x = torch.full((2**20,), 2e-38) * 0.5; print(int((x == 0).sum()))"
+    command = [sys.executable, "-c", script]
     assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == zeros

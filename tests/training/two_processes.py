@@ -1,6 +1,7 @@
 """What test_distributed.py runs under torchrun: trains by the files it is given; at `name.yaml:STEP` that step is missing.
 
-A folder in place of a file: each process writes there what it is told where process 0 alone fails or has a checkpoint.
+A folder in place of a file: each process writes there what it is told where process 0 alone fails or has a
+checkpoint.
 """
 
 import json
