@@ -8,11 +8,11 @@ Real clips, and real clips passed through the frame tokenizer, answer the same q
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,31 +21,28 @@ from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.io import commit, write_json
-from cogvideo.theatre.drawing import render
 from cogvideo.theatre.judge import DAMAGES, Judge, damage
-from cogvideo.theatre.scenes import (
-    ACTION_NAMES,
-    ACTOR_NAMES,
-    DURATIONS,
-    FPS,
-    PICTURE_ONLY_ACTORS,
-    PICTURE_ONLY_OBJECTS,
-    Clips,
-    groups,
-)
-from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS, WHOLE_CLIP, score_key_frames, score_whole_clips
+from cogvideo.theatre.questions import FRAMES, GROUPS, Questions, draw_questions
+from cogvideo.theatre.scenes import FPS
+from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS, score_key_frames, score_whole_clips
 from cogvideo.tokenizers.frames import FrameTokenizer
 
-FRAMES = 5  # key frames
-PART_SPANS = (4.0, 2.0, 1.0, 0.5)  # seconds
-GROUPS = ("seen", "unseen", "picture-only")
+if TYPE_CHECKING:
+    from cogvideo.sampling.pipeline import Pipeline
+
 SOURCES = {"model": "model", "ceiling": "ceiling (tokenizer)", "real": "real clips"}
-SETTINGS = re.compile("first_|key_|fill_|temperature|top_k|clusters")  # sampling settings that touch these clips
+SETTINGS = re.compile(
+    "first_|key_|fill_|temperature|top_k|clusters"
+)  # sampling settings that touch these clips
 BATCH, FRAMES_TOGETHER = 50, 600  # prompts, and frames of whole clips, that are generated together
 DAMAGED = 100  # real clips that are damaged on purpose
 
-KeyFrames = Callable[[list[str], list[float], list[int]], np.ndarray | Tensor]  # prompts, seconds, seeds -> [b,5,H,W,3]
-WholeClips = Callable[[list[str], float, list[int]], np.ndarray | Tensor]  # the same, seconds shared -> [b,T,H,W,3]
+KeyFrames = Callable[
+    [list[str], list[float], list[int]], np.ndarray | Tensor
+]  # prompts, seconds, seeds -> [b,5,H,W,3]
+WholeClips = Callable[
+    [list[str], float, list[int]], np.ndarray | Tensor
+]  # the same, seconds shared -> [b,T,H,W,3]
 
 
 def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -56,69 +53,6 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     middle = (rate + spread / 2) / (1 + spread)
     half = (rate * (1 - rate) * spread + spread * spread / 4) ** 0.5 / (1 + spread)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-@dataclass(frozen=True)
-class Questions:
-    """n clips of a group: what to ask for, and how the model's answers are told apart."""
-
-    clips: Clips
-    spans: np.ndarray  # [n] seconds that the key frames span
-    languages: np.ndarray  # [n] "en" or "zh"
-    seeds: np.ndarray  # [n] of the model's random numbers, so that answers are independent
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, rows) -> "Questions":
-        return Questions(self.clips[rows], self.spans[rows], self.languages[rows], self.seeds[rows])
-
-    @property
-    def prompts(self) -> list[str]:
-        return [self.clips.caption(i, language) for i, language in enumerate(self.languages)]
-
-    def times(self, num_frames: int = FRAMES) -> np.ndarray:
-        """Seconds [n, T] of the frames."""
-        return np.linspace(0, self.spans, num_frames, axis=1)
-
-    def real_frames(self, num_frames: int = FRAMES) -> Tensor:
-        """The clips themselves as the theatre draws them, float [n, T, 64, 64, 3] in 0..1."""
-        return rearrange(render(self.clips, self.times(num_frames)), "n t c h w -> n t h w c")
-
-    @cached_property
-    def kinds(self) -> dict[str, np.ndarray]:
-        """Names [n] by which answers are told apart."""
-        names = [self.clips.names(i) for i in range(len(self))]
-        pictured = [(actor in PICTURE_ONLY_ACTORS, thing in PICTURE_ONLY_OBJECTS) for actor, _, thing in names]
-        which = {(0, 0): "neither", (1, 0): "actor", (0, 1): "object", (1, 1): "both"}
-        return {
-            "action": np.array([action for _, action, _ in names]),
-            "actor": np.array([actor for actor, _, _ in names]),
-            "object": np.array([thing for _, _, thing in names]),
-            "duration": np.array([f"{d:g} s" for d in self.clips.duration]),
-            "language": self.languages,
-            "only in pictures": np.array([which[pair] for pair in pictured]),
-            "part that fits": np.array([f"{min(1, r):.3g}" for r in self.spans / self.clips.duration]),
-        }
-
-
-def draw_questions(n: int, seed: int, *, parts: bool, group: str = "seen") -> Questions:
-    """n questions of a group, balanced over actions, durations, languages and (if `parts`) spans."""
-    rng = np.random.default_rng([seed, parts, GROUPS.index(group)])
-    combinations = np.argwhere(groups() == group)
-    actions = Clips(*combinations.T, *np.zeros((2, len(combinations)), int)).action
-    wanted = rng.permutation(np.resize(rng.permutation(len(ACTION_NAMES)), n))
-    chosen = np.zeros(n, int)
-    for action in range(len(ACTION_NAMES)):
-        rows, known = np.flatnonzero(wanted == action), rng.permutation(np.flatnonzero(actions == action))
-        chosen[rows] = np.resize(known, len(rows))  # every combination as often as every other
-    actor, pair = combinations[chosen].T
-    background, duration, languages, spans = (
-        rng.permutation(np.resize(values, n)) for values in (range(4), DURATIONS, ["en", "zh"], PART_SPANS)
-    )
-    clips = Clips(actor, pair, background, duration)
-    whole = np.array([clips.span(i) for i in range(n)])
-    return Questions(clips, spans if parts else whole, languages, rng.integers(2**31, size=n))
 
 
 def compare(
@@ -148,7 +82,12 @@ def compare(
             for some in _batches(asked, whole=whole is not None and not parts):
                 if progress:
                     what = "parts of actions" if parts else "whole actions"
-                    print(f"\ralignment, {group}, {what}: {done} of {n} clips   ", end="", file=sys.stderr, flush=True)
+                    print(
+                        f"\ralignment, {group}, {what}: {done} of {n} clips   ",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 done += len(some)
                 for source, frames in _answers(some, generate, None if parts else whole, tokenizer):
                     scores = _scores(frames, some, judge, parts)
@@ -180,7 +119,11 @@ def _answers(
 ) -> Iterator[tuple[str, Tensor]]:
     """The clips of every source; what a "real" clip is depends on the number of frames of the model's."""
     prompts, seeds = asked.prompts, asked.seeds.tolist()
-    made = whole(prompts, float(asked.spans[0]), seeds) if whole else generate(prompts, asked.spans.tolist(), seeds)
+    made = (
+        whole(prompts, float(asked.spans[0]), seeds)
+        if whole
+        else generate(prompts, asked.spans.tolist(), seeds)
+    )
     model = torch.as_tensor(made)
     yield "model", model
     real = asked.real_frames(model.shape[1])
@@ -210,3 +153,132 @@ def score_damages(n: int, seed: int, judge: Judge) -> dict[str, dict]:
             frames = damage(some.clips, some.times(round(FPS * some.spans[0]) + 1), kind)
             _add(result[kind], _scores(frames, some, judge, parts=False))
     return result
+
+
+def _add(counts: dict, scores: dict[str, np.ndarray]) -> None:
+    """Add to counts {score: [right, n]} what arrays of booleans say."""
+    for name, right in scores.items():
+        before = counts.get(name, (0, 0))
+        counts[name] = [before[0] + int(right.sum()), before[1] + right.size]
+
+
+def _with_rates(counts: dict) -> dict:
+    """Counts [right, n], at any depth, with their rates and intervals."""
+    result = {}
+    for name, entry in counts.items():
+        if isinstance(entry, dict):
+            result[name] = _with_rates(entry)
+        else:
+            (right, n), (low, high) = entry, wilson(*entry)
+            result[name] = {"right": right, "n": n, "rate": right / n, "low": low, "high": high}
+    return result
+
+
+def _rebuild(frames: Tensor, tokenizer: FrameTokenizer) -> Tensor:
+    """[n, T, 64, 64, 3] -> the same after tokens and back; each distinct picture is rebuilt once."""
+    flat = rearrange((frames * 255).round().byte(), "n t h w c -> (n t) (h w c)").numpy()
+    _, first, again = np.unique([row.tobytes() for row in flat], return_index=True, return_inverse=True)
+    pictures = rearrange(frames, "n t h w c -> (n t) c h w")[torch.from_numpy(first)]
+    device = tokenizer.codebook.device
+    rebuilt = [
+        tokenizer.decode(tokenizer.encode(some.to(device))).clamp(0, 1).cpu() for some in pictures.split(100)
+    ]
+    return rearrange(torch.cat(rebuilt)[torch.from_numpy(again)], "(n t) c h w -> n t h w c", n=len(frames))
+
+
+def evaluate(
+    weights: str | Path = "demo",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    guidance: float | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+    device: str = "auto",
+) -> dict:
+    """Ask a demo model 2 n questions of each group, print the scores and return them (see `compare`) with the settings.
+
+    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the pipeline's own.
+    out: a JSON file.
+
+    Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
+    """
+    if n < 1:
+        raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
+    if out and not os.access(Path(out).resolve().parent, os.W_OK):
+        raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
+    from cogvideo.sampling.pipeline import DEMO, Pipeline
+
+    pipe = Pipeline.from_pretrained(weights, device=device)
+    if guidance is not None:
+        pipe = pipe.with_sampling(key_guidance=guidance)
+    result = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=n, seed=seed, progress=progress)
+    result["settings"] = {
+        "weights": str(weights),
+        "sha256": weights_hash(DEMO if str(weights) == "demo" else weights),
+        "commit": commit(),
+        "n": n,
+        "seed": seed,
+        "device": str(pipe.device),
+        "sampling": asdict(pipe.sampling),
+    }
+    print(table(result))
+    if out:
+        write_json(out, result)
+    return result
+
+
+def whole_clips(pipe: "Pipeline") -> WholeClips:
+    """Interpolated small clips of a pipeline, as `compare` asks for them."""
+
+    def make(prompts: list[str], seconds: float, seeds: list[int]) -> np.ndarray:
+        videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+        return np.stack([video.frames for video in videos])
+
+    return make
+
+
+def table(result: dict, *, details: bool = False) -> str:
+    """The result as plain text: rates in percent with 95 % intervals; `details` adds the model's rates by kind."""
+    settings = dict(result.get("settings", {}))
+    sampling = settings.pop("sampling", {})
+    lines = ["  ".join(f"{key} {value}" for key, value in settings.items())]
+    lines.append("  ".join(f"{key}={value}" for key, value in sampling.items() if SETTINGS.match(key)))
+    row = "{:<28}" + "{:<24}" * len(SOURCES) + "{}"
+    for group in (group for group in GROUPS if group in result):
+        found = result[group]
+        lines += [
+            "",
+            row.format(f"{group}: right, in %", *(f"{label} (n)" for label in SOURCES.values()), "target"),
+        ]
+        for score in (score for score in LABELS if score in found["model"]):
+            goal = TARGETS[group].get(score)
+            target = f">= {100 * goal:.0f}" if goal else ""
+            lines.append(
+                row.format(LABELS[score], *(_cell(found[source][score]) for source in SOURCES), target)
+            )
+        for kind, entries in found["by"].items() if details else ():
+            lines += ["", f"{group}: model, by {kind}"]
+            for name, entry in entries.items():
+                rates = [f"{LABELS[s]} {_cell(entry[s])}" for s in LABELS if s in entry]
+                lines.append(f"  {name:<14}" + "  ".join(rates))
+    scores = ("background", "same", "order", "whole clip")
+    lines += ["", "{:<24}".format("real clips, damaged") + "".join(f"{LABELS[s]:<20}" for s in scores)]
+    for kind, entry in result["damages"].items():
+        lines.append(f"{kind:<24}" + "".join(f"{100 * entry[s]['rate']:<20.0f}" for s in scores))
+    lines += ["", *(f"{label}: {MEANINGS[score]}" for score, label in LABELS.items())]
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def weights_hash(folder: str | Path) -> str:
+    """The first 16 digits of a SHA-256 over names and contents of all weights files below a folder."""
+    digest = sha256()
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _cell(counts: dict) -> str:
+    rate, low, high = (100 * counts[key] for key in ("rate", "low", "high"))
+    return f"{rate:.1f} ({low:.0f}-{high:.0f}, {counts['n']})"

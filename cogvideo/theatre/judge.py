@@ -7,7 +7,7 @@ shows is therefore a set, and order is found from the sequence.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -18,15 +18,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.theatre.canvas import FRAME_SIZE
 from cogvideo.theatre.drawing import draw, render
 from cogvideo.theatre.motion import Look, looks
-from cogvideo.theatre.scenes import (
-    ACTION_NAMES,
-    ACTOR_NAMES,
-    BACKGROUNDS,
-    OBJECT_NAMES,
-    PAIRS,
-    STATES,
-    Clips,
-)
+from cogvideo.theatre.scenes import ACTION_NAMES, ACTOR_NAMES, BACKGROUNDS, OBJECT_NAMES, PAIRS, STATES, Clips
 
 BLOCK = 8  # pixels
 UNREADABLE = 0.2  # root mean square error (of 0..1) of a frame's worst block against the nearest picture; see test_judge
@@ -138,16 +130,20 @@ def nearest(rows: Tensor, pictures: Tensor) -> Tensor:
 @lru_cache
 def _still_pictures() -> Tensor:
     """The still parts of every actor before every background: float [actors * backgrounds, 3 * pixels] in 0..1."""
-    pictures = [draw(actor, *PAIRS[0], 0, background)[STILL] for actor in ACTOR_NAMES for background in BACKGROUNDS]
+    pictures = [
+        draw(actor, *PAIRS[0], 0, background)[STILL] for actor in ACTOR_NAMES for background in BACKGROUNDS
+    ]
     return torch.from_numpy(np.stack(pictures)).flatten(1).float() / 255
 
 
-@lru_cache(maxsize=None)  # 2.7 MB each, 130 MB in all
+@cache  # 2.7 MB each, 130 MB in all
 def _pictures(number: int) -> Tensor:
     """All looks of one actor before one background: uint8 [looks, 64, 64, 3]."""
     actor, background = divmod(number, len(BACKGROUNDS))
     scenes = [np.argwhere(shown)[0] for shown in SHOWS]
-    drawn = [draw(ACTOR_NAMES[actor], *PAIRS[pair], int(state), BACKGROUNDS[background]) for pair, state in scenes]
+    drawn = [
+        draw(ACTOR_NAMES[actor], *PAIRS[pair], int(state), BACKGROUNDS[background]) for pair, state in scenes
+    ]
     return torch.from_numpy(np.stack(drawn))
 
 
@@ -185,7 +181,9 @@ def damage(clips: Clips, times: np.ndarray, kind: str, seed: int = 0) -> Tensor:
         mixed = blocks[:, torch.from_numpy(rng.permutation(blocks.shape[1]))]
         frames[:, half] = rearrange(mixed, "n (h w) a b c -> n (h a) (w b) c", h=FRAME_SIZE // BLOCK)
     elif kind.endswith("exchanged"):
-        frames[:, half:] = rearrange(render(_exchanged(clips, kind), times), "n t c h w -> n t h w c")[:, half:]
+        frames[:, half:] = rearrange(render(_exchanged(clips, kind), times), "n t c h w -> n t h w c")[
+            :, half:
+        ]
     return frames
 
 

@@ -7,7 +7,13 @@ from cogvideo.theatre.judge import Judge
 from cogvideo.theatre.scenes import LAST_STATE, STATES, Clips, states
 
 PART_TOLERANCE = 0.15
-WHOLE_CLIP = ("whole clip", "frames", "forward", "readable", "same, whole clip")  # measures of interpolated clips
+WHOLE_CLIP = (
+    "whole clip",
+    "frames",
+    "forward",
+    "readable",
+    "same, whole clip",
+)  # measures of interpolated clips
 LABELS = {
     "actor": "actor",
     "object": "object",
