@@ -336,7 +336,7 @@ def score_clips(clips: Sequence[np.ndarray], asked: Questions) -> dict[str, floa
 
 
 def right_by_time(clips: Sequence[np.ndarray], asked: Questions, parts: int = 8) -> np.ndarray:
-    """Frames within one state of the truth [parts], as the action goes on: how clips drift with time.
+    """Frames within one state of the truth [parts], as the action goes on: how clips drift with time."""
     curves = []
     for frames, _ in _frames_right(clips, asked):
         cut = np.array_split(frames[1:], parts)  # the first frame is given
