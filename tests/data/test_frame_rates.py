@@ -7,7 +7,7 @@ import pytest
 
 from cogvideo.data.frame_rates import FRAMES, RATES, check_rates, choose_rate, plan
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.digits import SPANS, sample_clips
+from cogvideo.theatre.scenes import SPANS, sample_clips
 from cogvideo.tokenizers.text import frame_rate_text
 
 

@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_the_recipe_ends_in_a_pipeline(trained):
     pipe = Pipeline.from_pretrained(trained / "weights", device="cpu")
-    clip = pipe("a red circle grows", seconds=1, progress=False)
+    clip = pipe("a lion drinks milk", seconds=1, progress=False)
     assert isinstance(clip, Video) and clip.frames.shape == (9, 192, 192, 3)
 
 
