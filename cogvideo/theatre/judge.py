@@ -22,8 +22,8 @@ from cogvideo.theatre.motion import Look, looks
 from cogvideo.theatre.scenes import ACTION_NAMES, ACTOR_NAMES, BACKGROUNDS, OBJECT_NAMES, PAIRS, STATES, Clips
 
 BLOCK = 8  # pixels
-# Root mean square error of a frame's worst block: the frame tokenizer leaves at most 0.17, and 0.05 in half of
-# the frames; one patch exchanged for another makes 0.28 in half of the cases.
+# Root mean square error of a frame's worst block: the frame tokenizer leaves at most 0.17 and 0.05 in
+# half of the frames; one patch exchanged for another makes 0.28 in half of the cases.
 UNREADABLE = 0.2
 AT_ONCE = 512  # frames that are compared together
 

@@ -1,4 +1,4 @@
-"""Scores of "models" whose answers are known: the theatre itself, one that mixes sentences up, one that stands still."""
+"""Scores of "models" whose answers are known: the theatre itself, one that mixes sentences, one that freezes."""
 
 import json
 from dataclasses import replace

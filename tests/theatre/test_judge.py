@@ -1,4 +1,4 @@
-"""The judge's eyes: real pictures, both sizes, mild distortions, what is unreadable; damages; readings of sequences."""
+"""The judge's eyes: real pictures, both sizes, mild distortions, what is unreadable; damages; sequences."""
 
 from functools import cache
 
@@ -182,8 +182,8 @@ def test_real_clips_are_right_in_every_score():
 @pytest.mark.parametrize("kind", list(DAMAGES))
 def test_every_damage_is_felt_by_the_scores_that_it_concerns(kind):
     rates = scores_of(kind)
-    # Thrown things (3 of 22 pairs) fall as they flew, a bell's key frames are the same backwards, and there is
-    # but one bell.
+    # Thrown things (3 of 22 pairs) fall as they flew, a bell's key frames are the same backwards, there
+    # is but one bell.
     allowed = {"reversed": 4 / 22, "object exchanged": 1 / 22}.get(kind, 0)
     for score in DAMAGES[kind]:
         assert rates[score] <= allowed + 1e-9, score
