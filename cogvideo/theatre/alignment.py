@@ -244,6 +244,7 @@ def whole_clips(pipe: "Pipeline") -> WholeClips:
 
     def make(prompts: list[str], seconds: float, seeds: list[int]) -> np.ndarray:
         videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+        assert isinstance(videos, list)  # one for each prompt
         return np.stack([video.frames for video in videos])
 
     return make

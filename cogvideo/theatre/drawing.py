@@ -98,8 +98,8 @@ def _picture(size: int) -> Callable[[str, str, Look], np.ndarray]:
 @lru_cache(maxsize=10_000)  # 12 KB each, 123 MB at most
 def _small(actor: str, background: str, look: Look) -> np.ndarray:
     large, n = _large(actor, background, look), ENLARGEMENT
-    rows = sum(large[i::n].astype(np.uint16) for i in range(n))  # ten times as fast as einops.reduce
-    total = sum(rows[:, i::n] for i in range(n))
+    rows = np.add.reduce([large[i::n] for i in range(n)], 0, dtype=np.uint16)  # 10 times as fast as einops
+    total = np.add.reduce([rows[:, i::n] for i in range(n)], 0, dtype=np.uint16)
     return ((total + n**2 // 2) // n**2).astype(np.uint8)
 
 

@@ -145,7 +145,8 @@ def _pictures(number: int) -> Tensor:
     actor, background = divmod(number, len(BACKGROUNDS))
     scenes = [np.argwhere(shown)[0] for shown in SHOWS]
     drawn = [
-        draw(ACTOR_NAMES[actor], *PAIRS[pair], int(state), BACKGROUNDS[background]) for pair, state in scenes
+        draw(ACTOR_NAMES[actor], *PAIRS[pair], state=int(state), background=BACKGROUNDS[background])
+        for pair, state in scenes
     ]
     return torch.from_numpy(np.stack(drawn))
 

@@ -24,7 +24,7 @@ MEANINGS = {
     "actor": "The first and most of the five key frames show the animal of the sentence.",
     "object": "The first and most of the five key frames show the object of the sentence; eaten food "
     "counts as shown.",
-    "background": "All key frames have the same wall; the sentence names none.",
+    "background": "All key frames are readable and have the same wall; the sentence names none.",
     "same": "All key frames are readable and show one animal, one object and one wall, whichever they are.",
     "order": "Every key frame shows the sentence's action, with any of its objects, within one of the "
     "16 steps of where it should be at that time, and none runs backwards.",
@@ -70,7 +70,7 @@ def score_key_frames(
     return {
         "actor": _first_and_most(actor),
         "object": _first_and_most(thing),
-        "background": _steady(seen.background),
+        "background": _steady(seen.background) & seen.readable.all(1),
         "same": _steady(seen.background) & _steady(seen.actor) & seen.objects.all(1).any(-1),
         "order": forward(at_place),
         "part": abs(part - expected) <= PART_TOLERANCE,
@@ -89,9 +89,9 @@ def score_whole_clips(
     at_place = near(shown, states(clips, np.tile(np.linspace(0, seconds, length), (n, 1))))
     return {
         "whole clip": forward(at_place),
-        "frames": at_place.any(-1),
-        "forward": forward(shown | ~seen.readable[..., None]),
-        "readable": seen.readable.all(1),
+        "frames": np.any(at_place, axis=-1),
+        "forward": forward(shown | ~seen.readable[..., None]) & (seen.readable.mean(1) > 0.5),
+        "readable": np.all(seen.readable, axis=1),
         "same, whole clip": _steady(seen.background) & _steady(seen.actor) & seen.objects.all(1).any(-1),
     }
 
@@ -101,7 +101,7 @@ def _first_and_most(right: np.ndarray) -> np.ndarray:
 
 
 def _steady(values: np.ndarray) -> np.ndarray:
-    return (values == values[:, :1]).all(1)
+    return np.all(values == values[:, :1], axis=1)
 
 
 def forward(shown: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scores of "models" whose answers are known: the theatre itself, one that mixes sentences, one that freezes."""
+"""Scores of "models" whose answers are known: the theatre itself, one that mixes sentences up, and others."""
 
 import json
 from dataclasses import replace
