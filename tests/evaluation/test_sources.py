@@ -138,7 +138,7 @@ def test_what_can_be_generated_anew(tmp_path):
     assert generations(str(tmp_path), 3) == [(str(tmp_path), 3)]
     samples = "ucf101-samples:x?weights=demo"
     assert generations(samples, 3, 2) == [(samples, 3), (samples, 4)]
-    (_, (spec, _)) = generations("digits:a b?seed=1&weights=my weights+", 0, 2)
+    (_, (spec, _)) = generations("theatre:a b?seed=1&weights=my weights+", 0, 2)
     assert read_options(spec) == {"seed": "2", "weights": "my weights+"}  # a space and a plus go through
     with pytest.raises(CogVideoError, match="cannot be generated anew"):
         generations(str(tmp_path), 0, 2)
