@@ -86,7 +86,8 @@ def test_usage_errors_exit_with_2(run, arguments):
 
 
 def test_ctrl_c_is_130_and_a_word(tmp_path):
-    command = [sys.executable, "-m", "cogvideo", "data", "make-theatre", tmp_path / "theatre", "--clips", "300"]
+    make = ["data", "make-theatre", tmp_path / "theatre", "--clips", "300"]
+    command = [sys.executable, "-m", "cogvideo", *make]
 
     def listen():  # a runner in the background hands down a SIGINT that is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -49,7 +49,7 @@ def test_key_frames_span_the_whole_action_or_less_or_anything():
     share = {ratio: np.mean(ratios == ratio) for ratio in np.unique(ratios)}
     whole = share.pop(1.0)
     shorter = sum(value for ratio, value in share.items() if ratio < 1)
-    # Two in ten have any span: of these one in five is the rule's, and as many in the mean are shorter as longer.
+    # Two in ten have any span: of these one in five is the rule's, and as many are shorter as longer.
     assert abs(whole - (data.WHOLE + 0.2 / 5)) < 0.03
     assert data.SHORTER < shorter < data.SHORTER + 0.2 and sum(v for r, v in share.items() if r > 1) > 0.03
 

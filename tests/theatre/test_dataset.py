@@ -55,7 +55,7 @@ def test_make_theatre_writes_clips_and_their_truth(tmp_path):
         assert record["background"] == BACKGROUNDS[clip.background[0]]
         with av.open(str(captions.parent / record["file"])) as video:
             stream = video.streams.video[0]
-            frames, times = zip(*((f.to_ndarray(format="rgb24"), f.time) for f in video.decode(video=0)))
+            frames, times = zip(*((f.to_ndarray(format="rgb24"), f.time) for f in video.decode(video=0)), strict=True)
             assert stream.average_rate == 8 and times[0] == 0 and times[-1] == record["seconds"]
         assert len(frames) == len(record["states"]) == round(record["seconds"] * 8) + 1
         for frame, state in zip(frames, record["states"], strict=True):
@@ -71,7 +71,8 @@ def test_phases_and_states_tell_the_same(tmp_path, split):
     assert phases[0]["start"] == 0 and phases[-1]["end"] == record["seconds"]
     assert [p["end"] for p in phases[:-1]] == [p["start"] for p in phases[1:]]
     for number, state in enumerate(record["states"]):
-        (now,) = [p["name"] for p in phases if p["start"] <= min(number / 8, record["seconds"] - 0.01) < p["end"]]
+        time = min(number / 8, record["seconds"] - 0.01)
+        (now,) = [p["name"] for p in phases if p["start"] <= time < p["end"]]
         assert phase(record["action"], state) == now
     assert record["states"][-9:] == [16] * 9  # a second of rest
 

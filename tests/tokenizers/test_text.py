@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import sentencepiece
 import torch
@@ -97,7 +96,8 @@ def test_upper_case_full_width_and_spaces_do_not_matter(text):
 def test_the_texts_that_sampling_adds_are_one_piece_each(text):
     assert len(text.encode_prompt(UNGUIDED_PROMPT)) == 1
     for suffix in (UNGUIDED_PROMPT, FIRST_FRAME_SUFFIX):
-        assert text.encode(f"a cat drinks tea {suffix}") == text.encode("a cat drinks tea") + text.encode(suffix)
+        both = text.encode("a cat drinks tea") + text.encode(suffix)
+        assert text.encode(f"a cat drinks tea {suffix}") == both
 
 
 def test_unknown_words_are_named(text):
