@@ -49,14 +49,12 @@ class ModelConfig:
             )
         if self.hidden_size % self.num_heads:
             raise CogVideoError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+                f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}."
             )
         if self.order not in get_args(Order):
             raise CogVideoError(f"order {self.order!r} is unknown: choose sequential or interpolation.")
         if self.num_frames > 1 and not self.temporal:
-            raise CogVideoError(
-                "Several frames need the temporal channel: set temporal to true or num_frames to 1."
-            )
+            raise CogVideoError("Several frames need the temporal channel: set temporal to true.")
         if self.first_frame_position + self.frame_tokens > self.base_positions:
             raise CogVideoError(
                 f"base_positions {self.base_positions} is too small for a first frame of {self.frame_tokens} "
@@ -64,7 +62,7 @@ class ModelConfig:
             )
         if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
             raise CogVideoError(
-                f"extra_positions {self.extra_positions} is too small for {self.num_frames} frames."
+                f"{self.extra_positions} extra_positions do not hold {self.num_frames} frames."
             )
 
     @property

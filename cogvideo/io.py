@@ -95,9 +95,8 @@ def read_json(
             return default
         raise CogVideoError(f"{path} is missing: {advice}.") from None
     except (OSError, ValueError) as error:  # of JSON or UTF-8
-        raise CogVideoError(
-            f"{path} is damaged ({getattr(error, 'strerror', None) or error}): {advice}."
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise CogVideoError(f"{path} is damaged ({reason}): {advice}.") from None
     if not isinstance(values, kind):
         wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
         raise CogVideoError(f"{path} should hold {wanted}, not {type(values).__name__}: {advice}.")

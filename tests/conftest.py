@@ -1,6 +1,7 @@
-"""Shared by all tests: where the fixtures lie, how many threads torch takes, and the command line."""
+"""Shared by all tests: where fixtures lie, markers, torch's threads, and the command line in this process."""
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,22 @@ import pytest
 import torch
 
 DATA = Path(__file__).parent / "fixtures"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("browser") and CHROMIUM is None:
+        pytest.skip("needs Chromium on the PATH")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say last how to have the browser tests, where they were skipped."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "browser" in report.keywords]
+    if skipped and CHROMIUM is None:
+        terminalreporter.section("browser tests")
+        terminalreporter.write_line(
+            f"Skipped for want of Chromium on the PATH: {len(skipped)}. To run them: apt install chromium"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +50,7 @@ def _two_threads():
 
 @pytest.fixture(autouse=True, scope="module")
 def _as_before_training():
-    """Trainings set how many threads torch takes and what these do with tiny numbers; later tests get what they had."""
+    """Undo what trainings set: how many threads torch takes, and what these do with the smallest numbers."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -42,7 +59,7 @@ def _as_before_training():
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch anew takes seconds."""
+    """run("generate", ...) -> (exit code, stdout, stderr), in this process: importing torch takes seconds."""
     from cogvideo.cli import app as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:

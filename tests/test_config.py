@@ -1,6 +1,7 @@
 """Settings: nested YAML to dataclasses, overrides, and errors that name the key."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_missing_file_is_named():
 
 
 def test_contradictory_geometry_is_refused():
-    fine = dict(
+    fine: dict[str, Any] = dict(
         num_layers=1, hidden_size=8, num_heads=2, frame_height=2, frame_width=2, num_frames=1,
         text_length=2, first_frame_position=2, image_tokens=4, vocab_size=8, begin_of_image=7,
         base_positions=6, temporal=False,
@@ -72,4 +73,4 @@ def test_contradictory_geometry_is_refused():
         {"num_frames": 3, "temporal": True},
     ):
         with pytest.raises(CogVideoError):
-            ModelConfig(**fine | change)
+            ModelConfig(**(fine | dict[str, Any](change)))

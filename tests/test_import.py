@@ -20,7 +20,8 @@ HEAVY = [
 def test_importing_the_sampler_needs_torch_einops_numpy_safetensors_alone():
     script = f"""
 import sys
-import cogvideo, cogvideo.model.transformer, cogvideo.sampling, cogvideo.checkpoints.sat, cogvideo.checkpoints.native
+import cogvideo, cogvideo.model.transformer, cogvideo.sampling
+import cogvideo.checkpoints.sat, cogvideo.checkpoints.native
 cogvideo.load_sat_checkpoint, cogvideo.generate_key_frames, cogvideo.FrameTokenizer
 loaded = [name for name in {HEAVY} if name in sys.modules]
 assert not loaded, loaded
@@ -30,7 +31,10 @@ assert not loaded, loaded
 
 def test_loading_a_model_leaves_the_compiler_of_torch_out():
     """Random weights on the meta device would import it: two seconds before every clip."""
-    script = "import sys, cogvideo; cogvideo.Pipeline.from_pretrained('demo'); assert 'torch._dynamo' not in sys.modules"
+    script = (
+        "import sys, cogvideo; cogvideo.Pipeline.from_pretrained('demo'); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

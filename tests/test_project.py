@@ -1,20 +1,19 @@
 """The project around the package: one set of dependencies told in three files, and the two commands."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # which pytest needs there
+tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -122,9 +121,8 @@ def test_an_unfit_python_is_one_sentence(tmp_path, version_check, sentence):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\ncase "$*" in *version_info*) {version_check or "exit 0"};; *) echo no >&2; exit 1;; esac\n'
-    )
+    answers = f"*version_info*) {version_check or 'exit 0'};; *) echo no >&2; exit 1;;"
+    python.write_text(f'#!/bin/sh\ncase "$*" in {answers} esac\n')
     python.chmod(0o755)
     make = subprocess.run(
         ["make", "--no-print-directory", "test", f"PYTHON={python}"],
@@ -146,7 +144,10 @@ def test_notebooks_are_stripped_and_take_parameters(path):
 
 def test_weights_and_the_explorers_front_end_travel_with_the_package():
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert package_data["cogvideo"] == ["weights/**", "explore/explorer/app/*"]
+    assert package_data["cogvideo"] == [
+        "py.typed", "weights/**", "checkpoints/*.yaml", "evaluation/*.yaml", "explore/explorer/app/*",
+        "reports/*.css",
+    ]  # fmt: skip
     app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
     assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}
     sizes = {
@@ -156,6 +157,80 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
     }
     assert {"pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
     assert sum(sizes.values()) < 21e6
+
+
+def test_the_tests_mirror_the_package():
+    """tests/ROOM/test_X.py tests cogvideo/ROOM/X.py."""
+    others = {
+        "test_import.py",  # cogvideo/__init__.py
+        "test_project.py",
+        "checkpoints/test_inspect_files.py",  # inspect.py, from real and damaged files
+        "explore/test_capture.py",  # __init__.py: the public capture
+        "explore/test_explorer.py",  # the explorer's page, in a browser
+        "explore/test_explorer_cli.py",
+        "explore/test_explorer_live.py",  # explorer/widget.py, in JupyterLab
+        "reports/test_sweep_report.py",  # sweep.py and the page it makes
+        "sampling/test_wavefront.py",  # decode.py with frame-parallel steps
+        "sweeps/test_record.py",  # __init__.py: the public record
+    }
+    tests, package = ROOT / "tests", ROOT / "cogvideo"
+    found = {str(file.relative_to(tests)) for file in tests.rglob("test_*.py")}
+    mirrored = {name for name in found if (package / name.replace("test_", "", 1)).is_file()}
+    assert found - mirrored == others
+    rooms = {folder.name for folder in tests.iterdir() if any(folder.glob("*.py"))}
+    assert rooms <= {folder.name for folder in package.iterdir() if folder.is_dir()}
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_links_lead_to_files_which_hold_what_is_named_with_them(document):
+    """[`Name.part`](file) and [`name` and `name`](file): all names are defined in the file."""
+    for text, target in re.findall(r"\[([^\[\]]+)\]\(([^)\s]+)\)", document.read_text("utf-8")):
+        if re.match(r"https?:", target):
+            continue
+        file = document.parent / target.partition("#")[0]
+        assert file.exists(), f"{document.name} links to {target}"
+        if file.suffix != ".py":
+            continue
+        defined = definitions(file)
+        for name in re.findall(r"`([A-Za-z_][\w.]*)`", text):
+            assert set(name.split(".")) <= defined, f"{document.name}: {target} has no {name}"
+
+
+def definitions(file: Path) -> set[str]:
+    """Names of the functions, classes and variables of a file, methods and attributes included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_the_house_in_the_docs_is_the_contract():
+    """docs/architecture.md has the rooms of the layers in pyproject.toml, floor by floor from the top."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [set(re.findall(r"\w+", layer)) for layer in contracts[0]["layers"]]
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:\d|ground) \| ([^|]+) \|", text, re.M)
+    assert [set(re.findall(r"`(\w+)[/.]", row)) for row in rows] == layers
+
+
+def test_type_ignores_are_few_and_say_why():
+    places = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for folder in ("cogvideo", "tests")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for line in file.read_text("utf-8").splitlines()
+        if re.search(r"#\s*(type|pyright): ignore", line)
+    ]
+    assert len(places) < 15, "\n".join(places)
+    assert all(re.search(r"ignore\[[\w-]+\]\W+\w", place) for place in places), "\n".join(places)
 
 
 def test_no_module_outgrows_one_room():

@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 
 from cogvideo.checkpoints.registry import DEMO, KNOWN, cache_dir, find
+from cogvideo.runtime.memory import free_memory
 
 
 def report() -> str:
     """Versions, devices, memory, weights and video codecs as aligned plain text, one fact a line."""
     facts = [("python", f"{platform.python_version()} on {platform.platform()}"), *_libraries(), *_devices()]
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    others = [name for name, item in KNOWN.items() if not item.packaged and find(name) is not None]
     facts += [
-        ("memory", _memory()),
+        ("memory", f"{total / 2**30:.1f} GiB, {free_memory() / 2**30:.1f} GiB available"),
         ("demo weights", _weights(DEMO)),
-        ("other weights", _others()),
+        ("other weights", f"{', '.join(others) or 'none'} in {cache_dir()}; see `cogvideo weights list`"),
         ("video", _codecs()),
     ]
     width = max(len(name) for name, _ in facts)
@@ -55,16 +58,6 @@ def _devices() -> list[tuple[str, str]]:
     return facts
 
 
-def _memory() -> str:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = f"{total / 2**30:.1f} GiB"
-    meminfo = Path("/proc/meminfo")  # on Linux: what programs could still get
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        text += f", {int(lines['MemAvailable'].split()[0]) / 2**20:.1f} GiB available"
-    return text
-
-
 def _weights(folder: Path) -> str:
     """Size and folder, then the line of the README that starts with "Score:"."""
     if not (folder / "pipeline.json").exists():
@@ -74,12 +67,6 @@ def _weights(folder: Path) -> str:
     lines = readme.read_text(encoding="utf-8").splitlines() if readme.exists() else []
     score = next((line for line in lines if line.startswith("Score:")), "no score in README.md")
     return f"{size / 1e6:.1f} MB in {folder}; {score}"
-
-
-def _others() -> str:
-    """Which known weights lie in the cache."""
-    found = [name for name, item in KNOWN.items() if not item.packaged and find(name) is not None]
-    return f"{', '.join(found) or 'none'} in {cache_dir()}; see `cogvideo weights list`"
 
 
 def _codecs() -> str:

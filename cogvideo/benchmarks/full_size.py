@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.benchmarks.measuring import random_weights
+from cogvideo.benchmarks.measuring import random_weights, step_bytes
 from cogvideo.benchmarks.memory_plan import Geometry, device_memory, released_geometry
 from cogvideo.checkpoints import released
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload
@@ -23,18 +23,16 @@ from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import COPIED, bytes_of, copy_bandwidth, describe, peak_bytes, quickest, wait
+from cogvideo.runtime.machine import COPIED, copy_bandwidth, describe, least_seconds, peak_bytes, wait
 from cogvideo.runtime.memory import GB, peak_memory
-from cogvideo.runtime.offload import HostWeights, StreamedBlocks
+from cogvideo.runtime.offload import HostWeights
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.text import TextTokenizer
 
-PROMPT = (
-    "a lion drinks milk"  # words of the demo's text model, which is used: the released one is not at hand
-)
+PROMPT = "a lion drinks milk"  # words of the demo's text model, which stands for the released one
 
 
 @dataclass(frozen=True)
@@ -126,73 +124,56 @@ def build(settings: Settings, source: Path | None = None) -> Pipeline:
     )  # fmt: skip
 
 
-class _Stages:
-    """Times stages and keeps a record of each; bandwidth: bytes a second, the limit of a decoding step."""
+def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
+    """Make the clips stage by stage -> a record of each; its time includes the copies of offloading.
 
-    def __init__(self, device: torch.device, bandwidth: float):
-        self.device, self.bandwidth, self.records = device, bandwidth, []
+    bandwidth: bytes a second, the limit of a decoding step.
+    """
+    records: list[dict[str, Any]] = []
 
-    def time(
-        self, stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0
-    ) -> Any:
+    def timed(stage: str, work: Callable[[], Any], *, steps: int = 0, tokens: int = 0, moved: int = 0) -> Any:
         """Do the work of a stage; moved: bytes that each of its steps has to move."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        wait(self.device)
+        if pipe.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pipe.device)
+        wait(pipe.device)
         clock = time.perf_counter()
         result = work()
-        wait(self.device)
+        wait(pipe.device)
         seconds = time.perf_counter() - clock
-        record = {"stage": stage, "seconds": seconds, "peak_bytes": peak_bytes(self.device)}
+        records.append({"stage": stage, "seconds": seconds, "peak_bytes": peak_bytes(pipe.device)})
         if steps:
-            record |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
-            record["share_of_limit"] = moved / self.bandwidth / (seconds / steps)
+            records[-1] |= {"steps": steps, "ms_per_step": 1000 * seconds / steps, "bytes_per_step": moved}
+            records[-1]["share_of_limit"] = moved / bandwidth / (seconds / steps)
         if tokens:
-            record |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
-        self.records.append(record)
+            records[-1] |= {"tokens": tokens, "tokens_per_second": tokens / seconds}
         return result
 
-
-def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: bool) -> list[dict[str, Any]]:
-    """Make the clips stage by stage -> a record of each; its time includes the copies of offloading."""
     n, key_frames = pipe.stage1.config.frame_tokens, pipe.stage1.config.num_frames
     prompts = [PROMPT] * settings.clips
     seeds = [settings.seed + clip for clip in range(settings.clips)]
-    stages, steps = _Stages(pipe.device, bandwidth), (key_frames - 1) * n
-    first = stages.time(
+    steps = (key_frames - 1) * n
+    first = timed(
         "first frame", lambda: pipe.first_frame_tokens(prompts, seeds, progress=progress), steps=n,
-        tokens=n * len(prompts), moved=_step_bytes(pipe.stage1, temporal=False),
+        tokens=n * len(prompts), moved=step_bytes(pipe.stage1, temporal=False),
     )  # fmt: skip
-    tokens = stages.time(
+    tokens = timed(
         "key frames",
         lambda: pipe.later_key_frame_tokens(first, prompts, settings.seconds, seeds, progress=progress),
-        steps=steps, tokens=steps * len(prompts), moved=_step_bytes(pipe.stage1),
+        steps=steps, tokens=steps * len(prompts), moved=step_bytes(pipe.stage1),
     )  # fmt: skip
+    interpolate = partial(pipe.interpolate_once, prompts=prompts, seconds=settings.seconds, seed=seeds)
     for number in range(1, pipe.rounds(tokens.shape[1], settings.seconds) + 1):
         sequences = len(prompts) * (tokens.shape[1] - 1) // 2
         batches = -(-sequences // (pipe.sequences_at_once or sequences))
-        tokens = stages.time(
-            f"between, round {number}",
-            partial(pipe.interpolate_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
-            steps=2 * n * batches, tokens=2 * n * sequences, moved=_step_bytes(pipe.stage2),
+        tokens = timed(
+            f"between, round {number}", partial(interpolate, tokens, number=number, progress=progress),
+            steps=2 * n * batches, tokens=2 * n * sequences, moved=step_bytes(pipe.stage2),
         )  # fmt: skip
     high = tokens.shape[0] * tokens.shape[1] * pipe.superres.config.high_tokens
-    large = stages.time(
-        "enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress), tokens=high
-    )
-    pixels = stages.time("pixels", lambda: pipe.pixels(large))
-    stages.records[-1] |= {"frames": list(pixels.shape)}
-    return stages.records
-
-
-def _step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
-    """Bytes that a decoding step moves: the blocks that it uses, and the head's part for image tokens."""
-    blocks = model.blocks
-    named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
-    if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
-        return bytes_of(named.values())
-    used = [tensor for name, tensor in named.items() if temporal or ".temporal." not in name]
-    return bytes_of([*used, model.word_embedding.weight[: model.config.image_tokens]])
+    large = timed("enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress), tokens=high)
+    pixels = timed("pixels", lambda: pipe.pixels(large))
+    records[-1] |= {"frames": list(pixels.shape)}
+    return records
 
 
 def render(report: dict[str, Any]) -> str:
@@ -228,4 +209,4 @@ def _host_bandwidth(device: torch.device) -> float:
     """Bytes a second of a copy from host memory to the device, as offload.py makes it."""
     weights = HostWeights([torch.ones(COPIED // 4, dtype=torch.uint8)])
     room = torch.empty(COPIED // 4, dtype=torch.uint8, device=device)
-    return len(weights.bytes) / quickest(lambda: weights.load(room), device)
+    return len(weights.bytes) / least_seconds(lambda: weights.load(room), device)[0]

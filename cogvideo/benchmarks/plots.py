@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from cogvideo.benchmarks.sampler import Settings, model_config, wavefront_bound
+from cogvideo.evaluation.fvd_plots import BLUE, GREEN, GREY, ORANGE
 from cogvideo.model import masks
 
-BLUE, ORANGE, GREEN, PINK, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#777777"
+PINK, YELLOW = "#CC79A7", "#E69F00"
 
 
 def plot_schedule(settings: Settings) -> Any:

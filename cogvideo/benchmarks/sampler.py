@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cogvideo.benchmarks.measuring import random_weights
+from cogvideo.benchmarks.measuring import random_weights, step_bytes
+from cogvideo.benchmarks.memory_plan import released_geometry
 from cogvideo.checkpoints.pipeline_folder import Loader
-from cogvideo.config import COGVIDEO_9B, ModelConfig
+from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.strategies import TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import bytes_of, copy_bandwidth, describe, peak_bytes, read_bandwidth, wait
+from cogvideo.runtime.machine import copy_bandwidth, describe, peak_bytes, read_bandwidth, wait
 from cogvideo.runtime.memory import GB
 from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
 
@@ -60,50 +61,40 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        numbers = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
-        if (
-            min(numbers) < 1
-            or min(self.threads, self.most_steps) < 0
-            or self.frames < 3
-            or self.frames % 2 == 0
-        ):
-            raise CogVideoError(
-                "bench sampler takes positive sizes, an odd number of frames (3 or more), "
-                "and 0 or more steps and threads."
-            )
+        sizes = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
+        frames = self.frames >= 3 and self.frames % 2
+        if not frames or min(sizes) < 1 or min(self.threads, self.most_steps) < 0:
+            wanted = "positive sizes, an odd number of frames (3 or more), 0 or more steps and threads"
+            raise CogVideoError(f"bench sampler takes {wanted}.")
         if self.width % (2 * self.heads):
-            raise CogVideoError(
-                f"A width of {self.width} cannot be shared by {self.heads} heads: choose others."
-            )
+            raise CogVideoError(f"A width of {self.width} cannot be shared by {self.heads} heads.")
 
 
 def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
-    """All kinds of decoding, then what an extra frame, clip and batch row cost.
-
-    Raises CogVideoError for senseless settings and a device that is not there.
-    """
+    """All kinds of decoding, then what an extra frame, clip and batch row cost."""
     settings, device = _on_device(settings)
     limits = {"read": read_bandwidth(device), "copy": copy_bandwidth(device)}
-    variants = {
-        "one clip": replace(settings, clips=1, guided=True),
-        "one clip without guidance": replace(settings, clips=1, guided=False),
-        "two clips": replace(settings, clips=2, guided=True),
-        "four clips": replace(settings, clips=4, guided=True),
-    }
     few = replace(settings, most_steps=min(settings.most_steps or 48, 48))
+    variants = {
+        "one clip": replace(few, clips=1, guided=True),
+        "one clip without guidance": replace(few, clips=1, guided=False),
+        "two clips": replace(few, clips=2, guided=True),
+        "four clips": replace(few, clips=4, guided=True),
+    }
     bar = tqdm(total=len(KINDS) + len(variants), desc="measuring", disable=not progress)
     stages, tokens = {}, {}
     for kind in KINDS:
         stages[kind], tokens[kind] = measure(settings, kind, limits["read"])
         bar.update()
     rows = {}
-    for name, variant in variants.items():
-        case = replace(few, clips=variant.clips, guided=variant.guided)
+    for name, case in variants.items():
         rows[name] = measure(case, "stage 1", limits["read"])[0]["median_ms_per_step"]
         bar.update()
     bar.close()
     for kind in ("stage 1, windows", "stage 2"):
-        stages[f"{kind}, wavefront"]["same_tokens"] = _share_equal(tokens[kind], tokens[f"{kind}, wavefront"])
+        one, other = tokens[kind], tokens[f"{kind}, wavefront"]
+        same = None if one is None or other is None else float((one == other).float().mean())
+        stages[f"{kind}, wavefront"]["same_tokens"] = same
     return {
         "settings": asdict(settings),
         "machine": describe(device),
@@ -134,11 +125,8 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     load = Loader(settings.dtype, settings.device, settings.device, torch.float32)
     model: CogVideoTransformer = load(random_weights(partial(CogVideoTransformer, config), settings.seed))
     generator = torch.Generator().manual_seed(settings.seed)
-    known = torch.randint(
-        config.image_tokens,
-        (settings.clips, (settings.frames + 1) // 2, config.frame_tokens),
-        generator=generator,
-    ).to(device)
+    shape = (settings.clips, (settings.frames + 1) // 2, config.frame_tokens)
+    known = torch.randint(config.image_tokens, shape, generator=generator).to(device)
     text = torch.full((1, TEXT_SLOTS), config.image_tokens, device=device)
     ticks, memory = [], []
 
@@ -166,15 +154,14 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     generated = len(times) * config.frame_tokens
     steps = int(masks.decoding_steps(config, times).max()) if wavefront else generated
     seconds = [b - a for a, b in pairwise(ticks)]
-    weights = weight_bytes(model)
-    places = attended_places(config, times, wavefront)[1 : len(ticks)]
-    rows = settings.clips * (1 + settings.guided)
-    place = (
-        2 * config.num_layers * config.hidden_size * _activation_bytes(model)
-    )  # one place's keys and values
-    caches = [rows * p * place for p in places]
+    weights = step_bytes(model)
+    positions = attended_positions(config, times, wavefront)[1 : len(ticks)]
+    # Of the keys and values of one position in all rows, which have the type of the norms.
+    itemsize = next(model.blocks.parameters()).itemsize
+    size = settings.clips * (1 + settings.guided) * 2 * config.num_layers * config.hidden_size * itemsize
+    caches = [count * size for count in positions]
     total = sum(seconds)
-    share = len(ticks) / steps
+    done = len(ticks) / steps
     figures = {
         "steps": steps,
         "measured_steps": len(seconds),
@@ -183,53 +170,44 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
         "median_ms_per_step": 1e3 * statistics.median(seconds),
         "least_ms_per_step": 1e3 * min(seconds),
         "seconds": total / len(seconds) * steps,
-        "tokens_per_second": generated * settings.clips * share / total,
+        "tokens_per_second": generated * settings.clips * done / total,
         "weight_bytes_per_step": weights,
-        "bytes_per_place": rows * place,
+        "bytes_per_place": size,
         "cache_bytes_per_step": statistics.fmean(caches),
         "weights_share_of_read": weights * len(seconds) / total / read,
         "share_of_limit": (weights * len(seconds) + sum(caches)) / total / read,
         "peak_bytes": peak_bytes(device),
         "held_bytes_growth": memory[-1] - memory[len(memory) // 10],
-        "places_and_ms": _thinned(places, seconds),
-        "seconds_of_each_frame": None
-        if wavefront or settings.most_steps
-        else _by_frame(ticks, config.frame_tokens),
+        "places_and_ms": _thinned(positions, seconds),
+        "seconds_of_each_frame": None,
     }
+    if not (wavefront or settings.most_steps):  # less a frame's first step: the first of all has no beginning
+        n = config.frame_tokens
+        figures["seconds_of_each_frame"] = [ticks[i + n - 1] - ticks[i] for i in range(0, len(ticks), n)]
     return figures, None if tokens is None else tokens.cpu()
 
 
-def weight_bytes(model: CogVideoTransformer) -> int:
-    """What every step has to read: all blocks, and the image tokens' part of the head."""
-    blocks = bytes_of([*model.blocks.parameters(), *model.blocks.buffers()])
-    return blocks + bytes_of([model.word_embedding.weight[: model.config.image_tokens]])
-
-
 def wavefront_bound(settings: Settings, frames: int) -> int:
-    """Steps for `frames` generated frames by the paper's bound (section 3.3).
-
-    W * side + w tokens from frame to frame.
-    """
+    """Steps for `frames` generated frames by the paper's bound (section 3.3): w * side + w for each more."""
     return settings.side**2 + (frames - 1) * (settings.window * settings.side + settings.window)
 
 
-def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
-    """Places whose keys and values a row reads in every step, in both channels together.
+def attended_positions(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
+    """How many positions' keys and values a row reads in every step, in both channels together.
 
     The live part of the caches, windows or not: text and the frame so far, and text and all frames so far. In
-    a wavefront every one of its frames has a spatial cache, and the temporal cache is read once for all of
-    them.
+    a wavefront each of its frames has a spatial cache, and the temporal cache is read once for all of them.
     """
     n = config.frame_tokens
     known = config.num_frames - len(times)
     steps = masks.decoding_steps(config, list(times)) if wavefront else masks.one_by_one_steps(len(times), n)
-    places = []
+    counts = []
     for step in range(1, int(steps.max()) + 1):
         frames, own = (steps == step).nonzero(as_tuple=True)
         spatial = len(frames) * (TEXT_SLOTS + int(own.max()) + 1)
         temporal = TEXT_SLOTS + known * n + int((frames * n + own).max()) + 1
-        places.append(spatial + temporal)
-    return places
+        counts.append(spatial + temporal)
+    return counts
 
 
 def _on_device(settings: Settings) -> tuple[Settings, torch.device]:
@@ -247,11 +225,11 @@ def growth(
     """The figures of `measure` for several sizes of one setting, each with that size under its name."""
     settings, device = _on_device(settings)
     read = read_bandwidth(device)
-    cases = tqdm(sizes, desc=name, disable=not progress)
-    return [
-        {"kind": kind, name: size} | measure(replace(settings, **{name: size}), kind, read)[0]
-        for size in cases
-    ]
+    rows = []
+    for size in tqdm(sizes, desc=name, disable=not progress):
+        figures, _ = measure(replace(settings, **{name: size}), kind, read)
+        rows.append({"kind": kind, name: size} | figures)
+    return rows
 
 
 def render(report: dict[str, Any]) -> str:
@@ -282,9 +260,8 @@ def render(report: dict[str, Any]) -> str:
         f"a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
     ]
     if costs["seconds_of_each_frame"]:
-        lines.append(
-            "frames one after another: " + ", ".join(f"{t:.2f} s" for t in costs["seconds_of_each_frame"])
-        )
+        seconds = ", ".join(f"{t:.2f} s" for t in costs["seconds_of_each_frame"])
+        lines.append(f"frames one after another: {seconds}")
     for kind in ("stage 1, windows", "stage 2"):
         one, both = report["stages"][kind], report["stages"][f"{kind}, wavefront"]
         same = "" if both["same_tokens"] is None else f", {both['same_tokens']:.2%} of the tokens the same"
@@ -299,14 +276,9 @@ def render(report: dict[str, Any]) -> str:
 def model_config(s: Settings, order: str, window: int | None) -> ModelConfig:
     n = s.side**2
     return replace(
-        COGVIDEO_9B, num_layers=s.layers, hidden_size=s.width, num_heads=s.heads, frame_height=s.side,
-        frame_width=s.side, num_frames=s.frames, order=order, window=window, vocab_size=20010,
-        begin_of_image=20001, first_frame_position=64, base_positions=64 + n, extra_positions=s.frames * n,
+        released_geometry(s.layers, s.width, s.heads, s.side).stage1, num_frames=s.frames, order=order,
+        window=window, vocab_size=20010, begin_of_image=20001, extra_positions=s.frames * n,
     )  # fmt: skip
-
-
-def _activation_bytes(model: CogVideoTransformer) -> int:
-    return model.blocks[0].attention_norm.weight.itemsize  # type: ignore[union-attr]
 
 
 def _held(device: torch.device) -> int:
@@ -320,21 +292,10 @@ def _held(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _thinned(places: Sequence[int], seconds: Sequence[float], points: int = 64) -> list[tuple[float, float]]:
-    """At most `points` pairs (mean of places, median ms) of steps that read about as much."""
-    ordered = sorted(zip(places, seconds, strict=True))
+def _thinned(positions: Sequence[int], seconds: Sequence[float], points: int = 64) -> list[tuple[float, ...]]:
+    """At most `points` pairs (mean of positions, median ms) of steps that read about as much."""
+    ordered = sorted(zip(positions, seconds, strict=True))
     size = -(-len(ordered) // points)
     groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    return [
-        (statistics.fmean(p for p, _ in group), 1e3 * statistics.median(s for _, s in group))
-        for group in groups
-    ]
-
-
-def _by_frame(ticks: Sequence[float], n: int) -> list[float]:
-    """Seconds of every frame, less its first step (the first of all has no beginning)."""
-    return [ticks[i + n - 1] - ticks[i] for i in range(0, len(ticks), n)]
-
-
-def _share_equal(one: Tensor | None, other: Tensor | None) -> float | None:
-    return None if one is None or other is None else float((one == other).float().mean())
+    split = (zip(*group, strict=True) for group in groups)
+    return [(statistics.fmean(counts), 1e3 * statistics.median(times)) for counts, times in split]

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cogvideo.benchmarks.measuring import least_seconds
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import describe
+from cogvideo.runtime.machine import describe, least_seconds
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 
 TEXT = 16  # tokens of the prompt

@@ -6,6 +6,7 @@ That loop freezes the image model, too (no gradients), so the difference does no
 """
 
 import math
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -16,19 +17,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cogvideo.benchmarks.measuring import least_seconds, random_weights
+from cogvideo.benchmarks.measuring import random_weights
 from cogvideo.benchmarks.memory_plan import released_geometry
 from cogvideo.config import COGVIDEO_9B, ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
-from cogvideo.model.transformer import Block, Channel, CogVideoTransformer
+from cogvideo.model.transformer import Channel, CogVideoTransformer
 from cogvideo.runtime.device import choose_device
-from cogvideo.runtime.machine import describe, peak_bytes
+from cogvideo.runtime.machine import describe, least_seconds, peak_bytes
 from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import DTYPES, without_memory
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.loop import use_threads
-from cogvideo.training.run import set_types
+from cogvideo.training.run import compile_blocks, set_types
 
 TEXT_SLOTS = COGVIDEO_9B.text_length
 HIDDEN_SCORE = 10000.0  # what the plain loop takes from the scores of hidden positions
@@ -56,9 +57,7 @@ class Settings:
     def __post_init__(self):
         sizes = (self.width, self.layers, self.heads, self.side, self.window, self.clips)
         if min(*sizes, self.threads, self.steps) < 1 or self.width % self.heads:
-            raise CogVideoError(
-                "bench train takes sizes of 1 or more, and a width that is a multiple of heads."
-            )
+            raise CogVideoError("Sizes must be 1 or more, and the width a multiple of heads.")
         if self.dtype not in ("fp32", "bf16"):
             raise CogVideoError(f"Training is measured in fp32 or bf16, not {self.dtype}.")
 
@@ -66,16 +65,18 @@ class Settings:
 def run(settings: Settings) -> dict[str, Any]:
     """Measure both stages, each case in a process of its own, so that the peak of its memory is its own."""
     settings = replace(settings, device=choose_device(settings.device))
-    loops = ["lean"] + ["plain"] * (settings.compare and torch.device(settings.device).type == "cpu")
     device = torch.device(settings.device)
+    loops = ["lean", "plain"] if settings.compare and device.type == "cpu" else ["lean"]
     if device.type == "cpu":
         torch.set_num_threads(settings.threads)
     machine, peak = describe(device), peak_flops(device, DTYPES[settings.dtype])
-    cases: dict[str, dict[str, Any]] = {}
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for stage in ("stage 1", "stage 2"):
-            cases[stage] = {loop: pool.apply(measure, (settings, stage, loop, peak)) for loop in loops}
-    return {"settings": asdict(settings), "machine": machine, "peak_flops": peak, "stages": cases}
+
+    def alone(stage: str, loop: str) -> dict[str, Any]:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(measure, settings, stage, loop, peak).result()
+
+    stages = {stage: {loop: alone(stage, loop) for loop in loops} for stage in ("stage 1", "stage 2")}
+    return {"settings": asdict(settings), "machine": machine, "peak_flops": peak, "stages": stages}
 
 
 def model_config(s: Settings, stage: str) -> ModelConfig:
@@ -128,8 +129,7 @@ def _model(s: Settings, config: ModelConfig) -> tuple[CogVideoTransformer, dict[
         weight.requires_grad_(name in trained)
     set_types(model, list(trained), DTYPES[s.dtype])
     if s.compile:
-        for block in (module for module in model.modules() if isinstance(module, Block)):
-            vars(block)["both"] = torch.compile(block.both)
+        compile_blocks(model)
     return model, trained
 
 
@@ -151,7 +151,7 @@ def plain_loss(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, tex
     visible = [spatial, *(masks.temporal_visible(c, parity).to(x.device) for parity in range(2))]
     spatial, *temporal = (_whole_mask(mask, text_mask) for mask in visible)
     for index, block in enumerate(model.blocks):
-        assert isinstance(block, Block) and block.temporal is not None  # of a stage of video
+        assert block.temporal is not None  # of a stage of video
         h = block.attention_norm(x)
         own = _dense_attention(block.spatial, h, spatial)
         later = _dense_attention(block.temporal, h, temporal[index % 2])

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.errors import CogVideoError, explained
 
 FRAMES, SIZE, CLASSES = 16, 112, 101
 # Input and output channels of the convolutions and of the linear layers.
@@ -36,8 +37,8 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
             raise CogVideoError(f"{path} has no {own}: give the weights of C3D with its eight convolutions.")
         if tuple(found[own].shape) != shape:
             raise CogVideoError(
-                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: "
-                f"give C3D for UCF-101's {CLASSES} classes."
+                f"{path} has {own} {list(found[own].shape)} where {list(shape)} belongs: give C3D for "
+                f"UCF-101's {CLASSES} classes."
             )
         state[name] = found[own].float()
     tensors = [state[name] for name in sorted(state)]
@@ -51,24 +52,20 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
 def read_table(path: Path, what: str) -> Mapping[str, Tensor]:
     """The weights `what` (for messages) in a PyTorch, safetensors or npz file by name; runs no code in it."""
     if not path.is_file():
-        raise CogVideoError(f"{path} is missing: give a file with the weights {what}.")
-    try:
+        raise CogVideoError(f"There is no file {path}: the weights {what} are missing, check the path.")
+    wrong = f"{path} cannot be read as weights {what}: it is damaged or holds more than tensors"
+    with explained(f"{wrong} (REASON); download it again."):
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
                 return {name: torch.from_numpy(stored[name]) for name in stored.files}
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        while isinstance(state, Mapping) and isinstance(inner := state.get("state_dict"), Mapping):
-            state = inner
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        for key in ("state_dict", "state_dict", "module"):
+            state = state.get(key, state) if isinstance(state, Mapping) else state
         if not isinstance(state, Mapping):
             raise ValueError("it holds no table of weights")
         return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # torch and NumPy raise many kinds for a damaged file
-        reason = first_sentence(error)
-        raise CogVideoError(
-            f"{path} cannot be read as weights {what} ({reason}): download it again."
-        ) from None
 
 
 def _short(name: str) -> str:
@@ -82,12 +79,9 @@ def _read_mean(path: Path) -> Tensor:
     """A mean clip [3,16,128,171] -> [3,16,112,112], cut like TGANv2 from row and column 8, not the middle."""
     if not path.is_file():
         raise CogVideoError(f"{path} is missing: give the file with C3D's mean clip.")
-    try:
+    with explained(f"{path} cannot be read as a mean clip (REASON): download it again."):
         stored = np.load(path, allow_pickle=False)
         mean = np.asarray(stored["mean"] if isinstance(stored, np.lib.npyio.NpzFile) else stored, np.float32)
-    except Exception as error:
-        reason = first_sentence(error)
-        raise CogVideoError(f"{path} cannot be read as a mean clip ({reason}): download it again.") from None
     if mean.size != np.prod(MEAN_SHAPE) or not np.isfinite(mean).all():
         raise CogVideoError(f"{path} holds {list(mean.shape)} where a mean clip {list(MEAN_SHAPE)} belongs.")
     return torch.from_numpy(mean.reshape(MEAN_SHAPE)[:, :, 8 : 8 + SIZE, 8 : 8 + SIZE].copy())

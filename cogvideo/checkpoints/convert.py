@@ -6,24 +6,18 @@ The model is never built and no file is held whole: the peak memory is that of o
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from cogvideo.checkpoints import released
+from cogvideo.checkpoints import released, sat
 from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.native import ADVICE, new_folder, read_folder, write_weights
-from cogvideo.checkpoints.sat import (
-    empty_model,
-    fill_model,
-    invalid_release,
-    open_sat_checkpoint,
-    read_sat_folder,
-    released_kind,
-)  # fmt: skip
 from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.errors import CogVideoError
@@ -58,12 +52,11 @@ def convert(
         _convert_release(source, target, kind)
     elif source.is_file() and source.suffix != ".zip":
         tokenizer = read_frame_tokenizer(source)
-        size = sum(tensor_bytes(tensor, kind) for tensor in tokenizer.state_dict().values())
-        with new_folder(target, size) as folder:
+        with new_folder(target, _size(tokenizer.state_dict(), kind)) as folder:
             tokenizer.save(folder / "frames.safetensors", kind)
     else:
-        config, weights = _checked(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-        with new_folder(target, _size(weights, kind)) as folder:
+        config, weights = _checked(source, {"image_tokens": image_tokens, "begin_of_image": begin_of_image})
+        with new_folder(target, _size(weights.meta, kind)) as folder:
             _write(folder, config, weights, kind)
     files = [path for path in target.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
@@ -80,10 +73,10 @@ def _dtype(name: str) -> torch.dtype | None:
 def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> None:
     """The pipeline folder of the release's files, with a pipeline.json that says how the release samples."""
     frames, text = released.read_tokenizers(source)
-    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    ids: sat.Ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     names = {"stage1": released.STAGE1, "stage2": released.STAGE2, "superres": released.SUPERRES}
-    parts = {part: _checked(source / name, **ids) for part, name in names.items()}
-    with new_folder(target, sum(_size(weights, kind) for _, weights in parts.values())) as folder:
+    parts = {part: _checked(source / name, ids) for part, name in names.items()}
+    with new_folder(target, sum(_size(weights.meta, kind) for _, weights in parts.values())) as folder:
         for part, (config, weights) in parts.items():
             (folder / part).mkdir()
             _write(folder / part, config, weights, kind)
@@ -95,15 +88,15 @@ def _convert_release(source: Path, target: Path, kind: torch.dtype | None) -> No
         write_json(folder / "pipeline.json", to_dict(released.SAMPLING))
 
 
-def _checked(source: Path, *, image_tokens: int, begin_of_image: int) -> tuple[Any, Weights]:
+def _checked(source: Path, ids: sat.Ids) -> tuple[Any, Weights]:
     """Configuration and weights; that they fit each other is checked now, not after an hour of writing."""
-    model, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    empty_model(lambda: model(config), weights, str(source))
+    model, config, weights = open_checkpoint(source, **ids)
+    sat.empty_model(lambda: model(config), weights, str(source))
     return config, weights
 
 
-def _size(weights: Weights, kind: torch.dtype | None) -> int:
-    return sum(tensor_bytes(tensor, kind) for tensor in weights.meta.values())
+def _size(weights: Mapping[str, Tensor], kind: torch.dtype | None) -> int:
+    return sum(tensor_bytes(tensor, kind) for tensor in weights.values())
 
 
 def _write(folder: Path, config: Any, weights: Weights, kind: torch.dtype | None) -> None:
@@ -122,16 +115,14 @@ def measure_load(
     """Load the model in a released or native folder -> a line with its size, the time and the peak memory."""
     kind, start = _dtype(dtype), time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    model = fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
-    size = sum(map(tensor_bytes, model.state_dict().values()))
+    model = sat.fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
+    size = _size(model.state_dict(), None)
     return f"{source}: {size / GB:.2f} GB of weights on {device}{_cost(start)}"
 
 
-def open_checkpoint(
-    folder: str | Path, *, image_tokens: int, begin_of_image: int
-) -> tuple[type[nn.Module], Any, Weights]:
+def open_checkpoint(folder: str | Path, **ids: Unpack[sat.Ids]) -> tuple[type[nn.Module], Any, Weights]:
     """The model in a released or native folder: class, configuration, weights (our names, unread)."""
-    folder, ids = Path(folder), {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+    folder = Path(folder)
     if (folder / "config.json").exists():
         settings = read_json(folder / "config.json", advice=ADVICE)
         if "low_window" in settings:
@@ -140,18 +131,15 @@ def open_checkpoint(
             return IterativeSuperResolution, *read_folder(folder, IterativeConfig)
         return CogVideoTransformer, *read_folder(folder, ModelConfig)
     if not folder.exists():
-        raise CogVideoError(
-            f"There are no weights at {folder}: give a released folder or zip, a native folder, or "
-            "ice_image.pt."
-        )
-    weights, _ = read_sat_folder(folder)
-    kind = released_kind(weights)
+        raise CogVideoError(f"There are no weights at {folder}: give a folder, a zip or ice_image.pt.")
+    weights, _ = sat.read_sat_folder(folder)
+    kind = sat.released_kind(weights)
     if kind in ("image", "video"):
-        return CogVideoTransformer, *open_sat_checkpoint(folder, **ids)
+        return CogVideoTransformer, *sat.open_sat_checkpoint(folder, **ids)
     model = DirectSuperResolution if kind == "direct" else IterativeSuperResolution
     heads = released.superres_heads(folder)
     weights = weights.renamed(our_superres_name)
-    with invalid_release(folder):
+    with sat.invalid_release(folder):
         config = released_config(model, weights, num_heads=heads, **ids)
     return model, config, weights
 

@@ -1,18 +1,16 @@
 """Getting weights into the cache; their hashes are recorded on first use and compared from then on."""
 
-import contextlib
-import errno
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cogvideo.checkpoints.i3d_weights import fetch_i3d
 from cogvideo.checkpoints.registry import Known, cache_dir, find, known
 from cogvideo.checkpoints.transfer import download, size_of
 from cogvideo.checkpoints.unzip import check_room, unpack
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import file_hash, read_json, replacing, write_json
 
 HASHES = "hashes.json"
@@ -28,37 +26,14 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
     item, folder = known(name), cache_dir()
     if item.packaged:
         return folder_of(name), "comes with this package"
-    try:
+    busy = f"Another process is getting {name} just now: wait for it, then try again."
+    with explained(f"The cache {folder} cannot be written (REASON): set COGVIDEO_CACHE.", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f"{name}.lock", name):
-            return _get(item, folder / item.place, url, file)
-    except OSError as error:
-        raise CogVideoError(
-            f"The cache {folder} cannot be written ({error.strerror}): set COGVIDEO_CACHE."
-        ) from None
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Keep other processes from getting the same weights; the system releases the lock of a dead one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise CogVideoError(
-                f"Another process is getting {name} just now: wait for it, then try again."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        with explained(busy, Timeout), FileLock(lock := folder / f"{name}.lock", timeout=0):
+            try:
+                return _get(item, folder / item.place, url, file)
+            finally:
+                lock.unlink(missing_ok=True)
 
 
 def _get(item: Known, target: Path, url: str | None, file: Path | None) -> tuple[Path, str]:
@@ -94,11 +69,9 @@ def _get(item: Known, target: Path, url: str | None, file: Path | None) -> tuple
 
 def _given(file: Path, target: Path, item: Known) -> Path:
     """The user's own file, its first bytes checked: a zip as it is, any other file copied to `target`."""
-    try:
-        with open(file, "rb") as content:
-            right = content.read(16).startswith(item.starts)
-    except OSError as error:
-        raise CogVideoError(f"{file} cannot be read ({error.strerror}): give the downloaded file.") from None
+    unread = explained(f"{file} cannot be read (REASON): give the downloaded file.", OSError)
+    with unread, open(file, "rb") as content:
+        right = content.read(16).startswith(item.starts)
     if not right:
         raise CogVideoError(f"{file} is not {item.name} as {item.source} sends it: download it again.")
     if item.zipped:
@@ -113,9 +86,7 @@ def folder_of(name: str) -> Path:
     """The path of packaged weights."""
     path = find(name)
     if path is None:
-        raise CogVideoError(
-            f"The weights {name} are missing from this installation of cogvideo: install it again."
-        )
+        raise CogVideoError(f"The weights {name} are missing: install cogvideo again.")
     return path
 
 

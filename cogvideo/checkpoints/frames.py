@@ -1,23 +1,22 @@
 """Frame tokenizers in files: our own, with a description of the network inside, and icetk's."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cogvideo.errors import CogVideoError, first_sentence
-from cogvideo.runtime.tensors import save_tensors
+from cogvideo.checkpoints.c3d_weights import read_table
+from cogvideo.errors import CogVideoError, explained
+from cogvideo.runtime.tensors import open_safetensors, save_tensors
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
 
 NETWORKS = {"patches": PatchVQVAE, "icetk": HVQVAE}
+ICETK = "of icetk's image tokenizer"
 ICETK_PARTS = ("enc.", "down_samplers.", "quantize.", "decs.")  # of HVQVAE
 TRAINING_STATISTICS = ("quantize.cluster_size", "quantize.embed_avg")  # of icetk's file; nobody loads them
 
@@ -31,26 +30,15 @@ def save_frames(tokenizer: FrameTokenizer, path: str | Path, dtype: torch.dtype 
 
 def load_frames(path: str | Path, device: str | torch.device) -> FrameTokenizer:
     """Read what save_frames wrote, as float32 and in eval mode."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    except FileNotFoundError:
-        raise CogVideoError(f"There is no frame tokenizer at {path}: check the path.") from None
-    except (OSError, SafetensorError) as error:
-        raise CogVideoError(
-            f"The frame tokenizer {path} is damaged ({error}): copy the file again."
-        ) from None
+    if not Path(path).exists():
+        raise CogVideoError(f"There is no frame tokenizer at {path}: check the path.")
+    tensors, metadata = open_safetensors(Path(path))
     if "frame_tokenizer" not in metadata:
         raise CogVideoError(f"{path} holds no frame tokenizer: give a file that FrameTokenizer.save wrote.")
-    try:
+    with explained(f"The description inside the frame tokenizer {path} is invalid (REASON): copy it again."):
         sizes = json.loads(metadata["frame_tokenizer"])
         network = NETWORKS[sizes.pop("kind")](**sizes)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CogVideoError(
-            f"The description inside the frame tokenizer {path} is invalid ({error!r}): copy the file again."
-        ) from None
-    _fill(network, tensors, str(path))
+    _fill(network, {name: tensor.float() for name, tensor in tensors.items()}, str(path))
     return FrameTokenizer(network).to(device).eval()
 
 
@@ -63,7 +51,7 @@ def load_icetk(
 ) -> FrameTokenizer:
     """See FrameTokenizer.from_icetk."""
     name = "the given state dict" if isinstance(source, Mapping) else str(source)
-    table: Mapping[str, Any] = source if isinstance(source, Mapping) else read_icetk(Path(source))
+    table: Mapping[str, Any] = source if isinstance(source, Mapping) else read_table(Path(source), ICETK)
     weights = table.get("module", table)
     if "quantize.embed.weight" not in weights:
         raise CogVideoError(f"There is no icetk image tokenizer in {name}: it has no quantize.embed.weight.")
@@ -75,31 +63,11 @@ def load_icetk(
 
 def read_frame_tokenizer(path: Path) -> FrameTokenizer:
     """icetk's image tokenizer with its widths read off the weights' shapes."""
-    weights = read_icetk(path)
-    try:
-        sizes = icetk_sizes(weights.get("module", weights))
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise CogVideoError(
-            f"{path} is no icetk image tokenizer ({error} is missing or invalid): download it again."
-        ) from None
+    weights = read_table(path, ICETK)
+    with explained(f"{path} is no icetk image tokenizer (REASON is missing or invalid): download it again."):
+        sizes = icetk_sizes(weights)
     del sizes["codes"], sizes["dim"]
     return load_icetk(weights, **sizes)
-
-
-def read_icetk(path: Path) -> Mapping[str, Any]:
-    """The table in a torch or safetensors file."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise CogVideoError(
-            f"There is no file {path}: check the path of the icetk image tokenizer."
-        ) from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CogVideoError(
-            f"The weights {path} cannot be read ({first_sentence(error)}): fetch the file again."
-        ) from None
 
 
 def loaded_names(weights: Mapping[str, Tensor]) -> set[str]:
@@ -139,7 +107,7 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
             problem = f"{key} is {list(tensors[key].shape)} where {list(value.shape)} belongs"
     if problem:
         raise CogVideoError(
-            f"The weights in {name} do not fit this frame tokenizer: {problem} "
-            f"(missing {len(missing)}, unknown {len(unknown)}); check the channels and multipliers."
+            f"The weights in {name} do not fit this frame tokenizer: {problem} (missing {len(missing)}, "
+            f"unknown {len(unknown)}); check the channels and multipliers."
         )
     network.load_state_dict(dict(tensors))

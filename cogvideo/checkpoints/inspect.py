@@ -6,16 +6,16 @@ of files.
 
 import json
 import re
-import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from cogvideo.checkpoints import sat
+from cogvideo.checkpoints.c3d_weights import read_table
 from cogvideo.checkpoints.convert import open_checkpoint
 from cogvideo.checkpoints.frames import NETWORKS, icetk_sizes, loaded_names
 from cogvideo.checkpoints.i3d_weights import unit_shapes
@@ -23,22 +23,14 @@ from cogvideo.checkpoints.native import ADVICE, INDEX
 from cogvideo.checkpoints.pipeline_folder import read_labels
 from cogvideo.checkpoints.registry import KNOWN, size_text
 from cogvideo.checkpoints.released import FILES
-from cogvideo.checkpoints.sat import (
-    infer_config,
-    invalid_release,
-    our_name,
-    read_sat_folder,
-    released_kind,
-    released_name,
-)  # fmt: skip
 from cogvideo.checkpoints.superres import our_superres_name, released_config
 from cogvideo.checkpoints.unzip import model_root, open_zip
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import CUDA_BYTES, cache_numbers, free_memory, int8_bytes
-from cogvideo.runtime.tensors import without_memory
+from cogvideo.runtime.tensors import open_safetensors, without_memory
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.superres.iterative import IterativeSuperResolution
 from cogvideo.superres.layers import SuperResolution
@@ -49,7 +41,6 @@ DIRECT, ITERATIVE = "direct super-resolution", "iterative super-resolution"
 NAMED = {"coglm": IMAGE, "stage1": STAGE1, "stage2": STAGE2, "itersr": ITERATIVE, "dsr": DIRECT}
 WIDTHS = {"fp32": 4, "bf16/fp16": 2, "int8": 1}  # bytes of a number in a large matrix
 SHOWN = 5  # names of keys
-AGAIN = "delete it and get it again"
 
 
 @dataclass(frozen=True)
@@ -136,11 +127,8 @@ def _release(path: Path) -> Inspection:
             f"{path} holds no weights: give a folder with config.json, model_config.json or pipeline.json."
         )
     needed = [name for name in FILES if not ((path / name).exists() or (path / f"{name}.zip").exists())]
-    note = (
-        f"to generate videos from here, {', '.join(needed)} are still needed"
-        if needed
-        else "ready for --weights"
-    )
+    still = f"to generate videos from here, {', '.join(needed)} are still needed"
+    note = still if needed else "ready for --weights"
     return _of_parts(path, "files of the release", "folder", found, note=note)
 
 
@@ -158,7 +146,7 @@ def _native_folder(path: Path) -> Inspection:
 
 
 def _released_folder(path: Path) -> Inspection:
-    weights, settings = read_sat_folder(path)
+    weights, settings = sat.read_sat_folder(path)
     ranks = list((path / (path / "latest").read_text().strip()).glob("mp_rank_*_model_states.pt"))
     size = sum(rank.stat().st_size for rank in ranks)
     return _released(path, weights.meta, settings, layout="released folder", files=len(ranks), size=size)
@@ -166,25 +154,26 @@ def _released_folder(path: Path) -> Inspection:
 
 def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], **facts: Any) -> Inspection:
     """Weights under the names of the release; `settings` of model_config.json may be empty."""
-    kind, whole = released_kind(meta), dict(meta)
+    kind, whole = sat.released_kind(meta), dict(meta)
     superres: type[SuperResolution] | None = {
         "direct": DirectSuperResolution,
         "iterative": IterativeSuperResolution,
     }.get(kind)
-    rename = our_superres_name if superres else our_name
-    with invalid_release(path):
+    rename = our_superres_name if superres else sat.our_name
+    with sat.invalid_release(path):
         for name, shape in _expected_tables(settings, meta, superres is not None).items():
             whole.setdefault(name, torch.empty(shape, device="meta"))
         # Which ids are image tokens is not in the files; no shape follows from it.
-        ids, heads = {"image_tokens": 1, "begin_of_image": 1}, settings.get("num_attention_heads", 1)
+        ids: sat.Ids = {"image_tokens": 1, "begin_of_image": 1}
+        heads = settings.get("num_attention_heads", 1)
         if superres:
             ours = {new: tensor for name, tensor in whole.items() if (new := rename(name))}
             config = released_config(superres, ours, num_heads=heads, **ids)
         else:
-            config = infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
+            config = sat.infer_config(whole, {"num_attention_heads": heads} | settings, **ids)
     model: Callable[[Any], nn.Module] = superres or CogVideoTransformer
     empty = _empty(lambda: model(config))
-    expected = {released_name(name): tensor for name, tensor in empty.state_dict().items()}
+    expected = {sat.released_name(name): tensor for name, tensor in empty.state_dict().items()}
     facts |= _describe(config, empty) | _compare(expected, meta, [name for name in meta if rename(name)])
     facts["geometry"] |= {"heads": settings.get("num_attention_heads", "not told")}
     del facts["geometry"]["image tokens"]
@@ -225,16 +214,10 @@ def _zip(path: Path) -> Inspection:
         root = model_root(archive, path)
         ranks = [i for i in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", i.filename)]
         if not ranks or (info := archive.getinfo(f"{root}model_config.json")).file_size > 10**6:
-            raise CogVideoError(
-                f"{path} is no zip of the release: it should hold weights and a small model_config.json."
-            )
-        try:
+            raise CogVideoError(f"{path} is no zip of the release: download it again.")
+        with explained(f"The model_config.json in {path} cannot be read (REASON): download it again."):
             settings = json.loads(archive.read(info))
             layers, hidden = int(settings["num_layers"]), int(settings["hidden_size"])
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CogVideoError(
-                f"The model_config.json in {path} cannot be read ({error}): download it again."
-            ) from None
     place = f"{path.name}/{root}".lower()
     named = next((kind for part, kind in NAMED.items() if part in place), "model of the release")
     kind = {1: STAGE1, 2: STAGE2}.get(settings.get("cogvideo_stage"), named)
@@ -258,9 +241,7 @@ def _clusters(path: Path) -> Inspection:
 def _text_model(path: Path) -> Inspection:
     text = TextTokenizer(path, 0)
     geometry: dict[str, int | str] = {"pieces": text.text_pieces, "ids with special pieces": text.vocab_size}
-    note = (
-        "text ids begin after the image tokens (20000 in the release); begin-of-image follows the last piece"
-    )
+    note = "text ids begin after the image tokens (20000 in the release); begin-of-image after the last"
     return Inspection(path, "text tokenizer", "file", geometry, size=_bytes(path), note=note)
 
 
@@ -268,30 +249,15 @@ def _torch_file(path: Path) -> Inspection:
     folder = path.parent.parent
     if re.fullmatch(r"mp_rank_\d+_model_states\.pt", path.name) and (folder / "model_config.json").exists():
         return _released_folder(folder)
-    try:
-        table = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged files
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = "is damaged or half downloaded"
-        if forbidden:
-            reason = f"names {forbidden[1]}, which is no tensor and was not run"
-        raise CogVideoError(f"{path} {reason} ({type(error).__name__}): {AGAIN}.") from None
-    table = table.get("module", table) if isinstance(table, dict) else table
-    if not isinstance(table, dict):
-        raise CogVideoError(f"{path} holds no table of weights: download it again.")
-    return _table(path, {name: value for name, value in table.items() if isinstance(value, Tensor)}, {})
+    table = read_table(path, "of a model known here")
+    return _table(path, {name: tensor.to("meta") for name, tensor in table.items()}, {})
 
 
 def _safetensors(path: Path) -> Inspection:
     if path.name.startswith("model") and (path.parent / "config.json").exists():
         return _native_folder(path.parent)
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Tensors are mapped, and nothing of them is read.
-            meta = {name: file.get_tensor(name).to("meta") for name in file.keys()}
-            return _table(path, meta, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged or half downloaded ({error}): {AGAIN}.") from None
+    tensors, metadata = open_safetensors(path)
+    return _table(path, {name: tensor.to("meta") for name, tensor in tensors.items()}, metadata)
 
 
 def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Inspection:
@@ -307,11 +273,9 @@ def _table(path: Path, meta: dict[str, Tensor], metadata: dict[str, str]) -> Ins
         # What lies beside the convolutions differs by source.
         return replace(Inspection(path, "i3d", **facts, **_compare(expected, meta, meta)), unexpected=())
     if "blocks.0.attention_norm.weight" in meta:
-        raise CogVideoError(
-            f"{path} needs the config.json that was written beside it: copy the whole folder."
-        )
+        raise CogVideoError(f"{path} needs the config.json beside it: copy the whole folder.")
     raise CogVideoError(
-        f"{path} holds weights of no model known here ({min(meta, default='none')} is the first)."
+        f"{path} holds no model known here ({min(meta, default='none')} is its first weight)."
     )
 
 
@@ -319,17 +283,13 @@ def _frame_tokenizer(
     path: Path, meta: dict[str, Tensor], metadata: dict[str, str], facts: dict[str, Any]
 ) -> Inspection:
     """Our own network or icetk's, whose sizes come from the shapes."""
-    try:
+    with explained(f"{path} is no whole image tokenizer (REASON is missing or invalid): download it again."):
         if "frame_tokenizer" in metadata:
             sizes, ours = json.loads(metadata["frame_tokenizer"]), set(meta)
         else:
             sizes, ours = {"kind": "icetk", **icetk_sizes(meta)}, loaded_names(meta)
         network: Callable[..., nn.Module] = NETWORKS[sizes.pop("kind")]
         expected = _empty(lambda: network(**sizes)).state_dict()
-    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise CogVideoError(
-            f"{path} is no whole image tokenizer ({error} is missing or invalid): download it again."
-        ) from None
     geometry = {name: value if isinstance(value, int) else str(value) for name, value in sizes.items()}
     return Inspection(path, "image tokenizer", geometry=geometry, **facts, **_compare(expected, meta, ours))
 
@@ -412,9 +372,8 @@ def report(found: Inspection) -> str:
         count = f"{parameters / 1e9:.2f} billion" if parameters >= 1e8 else f"{parameters:,}"
         facts.append(("parameters", count))
     if found.keys:
-        facts.append(
-            ("keys", f"{found.keys}, {'as' if found.complete else 'not as'} the loader expects them")
-        )
+        expected = "as" if found.complete else "not as"
+        facts.append(("keys", f"{found.keys}, {expected} the loader expects them"))
     for part in (found, *found.parts):
         for name in ("missing", "misshapen", "unexpected", "ignored"):
             if keys := getattr(part, name):
@@ -439,7 +398,5 @@ def _memory(found: Inspection) -> list[tuple[str, str]]:
         sizes = [size_text(found.memory(device, dtype) + own) for dtype in WIDTHS]
         rows.append((f"  {name}", "".join(f"{size:<12}" for size in sizes) + text))
     if (caches := found.caches("cuda", "bf16/fp16")) > 0:
-        rows.append(
-            ("  caches", f"{size_text(caches)} more in 16 bit for each sequence that is generated at once")
-        )
+        rows.append(("  caches", f"{size_text(caches)} more in 16 bit for each sequence generated at once"))
     return rows

@@ -1,6 +1,5 @@
-"""Native model folders (config.json + model.safetensors) and inheriting an image model."""
+"""Native model folders (config.json + model.safetensors); inheriting an image model, and getting it back."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,20 +8,21 @@ from typing import Any, TypeVar, cast
 
 import torch
 from einops import repeat
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from cogvideo.checkpoints.sat import fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.sat import Load, fill_model, load_sat_checkpoint
+from cogvideo.checkpoints.unzip import check_room
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.io import read_json, replacing, write_json
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.runtime.memory import GB
 from cogvideo.runtime.tensors import (
     TensorFile,
     Weights,
     byte_bar,
     meta_of,
+    open_safetensors,
     release_pages,
     save_tensors,
     tensor_bytes,
@@ -46,9 +46,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
     sizes = {name: tensor_bytes(tensor, dtype) for name, tensor in meta_of(weights).items()}
     shards = _shards(sizes)
     count = len(shards)
-    files = (
-        [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [WEIGHTS]
-    )
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    files = files if count > 1 else [WEIGHTS]
     with byte_bar("writing", sum(sizes.values())) as bar:
         for file, names in zip(files, shards, strict=True):
             tensors = {}
@@ -86,18 +85,14 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
 def read_weights(folder: Path) -> Weights:
     """The weights of a native folder, read when asked for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
-        files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
+        files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open)}
         file_of = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
         file_of: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
-        named = isinstance(file_of, dict) and all(
-            isinstance(v, str) and Path(v).name == v for v in file_of.values()
-        )
-        if not named:
-            raise CogVideoError(
-                f"{folder / INDEX} should name a file of the folder for every weight; {ADVICE}."
-            )
-        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
+        names = file_of.values() if isinstance(file_of, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise CogVideoError(f"{folder / INDEX} should name a file for every weight; {ADVICE}.")
+        files = {name: TensorFile(folder / name, _open) for name in sorted(set(file_of.values()))}
     for name, file in file_of.items():
         if name not in files[file].meta:
             raise CogVideoError(f"{name} is missing from {folder / file}, where the index has it; {ADVICE}.")
@@ -109,15 +104,8 @@ def read_weights(folder: Path) -> Weights:
     return Weights({name: files[file].meta[name] for name, file in file_of.items()}, fill)
 
 
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise CogVideoError(f"{path} is missing; {ADVICE}.") from None
-    except (SafetensorError, OSError) as error:
-        raise CogVideoError(f"{path} is damaged ({error}); copy or download it again.") from None
+def _open(path: Path) -> dict[str, Tensor]:
+    return open_safetensors(path)[0]
 
 
 @contextmanager
@@ -131,13 +119,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
     with replacing(target, parents=True, one_writer=True) as part:
         part.mkdir()
-        free = shutil.disk_usage(part).free
-        if free < needed:
-            raise CogVideoError(
-                f"{target} needs {needed / GB:.1f} GB and its disk has {free / GB:.1f} GB free: make room or "
-                "choose "
-                "another disk."
-            )
+        check_room(part, needed, "choose another disk")
         yield part
         if target.exists():  # and empty; not all systems replace a folder
             target.rmdir()
@@ -158,33 +140,20 @@ def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
 
 
 def load_native(
-    model: Callable[[C], M],
-    config_class: type[C],
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-    block_done: Callable[[nn.Module], Any] | None = None,
+    model: Callable[[C], M], config_class: type[C], folder: str | Path, **load: Unpack[Load]
 ) -> M:
-    """The model in a folder written by save_model, in eval mode; dtype None keeps the types of the files.
+    """The model in a folder written by save_model, in eval mode, as float32 unless `load` has another dtype.
 
-    block_done: see fill_model.
+    load: see sat.fill_model; dtype None keeps the types of the files.
     """
     config, weights = read_folder(folder, config_class)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
+    options: Load = {"dtype": torch.float32, **load}
     return fill_model(lambda: model(config), weights, where=str(folder), **options)
 
 
-def load_model(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = torch.float32,
-    block_done: Callable[[nn.Module], Any] | None = None,
-) -> CogVideoTransformer:
+def load_model(folder: str | Path, **load: Unpack[Load]) -> CogVideoTransformer:
     """The CogVideoTransformer in a native folder; see load_native."""
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
-    return load_native(CogVideoTransformer, ModelConfig, folder, **options)
+    return load_native(CogVideoTransformer, ModelConfig, folder, **load)
 
 
 def inherit_image_model(
@@ -205,14 +174,10 @@ def inherit_image_model(
     else:
         image = load_sat_checkpoint(source, image_tokens=ids.image_tokens, begin_of_image=ids.begin_of_image)
     if image.config.temporal:
-        raise CogVideoError(
-            "A video model cannot be inherited from: give an image model (one frame, no temporal channel)."
-        )
+        raise CogVideoError("A video model cannot be inherited from: give an image model.")
     config = image.config.video() if config is None else config
     if (differing := _differences(image.config, config)) or not config.temporal:
-        raise CogVideoError(
-            f"The configuration does not fit the image model: {', '.join(differing) or 'temporal'} differs."
-        )
+        raise CogVideoError(f"Configuration and image model differ: {', '.join(differing) or 'temporal'}.")
     like = image.word_embedding.weight
     generator = torch.Generator().manual_seed(seed)
     # A model that was read here lives on in the new one; one that was given must not share its weights.
@@ -238,3 +203,20 @@ def _differences(image: ModelConfig, video: ModelConfig) -> list[str]:
     free = {"num_frames", "extra_positions", "temporal", "order", "window", "text_length"}
     matched = replace(video, **{name: getattr(image, name) for name in free})
     return [name for name, value in to_dict(matched).items() if value != getattr(image, name)]
+
+
+def origin(name: str) -> str:
+    """How a video model starts the weight: "inherited", "copied" or "new" (see inherit_image_model)."""
+    if ".temporal.qkv." in name or name.startswith("extra_position_embedding"):
+        return "copied"
+    return "new" if ".temporal." in name or name.endswith(".gate") else "inherited"
+
+
+def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
+    """The image model inside a stage 1 or 2, which shares the weights' memory."""
+    if not model.config.temporal:
+        raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
+    image: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
+    config = replace(model.config, order="sequential", **image)
+    base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
+    return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")

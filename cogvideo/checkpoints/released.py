@@ -16,7 +16,7 @@ import numpy as np
 
 from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.pipeline_folder import Loader, read_labels
-from cogvideo.checkpoints.sat import load_sat_checkpoint, read_sat_folder
+from cogvideo.checkpoints.sat import Ids, load_sat_checkpoint, read_sat_folder
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import SamplingConfig
 from cogvideo.errors import CogVideoError
@@ -32,28 +32,17 @@ FILES = (STAGE1, STAGE2, SUPERRES, TEXT, FRAMES)  # those that are needed
 NUM_CLUSTERS = 500
 
 # How the release samples: its launch script and pipeline (reference pages COGVIDEO "Sampling" and SR_VQ_I3D
-# section 5). Prompts go to the models as they are; the release's web page first translated English ones to
-# Chinese: that is left to the user.
+# section 5); SamplingConfig's defaults are its temperatures and guidance. Prompts go to the models as they
+# are; the release's web page first translated English ones to Chinese: that is left to the user.
 SAMPLING = SamplingConfig(
     spans=(0.5, 1.0, 2.0, 4.0),  # seconds; the release itself makes 4 s: 33 frames at 8 fps
     first_frame_suffix=f" {FIRST_FRAME_SUFFIX}",
     key_frame_suffix=f" {UNGUIDED_PROMPT}",
     guidance_prompt=UNGUIDED_PROMPT,
-    first_guidance=1.0,
-    key_guidance=3.0,
-    fill_guidance=1.0,
     first_text_bonus=1.4,
     key_text_bonus=0.0,  # guidance takes the place of the bonus
     unguided_text_bonus=1.4,
     fill_text_bonus=1.4,
-    first_temperature=1.0,
-    first_top_k=16,
-    temperature=1.05,
-    top_k=12,
-    inner_temperature=0.89,
-    large_temperature=1.0,
-    large_top_k=6,
-    large_inner_temperature=0.6,
     clusters=True,
     release_quirks=True,
 )
@@ -61,9 +50,8 @@ SAMPLING = SamplingConfig(
 
 def is_released(folder: Path) -> bool:
     """Whether a folder holds the release's files rather than a pipeline folder of this project."""
-    return not (folder / "pipeline.json").exists() and any(
-        (folder / name).exists() or (folder / f"{name}.zip").exists() for name in FILES
-    )
+    found = (path.exists() for name in FILES for path in (folder / name, folder / f"{name}.zip"))
+    return not (folder / "pipeline.json").exists() and any(found)
 
 
 def read_released(folder: Path, load: Loader) -> dict[str, Any]:
@@ -72,22 +60,18 @@ def read_released(folder: Path, load: Loader) -> dict[str, Any]:
     How many image tokens there are and which id is begin-of-image follow from the two tokenizers.
     """
     frames, text = read_tokenizers(folder)
-    ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
+    ids: Ids = {"image_tokens": frames.num_codes, "begin_of_image": text.begin_of_image}
     heads = superres_heads(folder / SUPERRES)
-    read = {
-        "stage1": partial(load_sat_checkpoint, folder / STAGE1, **ids),
-        "stage2": partial(load_sat_checkpoint, folder / STAGE2, **ids),
-        "superres": partial(DirectSuperResolution.from_sat, folder / SUPERRES, num_heads=heads, **ids),
-    }
     # All of them now, not after the first has been read for minutes.
     load.check([read_sat_folder(folder / name)[0] for name in (STAGE1, STAGE2, SUPERRES)], folder)
-    models = {name: load(reader) for name, reader in read.items()}
     return {
         "text": text,
         "frames": frames.to(load.home),
+        "stage1": load(partial(load_sat_checkpoint, folder / STAGE1, **ids)),
+        "stage2": load(partial(load_sat_checkpoint, folder / STAGE2, **ids)),
+        "superres": load(partial(DirectSuperResolution.from_sat, folder / SUPERRES, num_heads=heads, **ids)),
         "sampling": SAMPLING,
         "cluster_labels": read_clusters(folder, frames),
-        **models,
     }
 
 
@@ -105,9 +89,7 @@ def check_there(folder: Path, names: Sequence[str]) -> None:
     """Raise CogVideoError that names those of the release's files and folders that are missing."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise CogVideoError(
-            f"{', '.join(missing)} of the release is missing from {folder}: get it with `cogvideo weights "
-            "get` or unpack "
-            "the download there."
+            f"{', '.join(missing)} of the release is missing in {folder}: see `cogvideo weights get`."
         )
 
 
@@ -126,8 +108,7 @@ def read_clusters(folder: Path, frames: FrameTokenizer) -> np.ndarray:
         return read_labels(folder / CLUSTERS)
     warnings.warn(
         f"{folder} has no {CLUSTERS}, so clusters come from k-means over the codebook: samples will differ "
-        "from the "
-        "release's.",
+        "from the release's.",
         stacklevel=2,
     )
     return cluster_codebook(frames.codebook.detach(), min(NUM_CLUSTERS, frames.num_codes)).numpy()

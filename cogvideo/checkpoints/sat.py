@@ -6,16 +6,17 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from einops import EinopsError, rearrange
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from cogvideo.checkpoints.unzip import unpacked
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import check_fits
@@ -31,6 +32,22 @@ from cogvideo.runtime.tensors import (
 
 M = TypeVar("M", bound=nn.Module)
 
+
+class Ids(TypedDict):
+    """What the files do not show: how many image tokens there are, and the id of begin-of-image."""
+
+    image_tokens: int
+    begin_of_image: int
+
+
+class Load(TypedDict, total=False):
+    """How a model is filled: the last arguments of fill_model."""
+
+    device: str | torch.device
+    dtype: torch.dtype | None
+    block_done: Callable[[nn.Module], Any] | None
+
+
 # DeepSpeed stores the states of the random generators beside the weights, numpy's as an array, which
 # torch.load would refuse. Its module was renamed with numpy 2.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -42,8 +59,8 @@ _NUMPY = [
 # A literal in the released code: text positions count from 0, the first frame's from here.
 FIRST_FRAME_POSITION = 512
 
-# Released name -> ours; {} is the layer.
-LAYER_NAMES = {
+# Released module or gate -> ours; {} is the layer.
+OUR_NAMES = {
     "transformer.layers.{}.input_layernorm": "blocks.{}.attention_norm",
     "transformer.layers.{}.third_layernorm": "blocks.{}.attention_out_norm",
     "transformer.layers.{}.post_attention_layernorm": "blocks.{}.mlp_norm",
@@ -54,15 +71,14 @@ LAYER_NAMES = {
     "transformer.layers.{}.mlp.dense_4h_to_h": "blocks.{}.mlp.down",
     "mixins.attention_plus.query_key_value.{}": "blocks.{}.temporal.qkv",
     "mixins.attention_plus.dense.{}": "blocks.{}.temporal.dense",
-}
-OTHER_NAMES = {
+    "mixins.attention_plus.attn_distribution.{}": "blocks.{}.gate",
     "transformer.word_embeddings": "word_embedding",
     "transformer.position_embeddings": "base_position_embedding",
     "transformer.final_layernorm": "final_norm",
     "mixins.extra_position_embedding.position_embeddings": "extra_position_embedding",
 }
-GATE = re.compile(r"mixins\.attention_plus\.attn_distribution\.(\d+)$")
-RELEASED_NAMES = {ours: released for released, ours in (LAYER_NAMES | OTHER_NAMES).items()}
+RELEASED_NAMES = {ours: released for released, ours in OUR_NAMES.items()}
+LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 # How SwissArmyTransformer's model parallelism shards a weight among its ranks (mpu/layers.py:
 # VocabParallelEmbedding, ColumnParallelLinear, RowParallelLinear); every rank holds its heads' part of q,
@@ -86,26 +102,24 @@ SHARED_OUT = {
 
 def our_name(released: str) -> str | None:
     """The name in CogVideoTransformer of a released weight, or None if it is not one of them."""
-    if match := GATE.match(released):
-        return f"blocks.{match[1]}.gate"
-    module, _, kind = released.rpartition(".")
-    if module in OTHER_NAMES:
-        return f"{OTHER_NAMES[module]}.{kind}"
-    numbers = re.findall(r"(?<=\.)\d+", module)
-    pattern = re.sub(r"(?<=\.)\d+", "{}", module)
-    if len(numbers) == 1 and pattern in LAYER_NAMES:
-        return f"{LAYER_NAMES[pattern].format(numbers[0])}.{kind}"
-    return None
+    return _renamed(released, OUR_NAMES)
 
 
 def released_name(ours: str) -> str:
     """The inverse of our_name; of the names of super-resolution models, too."""
     ours = ours.replace(".given.", ".spatial.").replace(".drawn.", ".temporal.")
-    layer = re.search(r"\d+", ours)
-    module, _, kind = re.sub(r"\d+", "{}", ours).rpartition(".")
-    if kind == "gate" and layer:
-        return f"mixins.attention_plus.attn_distribution.{layer[0]}"
-    return f"{RELEASED_NAMES[module].format(layer and layer[0])}.{kind}"
+    released = _renamed(ours, RELEASED_NAMES)
+    if released is None:
+        raise KeyError(ours)
+    return released
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str | None:
+    pattern, layers = LAYER.sub("{}", name), LAYER.findall(name)
+    module, _, kind = pattern.rpartition(".")
+    if pattern in table:  # a gate, which is a parameter itself
+        return table[pattern].format(*layers)
+    return f"{table[module]}.{kind}".format(*layers) if module in table else None
 
 
 def released_kind(names: Iterable[str]) -> str:
@@ -123,22 +137,15 @@ def read_sat_folder(folder: str | Path) -> tuple[Weights, dict[str, Any]]:
     folder = unpacked(Path(folder))
     for name in ("latest", "model_config.json"):
         if not (folder / name).exists():
-            raise CogVideoError(
-                f"{folder} is not a released checkpoint: {name} is missing; it should hold latest, "
-                "model_config.json "
-                "and the weights."
-            )
+            raise CogVideoError(f"{folder} is not a released checkpoint: {name} is missing; copy it again.")
     settings = read_json(folder / "model_config.json", advice="download it again")
-    try:
+    with explained(f"Cannot read {folder / 'latest'} (REASON): download it again.", ValueError, OSError):
         iteration = (folder / "latest").read_text().strip()
-    except (UnicodeDecodeError, OSError) as error:
-        raise CogVideoError(f"Cannot read {folder / 'latest'}: {error}; download it again.") from None
     # The newer spelling, then the older one; the weights decide where neither is given.
     if settings.get("layernorm_order", "sandwich") != "sandwich" or not settings.get("sandwich_ln", True):
         raise CogVideoError(
             f"{folder / 'model_config.json'} describes a model without sandwich LayerNorm, which all of "
-            "CogVideo's have: "
-            "choose another folder."
+            "CogVideo's have: choose another folder."
         )
     if not re.fullmatch(r"\w[\w.-]*", iteration):
         raise CogVideoError(f"{folder / 'latest'} should name a folder beside it, not {iteration!r}.")
@@ -155,21 +162,15 @@ def _rank_files(folder: Path) -> list[Path]:
     ranks = {int(m[1]): path for path in folder.glob("*") if (m := RANK_FILE.fullmatch(path.name))}
     for rank in range(max(ranks, default=0) + 1):
         if rank not in ranks:
-            raise CogVideoError(
-                f"{folder / f'mp_rank_{rank:02d}_model_states.pt'} is missing; download it again."
-            )
+            raise CogVideoError(f"{folder}/mp_rank_{rank:02d}_model_states.pt is missing: download it again.")
     return [ranks[rank] for rank in sorted(ranks)]
 
 
 def _open_rank(path: Path) -> dict[str, Tensor]:
     """The table under `module` of a torch file: mapped, or in memory if it is in the format before 2020."""
-    try:
-        with torch.serialization.safe_globals(_NUMPY):
-            table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CogVideoError(
-            f"{path} is damaged or holds more than tensors ({type(error).__name__}); download it again."
-        ) from None
+    damaged = f"{path} is damaged or holds more than tensors (REASON): download it again."
+    with explained(damaged), torch.serialization.safe_globals(_NUMPY):
+        table = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     table = table.get("module", table) if isinstance(table, dict) else table
     if not isinstance(table, dict) or not all(isinstance(value, Tensor) for value in table.values()):
         raise CogVideoError(f"{path} holds no table of weights under the key 'module'; download it again.")
@@ -183,15 +184,12 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
         if differing := file.meta.keys() ^ first.meta.keys():
             raise CogVideoError(
                 f"{first.path} and {file.path} do not belong together: {min(differing)} is in one of them "
-                "alone; "
-                "download the checkpoint again."
+                "alone; download the checkpoint again."
             )
     meta = {}
     for name, part in first.meta.items():
         shape, rule = list(part.shape), _rule(name)
-        fits = all(
-            (file.meta[name].shape, file.meta[name].dtype) == (part.shape, part.dtype) for file in files
-        )
+        fits = len({(file.meta[name].shape, file.meta[name].dtype) for file in files}) == 1
         try:
             if rule is not None:
                 shape[rule[0]] *= len(files)
@@ -203,15 +201,13 @@ def _merge_ranks(files: list[TensorFile]) -> Weights:
             shapes = ", ".join(str(list(file.meta[name].shape)) for file in files)
             raise CogVideoError(
                 f"The rank files in {first.path.parent} cannot be put together: {name} is {shapes}; download "
-                "the "
-                "checkpoint again."
+                "the checkpoint again."
             )
         if name.endswith("query_key_value.weight") and len(shape) == 2 and shape[0] != 3 * shape[1]:
             ranks = 3 * shape[1] * len(files) / max(1, shape[0])
             raise CogVideoError(
                 f"{first.path.parent} should hold {ranks:g} rank file(s) mp_rank_.._model_states.pt, not "
-                f"{len(files)} "
-                f"(together, {name} is {shape}); download the checkpoint again."
+                f"{len(files)} (together, {name} is {shape}); download the checkpoint again."
             )
 
     def fill(name: str, out: Tensor) -> None:
@@ -238,9 +234,7 @@ def rank_views(name: str, whole: Tensor, ranks: int) -> list[Tensor]:
     return list(rearrange(whole, rule[1], rank=ranks, **({"three": 3} if rule is HEADS else {})))
 
 
-def infer_config(
-    weights: Mapping[str, Tensor], settings: dict[str, Any], *, image_tokens: int, begin_of_image: int
-) -> ModelConfig:
+def infer_config(weights: Mapping[str, Tensor], settings: dict[str, Any], **ids: Unpack[Ids]) -> ModelConfig:
     """Geometry from shapes, and from model_config.json what no shape shows (heads, layout, window, stage)."""
     weights = meta_of(weights)
     vocab_size, hidden_size = weights["transformer.word_embeddings.weight"].shape
@@ -255,15 +249,9 @@ def infer_config(
     window = settings.get("window_size", -1)
     num_layers = max(layers) + 1
     if len(set(layers)) != num_layers:  # before so many are made
-        raise CogVideoError(
-            f"The weights hold {len(set(layers))} layers numbered up to {max(layers)}: download them again."
-        )
+        raise CogVideoError(f"There are {len(set(layers))} layers, numbered up to {max(layers)}.")
     if settings.get("num_layers", num_layers) != num_layers:
-        raise CogVideoError(
-            f"The weights hold {num_layers} layers where model_config.json says {settings['num_layers']}: "
-            "download "
-            "them again."
-        )
+        raise CogVideoError(f"{num_layers} layers where model_config.json says {settings['num_layers']}.")
     # Where the settings do not say: stage 1 was released with full attention, stage 2 with windows.
     stage = settings.get("cogvideo_stage", 2 if window > 0 else 1)
     return ModelConfig(
@@ -275,14 +263,13 @@ def infer_config(
         num_frames=(end - text_length) // frame_tokens if temporal else 1,
         text_length=text_length,
         first_frame_position=FIRST_FRAME_POSITION,
-        image_tokens=image_tokens,
         vocab_size=vocab_size,
-        begin_of_image=begin_of_image,
         base_positions=len(weights["transformer.position_embeddings.weight"]),
         extra_positions=0 if extra is None else len(extra),
         temporal=temporal,
         order="interpolation" if stage == 2 else "sequential",
         window=window if window > 0 else None,
+        **ids,
     )
 
 
@@ -299,18 +286,17 @@ def load_sat_checkpoint(
 
     Any number of ranks. dtype None keeps the type of the file. block_done: see fill_model.
     """
-    config, weights = open_sat_checkpoint(folder, image_tokens=image_tokens, begin_of_image=begin_of_image)
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "block_done": block_done}
-    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **options)
+    ids: Ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+    config, weights = open_sat_checkpoint(folder, **ids)
+    load: Load = {"device": device, "dtype": dtype, "block_done": block_done}
+    return fill_model(lambda: CogVideoTransformer(config), weights, where=str(folder), **load)
 
 
-def open_sat_checkpoint(
-    folder: str | Path, *, image_tokens: int, begin_of_image: int
-) -> tuple[ModelConfig, Weights]:
+def open_sat_checkpoint(folder: str | Path, **ids: Unpack[Ids]) -> tuple[ModelConfig, Weights]:
     """Configuration and weights (our names, unread) of a released stage 1, stage 2 or image model."""
     weights, settings = read_sat_folder(folder)
     with invalid_release(folder):
-        config = infer_config(weights, settings, image_tokens=image_tokens, begin_of_image=begin_of_image)
+        config = infer_config(weights, settings, **ids)
     return config, weights.renamed(our_name)
 
 
@@ -321,9 +307,8 @@ def invalid_release(path: str | Path) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CogVideoError(
-            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is "
-            "missing or "
-            "invalid; download it again."
+            f"{path} is no checkpoint of the release: in its weights or model_config.json, {error} is missing"
+            " or invalid; download it again."
         ) from None
     except CogVideoError as error:  # weights and settings that contradict each other
         raise CogVideoError(f"{path} is damaged or mixed from several checkpoints: {error}") from None
@@ -375,14 +360,10 @@ def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: st
     meta = meta_of(weights)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
     if missing := expected.keys() - meta.keys():
-        raise CogVideoError(
-            f"{len(missing)} weights are missing from {where}, {min(missing)} among them; get a complete "
-            "copy."
-        )
+        count = f"{len(missing)} weights are missing"
+        raise CogVideoError(f"{count} from {where}, {min(missing)} among them: get a whole copy.")
     if surplus := meta.keys() - expected.keys():
-        raise CogVideoError(
-            f"{where} holds weights that are not part of its configuration, {min(surplus)} among them."
-        )
+        raise CogVideoError(f"{where} holds weights beyond its configuration, {min(surplus)} for one.")
     for name, shape in expected.items():
         if meta[name].shape != shape:
             raise CogVideoError(

@@ -1,14 +1,14 @@
 """Super-resolution models from the files of the release."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Unpack
 
-from cogvideo.checkpoints.sat import fill_model, our_name, read_sat_folder
+from cogvideo.checkpoints.sat import Ids, Load, fill_model, our_name, read_sat_folder
 from cogvideo.errors import CogVideoError
 from cogvideo.runtime.tensors import meta_of
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
@@ -25,19 +25,11 @@ def our_superres_name(released: str) -> str | None:
 
 
 def load_sat_superres(
-    model: type[S],
-    source: str | Path | dict[str, Tensor],
-    *,
-    num_heads: int,
-    image_tokens: int,
-    begin_of_image: int,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    block_done: Callable[[nn.Module], Any] | None = None,
+    model: type[S], source: str | Path | dict[str, Tensor], *, num_heads: int, ids: Ids, **load: Unpack[Load]
 ) -> S:
     """A model of the class `model` from the release's folder or its state dict, in eval mode.
 
-    dtype None keeps the type of the weights. block_done: see fill_model.
+    load: see sat.fill_model.
     """
     weights: Mapping[str, Tensor]
     if isinstance(source, dict):
@@ -47,24 +39,13 @@ def load_sat_superres(
     else:
         weights, where = read_sat_folder(source)[0].renamed(our_superres_name), str(source)
     if missing := [name for name in TABLES if name not in weights]:
-        raise CogVideoError(
-            f"{where} is no super-resolution checkpoint: it has no {missing[0]}; choose another folder."
-        )
-    config = released_config(
-        model, weights, num_heads=num_heads, image_tokens=image_tokens, begin_of_image=begin_of_image
-    )
-    return fill_model(
-        lambda: model(config), weights, where=where, device=device, dtype=dtype, block_done=block_done
-    )
+        raise CogVideoError(f"{where} is no super-resolution checkpoint: no {missing[0]}; choose another.")
+    config = released_config(model, weights, num_heads=num_heads, **ids)
+    return fill_model(lambda: model(config), weights, where=where, **load)
 
 
 def released_config(
-    model: type[SuperResolution],
-    weights: Mapping[str, Tensor],
-    *,
-    num_heads: int,
-    image_tokens: int,
-    begin_of_image: int,
+    model: type[SuperResolution], weights: Mapping[str, Tensor], *, num_heads: int, **ids: Unpack[Ids]
 ) -> Any:
     """The configuration that the release's weights (our names) belong to, from their shapes."""
     meta = meta_of(weights)
@@ -72,19 +53,15 @@ def released_config(
     layers = {int(name.split(".")[1]) for name in meta if name.startswith("blocks.")}
     if layers != set(range(len(layers))):  # before so many are made
         raise ValueError(f"layers between, up to number {max(layers)}")
-    side = isqrt(len(meta["extra_position_embedding.weight"]))
+    side, low = isqrt(len(meta["extra_position_embedding.weight"])), ""
     if model is DirectSuperResolution:
-        low = side // SuperResolutionConfig.scale
-        sides = {"low_height": low, "low_width": low}
-    else:
-        sides = {"height": side, "width": side}
+        side, low = side // SuperResolutionConfig.scale, "low_"
     return model.config_class(
         num_layers=len(layers),
         hidden_size=hidden_size,
         num_heads=num_heads,
         vocab_size=vocab_size,
-        image_tokens=image_tokens,
-        begin_of_image=begin_of_image,
         base_positions=len(meta["base_position_embedding.weight"]),
-        **sides,
+        **{f"{low}height": side, f"{low}width": side},
+        **ids,
     )

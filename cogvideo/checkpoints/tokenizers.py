@@ -38,7 +38,5 @@ def load_tokenizers(weights: str | Path) -> Tokenizers:
         file = folder / "stage1" / "config.json"
         config = from_dict(ModelConfig, read_json(file, advice=ADVICE), str(file))
     else:
-        raise CogVideoError(
-            f"There are no weights at {folder}: give demo or a folder with pipeline.json in it."
-        )
+        raise CogVideoError(f"There are no weights at {folder}: give demo or a pipeline folder.")
     return Tokenizers(text, frames, config.frame_height, config.frame_width, config.text_length)

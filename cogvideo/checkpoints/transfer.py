@@ -61,10 +61,8 @@ def _receive(url: str, part: Path, item: Known) -> bool:
     headers = {"User-Agent": "cogvideo", "Accept-Encoding": "identity"}
     if have and note.get("url") == url:
         headers["Range"] = f"bytes={have}-"
-        if note.get("version"):
-            headers["If-Range"] = str(
-                note["version"]
-            )  # the server sends all of a file that has changed since
+        if note.get("version"):  # the server sends all of a file that has changed since
+            headers["If-Range"] = str(note["version"])
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -123,9 +121,8 @@ def _unreachable(url: str, part: Path, item: Known, reason: str) -> CogVideoErro
 def _by_hand(url: str, item: Known) -> str:
     page = f" (if it has moved, look at {item.page})" if item.page else ""
     return (
-        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file "
-        "DOWNLOADED`, "
-        "or give another address with --url."
+        f"download {url} with a browser{page}, then run `cogvideo weights get {item.name} --file DOWNLOADED`"
+        ", or give another address with --url."
     )
 
 

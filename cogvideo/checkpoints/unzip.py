@@ -6,11 +6,12 @@ import shutil
 import stat
 import zipfile
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 # Weights in 16 bit hardly shrink in a zip; the largest folder of the release has about 15.4 GB.
 MAX_RATIO = 100
@@ -22,12 +23,8 @@ CHUNK = 2**20
 
 def open_zip(path: Path) -> zipfile.ZipFile:
     """Open a zip unless it is damaged or hostile."""
-    try:
+    with _whole(path, OSError), explained(f"There is no file {path}: check the path.", FileNotFoundError):
         archive = zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise CogVideoError(f"There is no file {path}: check the path.") from None
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, error) from None
     try:
         _check_members(archive, path)
     except CogVideoError:
@@ -51,18 +48,14 @@ def unpack(path: Path, folder: Path) -> dict[str, str]:
         total = sum(info.file_size for info in members)
         check_room(folder.parent, total)
         hashes = {}
+        failed = explained(f"{path} cannot be unpacked to {folder}: REASON.", OSError)
+        bar = tqdm(total=total, desc=f"unpacking {path.name}", unit="B", unit_scale=True)
         try:
-            with tqdm(total=total, desc=f"unpacking {path.name}", unit="B", unit_scale=True) as bar:
+            with failed, _whole(path), bar:
                 for info in members:
                     name = info.filename.removeprefix(root)
                     hashes[name] = _extract(archive, info, part / name, bar)
-            part.rename(folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise _damaged(path, error) from None
-        except OSError as error:
-            raise CogVideoError(
-                f"{path} cannot be unpacked to {folder}: {error.strerror or error}."
-            ) from None
+                part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return hashes
@@ -90,15 +83,12 @@ def model_root(archive: zipfile.ZipFile, path: Path) -> str:
     return roots[0]
 
 
-def check_room(folder: Path, need: int) -> None:
+def check_room(folder: Path, need: int, advice: str = "set COGVIDEO_CACHE to a folder elsewhere") -> None:
     """Raise CogVideoError when fewer than `need` bytes are free on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise CogVideoError(
-            f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free: make room, or set "
-            "COGVIDEO_CACHE "
-            "to a folder on a larger disk."
-        )
+        sizes = f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free"
+        raise CogVideoError(f"{sizes}: make room, or {advice}.")
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, bar: tqdm) -> str:
@@ -131,10 +121,8 @@ def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
     if len(infos) > MAX_FILES or total > MAX_BYTES or total > max(SMALL, MAX_RATIO * path.stat().st_size):
         raise CogVideoError(
             f"{path} is not unpacked because its {path.stat().st_size / 1e9:.3f} GB would become "
-            f"{total / 1e9:.3f} GB in "
-            f"{len(infos)} files (at most {MAX_RATIO} times as much, {MAX_BYTES / 1e9:.0f} GB and "
-            f"{MAX_FILES} files): it may be "
-            "a bomb; download the release's own."
+            f"{total / 1e9:.3f} GB in {len(infos)} files (at most {MAX_RATIO} times as much, "
+            f"{MAX_BYTES / 1e9:.0f} GB and {MAX_FILES} files): it may be a bomb; download the release's own."
         )
 
 
@@ -154,5 +142,8 @@ def _unsafe(info: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _damaged(path: Path, error: Exception) -> CogVideoError:
-    return CogVideoError(f"{path} is damaged or only half downloaded ({error}): delete it and get it again.")
+def _whole(path: Path, *errors: type[Exception]) -> AbstractContextManager[None]:
+    """Explain what a damaged zip raises, and `errors`."""
+    damage = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+    message = f"{path} is damaged or only half downloaded (REASON): delete it and get it again."
+    return explained(message, *damage, *errors)

@@ -24,7 +24,7 @@ def generate(
     weights: Weights = "demo",
     device: Device = "auto",
     guidance: Guidance = None,
-    enlarge: Annotated[bool, typer.Option(help="Enlarge the frames by super-resolution.")] = True,
+    enlarge: Annotated[bool, typer.Option(help="Upsample the frames by super-resolution.")] = True,
     dtype: Annotated[str | None, typer.Option(help=DTYPES + " By default that of the weights.")] = None,
     offload: Offload = "none",
 ) -> None:

@@ -59,6 +59,5 @@ def numbers(text: str | None, option: str, kind: Callable[[str], Number]) -> tup
         return None if text is None else tuple(kind(part) for part in text.split(","))
     except ValueError:
         whole, example = ("whole ", "0,2") if kind is int else ("", "0.5,1,2")
-        raise CogVideoError(
-            f"{option} should be {whole}numbers with commas between, such as {example}, not {text!r}."
-        ) from None
+        form = f"{whole}numbers with commas between, such as {example}"
+        raise CogVideoError(f"{option} should be {form}, not {text!r}.") from None

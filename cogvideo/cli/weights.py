@@ -12,7 +12,7 @@ app = typer.Typer(name="weights", help="Find, download, inspect and convert weig
 
 @app.command("list")
 def list_weights() -> None:
-    """List known weights: purpose, size, place here, source."""
+    """List known weights: purpose, size, path here, source."""
     from cogvideo.checkpoints.registry import table
 
     typer.echo(table())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".gif")
 
@@ -19,9 +19,7 @@ def videos_below(folder: Path, suffixes: tuple[str, ...] = VIDEOS) -> list[Path]
 def class_videos(kind: str, folder: Path, split: str | None) -> list[Path]:
     """Videos of UCF-101 ("ucf101") or Kinetics ("kinetics"), or those of a split file (see find_split)."""
     if not folder.is_dir():
-        raise CogVideoError(
-            f"There is no folder {folder}: give the folder of {kind} with a folder for each class."
-        )
+        raise CogVideoError(f"There is no folder {folder}: give that of {kind}, with one for each class.")
     videos = videos_below(folder)
     if split is None:
         return videos
@@ -41,12 +39,8 @@ def find_split(folder: Path, split: str) -> Path:
 
 def _ucf101_stems(file: Path) -> set[str]:
     """Lines such as "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1"; test lists have no number."""
-    try:
+    with explained(f"{file} is no split file of UCF-101: it should hold a video on each line.", ValueError):
         return {Path(line.split()[0]).stem for line in file.read_text("utf-8").splitlines() if line.strip()}
-    except UnicodeDecodeError:
-        raise CogVideoError(
-            f"{file} is no split file of UCF-101: it should hold a video on each line."
-        ) from None
 
 
 def kinetics_parts(file: Path) -> dict[str, tuple[float, float] | None]:
@@ -56,16 +50,12 @@ def kinetics_parts(file: Path) -> dict[str, tuple[float, float] | None]:
     id_000010_000020.mp4 (the part).
     """
     parts: dict[str, tuple[float, float] | None] = {}
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                start, end = float(row["time_start"]), float(row["time_end"])
-                parts[row["youtube_id"]] = (start, end)
-                parts[f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"] = None
-    except (KeyError, TypeError, ValueError, csv.Error):  # text that is no UTF-8 among them
-        raise CogVideoError(
-            f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
-        ) from None
+    wrong = f"{file} is no Kinetics split: its columns must be youtube_id, time_start and time_end."
+    with explained(wrong), file.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            start, end = float(row["time_start"]), float(row["time_end"])
+            parts[row["youtube_id"]] = (start, end)
+            parts[f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"] = None
     return parts
 
 
@@ -84,8 +74,7 @@ def class_of(video: Path, folder: Path, labels: Mapping[str, str]) -> str:
     stem = re.sub(r"_\d{6}_\d{6}$", "", video.stem)
     if stem not in labels:
         raise CogVideoError(
-            f"The class of {video} is unknown: put it into the folder of its class or give a split with "
-            "labels."
+            f"The class of {video} is unknown: give its folder that name, or a split with labels."
         )
     return labels[stem]
 
@@ -98,20 +87,14 @@ def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dic
     """
     if file is None:
         return {name: words(name) for name in classes}
-    try:
+    wrong = f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns."
+    unread = explained(f"The prompts {file} cannot be read (REASON): check the path.", OSError)
+    with unread, explained(wrong, ValueError, AttributeError):
         text = Path(file).read_text("utf-8-sig")
         if Path(file).suffix.lower() == ".json":
             found = {str(name): str(prompt) for name, prompt in json.loads(text).items()}
         else:
             found = {name.strip(): prompt.strip() for name, prompt in csv.reader(text.splitlines())}
-    except OSError as error:
-        raise CogVideoError(
-            f"The prompts {file} cannot be read ({error.strerror}): check the path."
-        ) from None
-    except (ValueError, AttributeError):
-        raise CogVideoError(
-            f"The prompts {file} must be JSON {{class: prompt}} or CSV with two columns."
-        ) from None
     if missing := [name for name in classes if not found.get(name)]:
         raise CogVideoError(f"{file} has no prompt for {missing[0]} ({len(missing)} are missing): add it.")
     return {name: found[name] for name in classes}

@@ -44,9 +44,7 @@ def check_rates(rates: Sequence[float], minimum: float = 0.0) -> tuple[float, ..
     if not rates or min(rates) <= 0:
         raise CogVideoError("Frame rates must be numbers above 0, such as 0.25,0.5,1,2,4,8.")
     if not (chosen := tuple(sorted({float(rate) for rate in rates if rate >= minimum}))):
-        raise CogVideoError(
-            f"No frame rate is left: the minimum is {minimum:g} and the highest rate {max(rates):g}."
-        )
+        raise CogVideoError(f"No frame rate is left: {max(rates):g} is below the minimum {minimum:g}.")
     return chosen
 
 
@@ -83,24 +81,16 @@ def plan(
         chosen = choose_rate(seconds, rates, fps=fps)
         return [] if chosen is None else _windows(seconds, chosen, per_clip)
     if kind == "interpolation":
-        lowest = choose_rate(seconds, rates, fps=fps)
-        higher = [
-            r for r in sorted(rates) if lowest is not None and r > lowest and gives_five(seconds, r, fps)
-        ]
-        return [
-            window
-            for r in higher
-            for window in _windows(seconds, r, min(per_clip, _sequences_in(seconds, r)))
-        ]
+        higher = [r for r in sorted(rates) if gives_five(seconds, r, fps)][1:]  # the first is the rule's
+        counts = [min(per_clip, _sequences_in(seconds, r)) for r in higher]
+        return [window for r, n in zip(higher, counts, strict=True) for window in _windows(seconds, r, n)]
     if kind == "fixed-rate":
         return _in_line(seconds, rate, FRAMES - 1) if gives_five(seconds, rate, fps) else []
     if kind in ("one-stage-1", "one-stage-2"):
         highest = max(rates)
         overlap = int(kind[-1])
         return _in_line(seconds, highest, FRAMES - overlap) if gives_five(seconds, highest, fps) else []
-    raise CogVideoError(
-        f"There are no training sequences of kind {kind!r}: choose one of {', '.join(KINDS)}."
-    )
+    raise CogVideoError(f"Training sequences of kind {kind!r} are unknown: choose {', '.join(KINDS)}.")
 
 
 def _windows(seconds: float, rate: float, count: int) -> list[Window]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cogvideo.data.frame_rates import FRAMES, RATES, choose_rate, plan
 from cogvideo.data.reading import Timeline
 from cogvideo.data.sources import Clip, Dataset
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 BAR = 40  # characters of the longest bar of the histogram
 SHOWN = 10  # files with something wrong that are named
@@ -49,9 +49,8 @@ def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool 
         found = list(bar)
     timelines = [None if isinstance(one, str) else one for one in found]
     chosen = [None if one is None else choose_rate(one.end, rates, fps=one.fps) for one in timelines]
-    return Inspection(
-        dataset, timelines, chosen, {i: one for i, one in enumerate(found) if isinstance(one, str)}
-    )
+    errors = {i: one for i, one in enumerate(found) if isinstance(one, str)}
+    return Inspection(dataset, timelines, chosen, errors)
 
 
 def report(found: Inspection) -> str:
@@ -66,14 +65,11 @@ def report(found: Inspection) -> str:
         f"breaking off or damaged {len(broken)}, without five frames {len(short)}",
     ]
     if readable:
-        seconds, fps = (
-            np.array(values) for values in zip(*((one.end, one.fps) for one in readable), strict=True)
-        )
+        seconds, fps = np.array([(one.end, one.fps) for one in readable]).T
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
         lines += [
             f"seconds: shortest {seconds.min():.2f}, median {np.median(seconds):.2f}, longest "
-            f"{seconds.max():.2f}, "
-            f"all {seconds.sum():.0f}",
+            f"{seconds.max():.2f}, all {seconds.sum():.0f}",
             f"frames a second: lowest {fps.min():.3g}, median {np.median(fps):.3g}, highest {fps.max():.3g}",
             f"pixels: {', '.join(f'{size} ({count})' for size, count in sizes)}",
         ]
@@ -108,9 +104,7 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
 
     useful = [i for i in found.readable if found.rates[i] is not None]
     if not useful:
-        raise CogVideoError(
-            f"{found.dataset.label} has no clip that gives five frames: there is nothing to show."
-        )
+        raise CogVideoError(f"{found.dataset.label} has no clip that gives five frames to show.")
     chosen = [useful[i] for i in np.unique(np.linspace(0, len(useful) - 1, rows).round().astype(int))]
     gap = 4
     sheet = Image.new("RGB", (FRAMES * (CELL + gap) + 60, len(chosen) * (CELL + gap)), "white")
@@ -128,10 +122,7 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
         draw.text((4, top + CELL // 2 - 16), f"{row + 1}\n{window.rate:g} fps", fill="black")
         times = f"{window.times[0]:.2f} to {window.times[-1]:.2f} s"
         lines.append(f"{row + 1}  {window.rate:g} fps, {times}, {clip.source}: {clip.caption}")
-    try:
+    unwritten = f"The contact sheet cannot be written to {path} (REASON): name a .png file."
+    with explained(unwritten, OSError, ValueError):
         sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise CogVideoError(
-            f"The contact sheet cannot be written to {path} ({error}): name a .png file."
-        ) from None
     return lines

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXACT = 1e-3  # seconds: containers round times to their ticks
 NOT_NOW = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}  # the file may be whole
 Size = tuple[int, int]  # height, width
+Decoded = tuple[dict[int, list[np.ndarray]], int]  # frames by number, in each size asked for; the last number
 
 
 class CannotReadNow(CogVideoError):
@@ -63,7 +64,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
     Raises CogVideoError for a file that is missing, is no video, or holds no frames there; CannotReadNow
     where that is not known, for the system cannot read it.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         size, times, broken = None, {}, False
         _seek(container, stream, start)
         origin = _origin(stream)
@@ -80,23 +81,16 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
                 times[time] = _seconds(packet.duration or 0, stream)
         stated = _stated_duration(container, stream)
     if size is None or not times:
-        raise CogVideoError(
-            f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file."
-        )
+        raise CogVideoError(f"{path} holds no frames{_where(start, end)}: give a whole video file.")
     shown = np.array(sorted(times))
     last = shown[-1] + times[shown[-1]]
     if last == shown[-1]:  # AVI does not say how long the last frame is shown: as long as the others
         last += (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 1 / _rate(stream)
     whole = last if end is None else end
-    note = (
-        f"breaks off at {last:.1f} of {stated:.1f} s"
-        if stated and stated - last > 0.25 + 0.02 * stated
-        else None
-    )
-    if end is not None and last >= end - EXACT:
-        note = None  # whatever is wrong lies behind the part that is wanted
-    if note is None and broken:
-        note = "has damaged frames"
+    note = "has damaged frames" if broken else None
+    behind = end is not None and last >= end - EXACT  # whatever is missing lies behind the part wanted
+    if stated and stated - last > 0.25 + 0.02 * stated and not behind:
+        note = f"breaks off at {last:.1f} of {stated:.1f} s"
     first = max(np.searchsorted(shown, start + EXACT, side="right") - 1, 0)
     shown = shown[first : np.searchsorted(shown, whole - EXACT)]
     if not len(shown) or min(last, whole) <= start:
@@ -106,7 +100,7 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
 
 def read_frames(
     path: str | Path, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size], start: float = 0.0
-) -> tuple[dict[int, list[np.ndarray]], int]:
+) -> Decoded:
     """Decode frames by number in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
     Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it. The last
@@ -115,7 +109,7 @@ def read_frames(
     """
     found: dict[int, list[np.ndarray]] = {}
     waiting, last, before = sorted(wanted), -1, None
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         stream.codec_context.thread_count = 1  # videos are read side by side
         _seek(container, stream, start)
         origin = _origin(stream) + start
@@ -126,7 +120,7 @@ def read_frames(
             number = int(np.searchsorted(timeline.times, latest + EXACT, side="right")) - 1
             while waiting and waiting[0] <= number:
                 best = frame if waiting[0] == number or before is None else before
-                found[waiting.pop(0)] = _fitted(best, sizes)
+                found[waiting.pop(0)] = [fit(upright(best)[None], *size)[0] for size in sizes]
             last, before = max(last, number), frame
             if not waiting:
                 break
@@ -152,13 +146,9 @@ def upright(frame: "av.VideoFrame") -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
-def _fitted(frame: "av.VideoFrame", sizes: Sequence[Size]) -> list[np.ndarray]:
-    pixels = upright(frame)[None]
-    return [fit(pixels, *size)[0] for size in sizes]
-
-
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    """A video file and its first video stream; CannotReadNow where the system is at fault, not the file."""
     import av
     from av.error import FFmpegError
 
@@ -173,9 +163,8 @@ def _opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]
                 f"{path} cannot be read now ({error.strerror}): check the disk and the limit of open files "
                 "(ulimit -n), then run again."
             ) from None
-        raise CogVideoError(
-            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
-        ) from None
+        what = f"{path} cannot be read as a video ({error.strerror})"
+        raise CogVideoError(f"{what}: give a whole video file.") from None
 
 
 def _cannot_read(path: str | Path, error: "OSError | FFmpegError") -> bool:
@@ -260,6 +249,6 @@ def _stated_duration(container: "InputContainer", stream: "VideoStream") -> floa
 
 
 def _where(start: float, end: float | None) -> str:
-    return (
-        f" from {start:g} s on" if end is None and start else f" from {start:g} to {end:g} s" if end else ""
-    )
+    if end is None:
+        return f" from {start:g} s on" if start else ""
+    return f" from {start:g} to {end:g} s"

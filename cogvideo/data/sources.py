@@ -13,20 +13,9 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-import numpy as np
-
-from cogvideo.data.classes import (
-    VIDEOS,
-    class_of,
-    class_prompts,
-    class_videos,
-    find_split,
-    kinetics_labels,
-    kinetics_parts,
-    videos_below,
-)
-from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
-from cogvideo.errors import CogVideoError
+from cogvideo.data import classes
+from cogvideo.data.reading import Decoded, Size, Timeline, read_frames, read_timeline
+from cogvideo.errors import CogVideoError, explained
 
 WORLDS = {"theatre": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "theatre:..."
 OPTIONS = {
@@ -57,9 +46,7 @@ class Clip(Protocol):
 
     def timeline(self) -> Timeline: ...
 
-    def frames(
-        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
-    ) -> tuple[dict[int, list[np.ndarray]], int]:
+    def frames(self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]) -> Decoded:
         """See reading.read_frames."""
         ...
 
@@ -78,9 +65,7 @@ class FileClip:
     def timeline(self) -> Timeline:
         return read_timeline(self.path, self.start, self.end)
 
-    def frames(
-        self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]
-    ) -> tuple[dict[int, list[np.ndarray]], int]:
+    def frames(self, timeline: Timeline, wanted: Collection[int], sizes: Sequence[Size]) -> Decoded:
         return read_frames(self.path, timeline, wanted, sizes, self.start)
 
 
@@ -136,9 +121,8 @@ def parse_spec(spec: str, known: Mapping[str, set[str]]) -> tuple[str, str, dict
         return None
     place, options = rest.partition("?")[0], read_options(spec)
     if unknown := options.keys() - known[kind]:
-        raise CogVideoError(
-            f"{spec} has the unknown option {min(unknown)}: choose from {', '.join(sorted(known[kind]))}."
-        )
+        choice = ", ".join(sorted(known[kind]))
+        raise CogVideoError(f"{spec} has the unknown option {min(unknown)}: choose {choice}.")
     return kind, place, options
 
 
@@ -148,9 +132,7 @@ def read_options(spec: str) -> dict[str, str]:
     for part in filter(None, spec.partition("?")[2].split("&")):
         name, _, value = part.partition("=")
         if not value:
-            raise CogVideoError(
-                f"The option {name} in {spec} has no value: write {name}=VALUE or leave it out."
-            )
+            raise CogVideoError(f"The option {name} in {spec} has no value: write {name}=VALUE.")
         options[unquote(name)] = unquote(value)
     return options
 
@@ -172,46 +154,34 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
     """
     rows = []
     for line, row in _rows(file):
-        try:
+        wrong = "must have path and caption, and start before end where it has them: correct it."
+        with explained(f"Line {line} of {file} {wrong}", StopIteration, KeyError, TypeError, ValueError):
             path = next(row[key] for key in PATH_KEYS if row.get(key))
-            start, end = (
-                float(row[key]) if row.get(key) not in (None, "") else None for key in ("start", "end")
-            )
+            start, end = (None if row.get(key) in (None, "") else float(row[key]) for key in ("start", "end"))
             caption = str(row["caption"]).strip()
             if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
-        except (StopIteration, KeyError, TypeError, ValueError):
-            raise CogVideoError(
-                f"Line {line} of {file} must have path and caption, and start before end where it has them: "
-                "correct it."
-            ) from None
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
     return rows
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a .jsonl or .csv file."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            if file.suffix.lower() == ".csv":
-                reader = csv.DictReader(lines)
-                for row in reader:
-                    yield reader.line_num, row
-            else:
-                for line, text in enumerate(lines, 1):
-                    if text.strip():
-                        row = json.loads(text)
-                        if not isinstance(row, dict):
-                            raise ValueError(f"line {line} is no object")
-                        yield line, row
-    except OSError as error:
-        raise CogVideoError(
-            f"The captions {file} cannot be read ({error.strerror}): check the path."
-        ) from None
-    except (ValueError, csv.Error) as error:
-        raise CogVideoError(
-            f"{file} is damaged ({error}): it must be UTF-8, one JSON object a line or CSV."
-        ) from None
+    unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
+    damaged = f"{file} is damaged (REASON): it must be UTF-8, one JSON object a line or CSV."
+    wrong = explained(damaged, ValueError, csv.Error)
+    with unread, wrong, file.open(newline="", encoding="utf-8-sig") as lines:
+        if file.suffix.lower() == ".csv":
+            reader = csv.DictReader(lines)
+            for row in reader:
+                yield reader.line_num, row
+        else:
+            for line, text in enumerate(lines, 1):
+                if text.strip():
+                    row = json.loads(text)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"line {line} is no object")
+                    yield line, row
 
 
 def _captioned(spec: str) -> Dataset:
@@ -241,13 +211,13 @@ def _captioned(spec: str) -> Dataset:
 
 def _classes(spec: str, place: str, options: dict[str, str]) -> Dataset:
     folder, kind, split = Path(place), spec.partition(":")[0], options.get("split")
-    videos = class_videos(kind, folder, split)
-    labels = kinetics_labels(folder, split) if kind == "kinetics" else {}
-    parts = kinetics_parts(find_split(folder, split)) if kind == "kinetics" and split else {}
-    classes = [class_of(video, folder, labels) for video in videos]
-    texts = class_prompts(sorted(set(classes)), options.get("prompts"))
+    videos = classes.class_videos(kind, folder, split)
+    labels = classes.kinetics_labels(folder, split) if kind == "kinetics" else {}
+    parts = classes.kinetics_parts(classes.find_split(folder, split)) if kind == "kinetics" and split else {}
+    names = [classes.class_of(video, folder, labels) for video in videos]
+    texts = classes.class_prompts(sorted(set(names)), options.get("prompts"))
     clips: list[Clip] = []
-    for video, name in zip(videos, classes, strict=True):
+    for video, name in zip(videos, names, strict=True):
         start, end = parts.get(video.stem) or (0.0, None)
         # v_TaiChi_g01_c02: what has the same g.. was filmed in one place; kinetics: ID_000010_000020 is a
         # part of a video.
@@ -264,7 +234,9 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
     if language not in keys or each < 1:
         raise CogVideoError(f"{spec} should have language=en or zh and each=1 or more.")
     clips, missing = [], []
-    try:
+    unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
+    wrong = f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
+    with unread, explained(wrong, ValueError, KeyError, TypeError):
         for row in json.loads(file.read_text("utf-8")):
             name, captions = str(row["videoID"]), [str(text) for text in row[keys[language]]]
             video, start, end = name.rsplit("_", 2)
@@ -277,14 +249,6 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
                 continue
             for caption in captions[:each]:
                 clips.append(FileClip(name, part[0], caption, video, part[1], part[2]))
-    except OSError as error:
-        raise CogVideoError(
-            f"The captions {file} cannot be read ({error.strerror}): check the path."
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise CogVideoError(
-            f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
-        ) from None
     return Dataset(spec, clips, missing)
 
 
@@ -311,6 +275,6 @@ def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not (files := {path.stem: path for path in videos_below(folder)}):
-        raise CogVideoError(f"{folder} holds no videos ({' '.join(VIDEOS)}): give a folder that does.")
+    if not (files := {path.stem: path for path in classes.videos_below(folder)}):
+        raise CogVideoError(f"{folder} holds no videos ({' '.join(classes.VIDEOS)}): give one that does.")
     return files

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
-from cogvideo.data.reading import CannotReadNow, Size, Timeline
+from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
 from cogvideo.data.sources import Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
-    FINISHING,
+    INDEX,
     MANIFEST,
     Sample,
     TokenFormat,
@@ -38,7 +38,7 @@ from cogvideo.data.tokenized import (
     span_key,
     write_shard,
 )
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json, write_json
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
@@ -63,13 +63,9 @@ class Settings:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise CogVideoError(
-                f"There are no training sequences of kind {self.kind!r}: choose {', '.join(KINDS)}."
-            )
+            raise CogVideoError(f"Sequences of kind {self.kind!r} are unknown: choose {', '.join(KINDS)}.")
         if self.per_clip < 1 or self.shard_clips < 1 or self.rate <= 0:
-            raise CogVideoError(
-                "Sequences per clip and clips per shard must be 1 or more, and the rate more than 0."
-            )
+            raise CogVideoError("Sequences per clip, clips per shard and the rate must be positive.")
 
 
 def tokenize(
@@ -96,32 +92,25 @@ def tokenize(
     made = _format(settings, parts)
     shards = _shards(dataset, settings.shard_clips)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
+    unwritten = f"The tokens cannot be written to {out} (REASON): make room or choose another."
+    with explained(unwritten, OSError, SafetensorError):
         _claim(out, made, settings)
         mine = [shard for shard in shards if shard.number % world == rank]
         own = [shard for shard in mine if not _is_done(out, shard)]
         clips, left = (sum(len(shard.clips) for shard in some) for some in (mine, own))
         if own:
             (out / MANIFEST).unlink(missing_ok=True)  # incomplete from here on
-            bar = tqdm(
-                total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=not progress
-            )
+            silent, job = not progress, (settings, made, out, device)
+            bar = tqdm(total=clips, initial=clips - left, desc="tokenizing", unit="clip", disable=silent)
             with bar:
-                workers, job = min(workers, len(own)), (settings, made, out, device)
-                if workers > 1:
-                    _in_processes(workers, (load, *job), own, bar)
+                if min(workers, len(own)) > 1:
+                    _in_processes(min(workers, len(own)), (load, *job), own, bar)
                 else:
-                    worker = _Worker(parts, *job)
                     for shard in own:
-                        worker(shard, bar.update)
+                        _Worker(parts, *job)(shard, bar.update)
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CogVideoError(
-            f"The tokens cannot be written to {out} ({reason}): make room or choose another."
-        ) from None
 
 
 def summary(manifest: dict[str, Any]) -> str:
@@ -158,12 +147,9 @@ def _shards(dataset: Dataset, size: int) -> list[_Shard]:
 
 def _part(clip: FileClip) -> tuple[float, float | None, int]:
     """Where a clip begins and ends, and the size of its file."""
-    try:
+    gone = f"{clip.path} cannot be read any more (REASON): put it back, or run again without it."
+    with explained(gone, OSError):
         return clip.start, clip.end, clip.path.stat().st_size
-    except OSError as error:
-        raise CogVideoError(
-            f"{clip.path} cannot be read any more ({error.strerror}): put it back, or run again without it."
-        ) from None
 
 
 def sequences(
@@ -212,7 +198,7 @@ def _pick(timeline: Timeline, settings: Settings) -> dict[tuple[int, ...], Windo
 
 def _decode(
     clip: Clip, timeline: Timeline, picked: Collection[tuple[int, ...]], sizes: list[Size]
-) -> tuple[dict[int, list[np.ndarray]], int]:
+) -> Decoded:
     """The frames of all sequences, and the number of the last one that can be decoded."""
     wanted = {index for indices in picked for index in indices}
     return clip.frames(timeline, wanted, sizes) if wanted else ({}, -1)
@@ -236,14 +222,13 @@ def _with_rates(settings: Settings, text: TextTokenizer) -> Settings:
         except CogVideoError:
             return False
 
-    rates = check_rates(
-        settings.rates or [rate for rate in RATES if written(rate)] or RATES, settings.minimum
-    )
+    rates = settings.rates or [rate for rate in RATES if written(rate)] or RATES
+    rates = check_rates(rates, settings.minimum)
     used = (settings.rate,) if settings.kind == "fixed-rate" else rates
     if wrong := [rate for rate in used if not written(rate)]:
         raise CogVideoError(
-            f"The text model of these weights cannot write the rate {wrong[0]:g} "
-            f"({(FRAMES - 1) / wrong[0]:g} s): choose others."
+            f"The text model of these weights cannot write the rate {wrong[0]:g} ({(FRAMES - 1) / wrong[0]:g}"
+            " s): choose others."
         )
     return replace(settings, rates=rates)
 
@@ -269,17 +254,11 @@ def _claim(out: Path, made: TokenFormat, settings: Settings) -> None:
     note, values = out / SETTINGS, {"format": asdict(made), "settings": asdict(settings)}
     # First what else is there, then the note: another process may write it, and then shards, at this moment.
     others = any(not path.name.startswith(SETTINGS) for path in out.iterdir())
-    if not (_same(note, values) if note.exists() else not others):
-        raise CogVideoError(
-            f"The folder {out} holds something else, or tokens of other settings: choose an empty one."
-        )
+    same = note.exists() and read_json(note) == json.loads(json.dumps(values))
+    if not (same if note.exists() else not others):
+        raise CogVideoError(f"{out} holds something else, or tokens of other settings: choose an empty one.")
     if not note.exists():
         write_json(note, values)
-
-
-def _same(note: Path, values: dict[str, Any]) -> bool:
-    """Whether a JSON file holds these values."""
-    return read_json(note) == json.loads(json.dumps(values))
 
 
 def _is_done(out: Path, shard: _Shard) -> bool:
@@ -287,15 +266,19 @@ def _is_done(out: Path, shard: _Shard) -> bool:
     return notes is not None and notes["clips"] == shard.digest
 
 
+@dataclass(frozen=True)
 class _Worker:
     """Makes shards in one process."""
 
-    def __init__(self, parts: Tokenizers, settings: Settings, made: TokenFormat, out: Path, device: str):
-        self.parts, self.settings, self.made, self.out, self.device = parts, settings, made, out, device
-        self.parts.frames.to(device)
+    parts: Tokenizers
+    settings: Settings
+    made: TokenFormat
+    out: Path
+    device: str
 
-    def __call__(self, shard: _Shard, tick: Callable[[], object]) -> None:
-        """Write a shard; tick() is called after every clip."""
+    def __call__(self, shard: _Shard, tick: Callable[[], object] = lambda: None) -> int:
+        """Write a shard -> its clips; tick() is called after every clip."""
+        self.parts.frames.to(self.device)
         samples, problems = [], []
         for clip in shard.clips:
             try:
@@ -308,13 +291,10 @@ class _Worker:
             if problem:
                 problems.append([clip.source, problem])
             tick()
-        notes = {"clips": shard.digest, "problems": problems, "rates": _rates(samples)}
+        rates = Counter(f"{(FRAMES - 1) / s.span if s.span else 0:g}" for s in samples)  # 0: without one
+        notes = {"clips": shard.digest, "problems": problems, "rates": rates}
         write_shard(self.out / shard_name(shard.number), samples, self.made, notes)
-
-
-def _rates(samples: list[Sample]) -> dict[str, int]:
-    """How many sequences there are of each frame rate; 0: without one."""
-    return dict(Counter(f"{(FRAMES - 1) / sample.span if sample.span else 0:g}" for sample in samples))
+        return len(shard.clips)
 
 
 def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar: tqdm) -> None:
@@ -331,14 +311,11 @@ def _in_processes(workers: int, job: tuple[Any, ...], shards: list[_Shard], bar:
                 process.terminate()  # a shard is written whole or not at all
             if not isinstance(error, BrokenProcessPool):
                 raise
-            raise CogVideoError(
-                "A process that tokenizes was killed, perhaps because memory ran out: run again with fewer "
-                "--workers; "
-                "finished shards are kept."
-            ) from None
+            why = "perhaps because memory ran out: run again with fewer --workers; finished shards are kept."
+            raise CogVideoError(f"A process that tokenizes was killed, {why}") from None
 
 
-_worker: "_Worker"  # of a spawned process
+_worker: _Worker  # of a spawned process
 
 
 def _begin(load: Callable[[], Tokenizers], *job: Any) -> None:
@@ -358,8 +335,7 @@ def _end_with_parent() -> None:
 
 
 def _work(shard: _Shard) -> int:
-    _worker(shard, lambda: None)
-    return len(shard.clips)
+    return _worker(shard)
 
 
 def _finish(
@@ -380,7 +356,7 @@ def _finish(
     except FileNotFoundError:  # another process was faster, and took ours for what a killed one left
         if not (manifest := _finished(out, dataset)):
             raise
-    for file in (*out.glob(FINISHING + "*"), *out.glob(SETTINGS + ".*")):
+    for file in (*out.glob(INDEX + ".*"), *out.glob(SETTINGS + ".*")):
         file.unlink(missing_ok=True)
     return manifest
 
@@ -405,9 +381,7 @@ def _write_manifest(
         problems += notes["problems"]
         rates.update(notes["rates"])
     if not rates:
-        raise CogVideoError(
-            f"{dataset.label} gives no training sequences: look at it with `cogvideo data inspect`."
-        )
+        raise CogVideoError(f"{dataset.label} gives no training sequences: see `cogvideo data inspect`.")
     spans = {None, *((FRAMES - 1) / rate for rate in settings.rates or ()), (FRAMES - 1) / settings.rate}
     unguided = {}
     for span in spans:

@@ -11,7 +11,6 @@ samples:
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogvideo.config import ModelConfig, from_dict, to_dict
-from cogvideo.errors import CogVideoError
-from cogvideo.io import file_hash, read_json, replacing, write_json
+from cogvideo.errors import CogVideoError, explained
+from cogvideo.io import file_hash, read_json, write_json
 from cogvideo.runtime.tensors import save_tensors
 from cogvideo.tokenizers.text import left_pad
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
-FINISHING = ".finishing-"  # how files begin that are to become one of these
+AGAIN = "delete it and run `cogvideo data tokenize` again"
 CAPTION_DROPOUT = 0.1  # captions replaced by the unguided prompt, for classifier-free guidance
 TEST_SHARE = 0.05  # of the video files
 
@@ -109,8 +108,7 @@ def write_shard(path: Path, samples: Sequence[Sample], made: TokenFormat, notes:
         large = [s.high_res for s in samples if s.high_res is not None]
         tensors["high_res"] = column(large, whole, 9 * made.frame_tokens)
     # Another process may write the same shard at the same time; the last one wins, with the same content.
-    with replacing(path, advice=None) as part:
-        save_tensors(tensors, part, metadata={"notes": json.dumps(notes, ensure_ascii=False, sort_keys=True)})
+    save_tensors(tensors, path, metadata={"notes": json.dumps(notes, ensure_ascii=False, sort_keys=True)})
 
 
 def read_notes(path: Path) -> dict[str, Any] | None:
@@ -144,9 +142,7 @@ def finish(
         columns["group"].append(group)
         columns["text_length"].append(torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).int())
     index = {name: torch.cat(parts) for name, parts in columns.items()}
-    part = folder / f"{FINISHING}{os.getpid()}"  # processes may finish at the same time
-    save_tensors(index, part)
-    os.replace(part, folder / INDEX)
+    save_tensors(index, folder / INDEX)
     manifest = {
         "version": 1,
         "format": to_dict(made),
@@ -208,9 +204,8 @@ class TokenizedBatches:
                 what = "cut off" if file.is_file() else "missing"
                 raise CogVideoError(f"{file} is {what}: run `cogvideo data tokenize` again.")
         with self._checked(INDEX) as index:
-            self._shard_of, self._row_of, group, lengths = (
-                index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")
-            )
+            columns = [index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")]
+        self._shard_of, self._row_of, group, lengths = columns
         self._lengths = np.array(lengths)
         self._splits = _split(np.array(group), test_share)
         self._shard = lru_cache(256)(lambda number: self._checked(self._names[number]))
@@ -237,9 +232,8 @@ class TokenizedBatches:
             slots = f"{config.text_length} text slots"
             problems.append(f"texts {where} have up to {f.text_length} ids, the model has {slots}")
         if f.pad_id >= config.vocab_size:
-            problems.append(
-                f"texts {where} have the id {f.pad_id}, the model only {config.vocab_size} of them"
-            )
+            ids = config.vocab_size
+            problems.append(f"texts {where} have the id {f.pad_id}, the model only {ids} of them")
         problems += [
             f"tokens {where} were made by another {name.replace('_', ' ')} than the model's"
             for name, digest in (("frame_tokenizer", frame_tokenizer), ("text_tokenizer", text_tokenizer))
@@ -268,12 +262,8 @@ class TokenizedBatches:
         ids, mask = left_pad([text for text, *_ in rows], self.format.pad_id, length)
         frames = torch.stack([frames for _, frames, _ in rows]).to(device, torch.int64)
         large = [high_res for *_, high_res in rows if high_res is not None]
-        return Batch(
-            ids.to(device),
-            mask.to(device),
-            frames,
-            torch.stack(large).to(device, torch.int64) if large else None,
-        )
+        high_res = torch.stack(large).to(device, torch.int64) if large else None
+        return Batch(ids.to(device), mask.to(device), frames, high_res)
 
     def _chosen(self, step: int, split: str) -> np.ndarray:
         """Numbers of the global batch's samples: from step * batch_size on in the shuffled epochs, joined."""
@@ -299,33 +289,23 @@ class TokenizedBatches:
     def _checked(self, name: str) -> Any:
         """A file of the folder, mapped into memory, once its hash is found right; that is looked at once."""
         file = self.folder / name
-        try:
-            if name in self._sound or file_hash(file) == self.manifest["files"][name]["sha256"]:
-                self._sound.add(name)
-                return safe_open(file, framework="pt")
-        except (OSError, SafetensorError):
-            pass
-        raise CogVideoError(
-            f"{file} is missing or damaged: delete it and run `cogvideo data tokenize` again."
-        )
+        with explained(f"{file} is missing or damaged: {AGAIN}.", OSError, SafetensorError):
+            if name not in self._sound and file_hash(file) != self.manifest["files"][name]["sha256"]:
+                raise OSError
+            self._sound.add(name)
+            return safe_open(file, framework="pt")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder; CogVideoError where it is missing or damaged."""
-    again = "delete it and run `cogvideo data tokenize` again"
     if not (folder / MANIFEST).exists():
         raise CogVideoError(f"{folder} holds no complete tokens: run `cogvideo data tokenize` to its end.")
-    manifest = read_json(folder / MANIFEST, advice=again)
-    if (
-        manifest.get("version") != 1
-        or not isinstance(manifest.get("files"), dict)
-        or "samples" not in manifest
-    ):
-        raise CogVideoError(f"{folder / MANIFEST} is damaged: {again}.")
+    manifest = read_json(folder / MANIFEST, advice=AGAIN)
+    listed = isinstance(manifest.get("files"), dict) and "samples" in manifest
+    if manifest.get("version") != 1 or not listed:
+        raise CogVideoError(f"{folder / MANIFEST} is damaged: {AGAIN}.")
     if not manifest["samples"]:
-        raise CogVideoError(
-            f"{folder} holds no training sequences: look at the data with `cogvideo data inspect`."
-        )
+        raise CogVideoError(f"{folder} holds no training sequences: see `cogvideo data inspect`.")
     return manifest
 
 

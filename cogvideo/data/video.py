@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
-from cogvideo.data.reading import upright
-from cogvideo.errors import CogVideoError
+from cogvideo.data.reading import opened, upright
+from cogvideo.errors import CogVideoError, explained
 
 if TYPE_CHECKING:
     import av
@@ -65,10 +65,9 @@ class Video:
 
         if columns < 1:
             raise CogVideoError(f"A contact sheet of {columns} frames cannot be drawn: ask for 1 or more.")
-        chosen = self.frames[
-            np.linspace(0, len(self.frames) - 1, min(columns, len(self.frames))).round().astype(int)
-        ]
-        padded = np.pad(chosen, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+        count = min(columns, len(self))
+        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
+        padded = np.pad(self.frames[chosen], ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
         return Image.fromarray(rearrange(padded, "t h w c -> h (t w) c")[:, : -gap or None])
 
     def _repr_html_(self) -> str:
@@ -101,16 +100,13 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> Path:
             "[T,H,W,3] and fps > 0."
         )
     rate = Fraction(fps).limit_denominator(1001)
-    part = path.with_name(
-        f".{path.stem}.{os.getpid()}{path.suffix}"
-    )  # FFmpeg chooses the format by the suffix
+    # FFmpeg chooses the format by the suffix.
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unwritten = f"{path} cannot be written (REASON): choose another place or size."
     try:
-        (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
-        os.replace(part, path)
-    except (OSError, FFmpegError) as error:
-        raise CogVideoError(
-            f"{path} cannot be written ({error.strerror}): choose another place or size."
-        ) from None
+        with explained(unwritten, OSError, FFmpegError):
+            (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames, rate)
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -121,7 +117,7 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise CogVideoError(
-            f"{path} is neither an mp4 nor a GIF file: let its name end in {' or '.join(SUFFIXES)}."
+            f"{path} is neither an mp4 nor a GIF file: end its name in {' or '.join(SUFFIXES)}."
         )
     return check_place(path)
 
@@ -130,32 +126,17 @@ def check_place(path: str | Path) -> Path:
     """The path, if a file can be written there."""
     path = Path(path)
     if path.is_dir():
-        raise CogVideoError(f"{path} is a folder: give the name of a file.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            return path
-    except OSError as error:
-        raise CogVideoError(
-            f"{path} cannot be written ({error.strerror}): choose a folder that exists."
-        ) from None
+        raise CogVideoError(f"{path} cannot be written, it is a folder: give the name of a file.")
+    with explained(f"{path} cannot be written (REASON): choose a folder that exists.", OSError):
+        tempfile.TemporaryFile(dir=path.parent).close()
+    return path
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """Read any video file that FFmpeg knows -> (frames uint8 [T,H,W,3], frames a second)."""
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise CogVideoError(f"{path} holds no video: give a video file.")
-            stream = container.streams.video[0]
-            decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
-            rate, tick = stream.average_rate, stream.time_base
-    except (OSError, FFmpegError) as error:
-        raise CogVideoError(
-            f"{path} cannot be read as a video ({error.strerror}): give a whole video file."
-        ) from None
+    with opened(path) as (container, stream):
+        decoded = [(frame.pts, upright(frame)) for frame in container.decode(stream)]
+        rate, tick = stream.average_rate, stream.time_base
     if not decoded or not rate:
         raise CogVideoError(f"{path} holds no frames: give a whole video file.")
     first, last = decoded[0][0], decoded[-1][0]
@@ -172,9 +153,9 @@ def _write_mp4(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     # Some builds of FFmpeg come without x264, which is GPL.
-    codec, options = (
-        ("libx264", {"crf": "14"}) if "libx264" in av.codecs_available else ("mpeg4", {"qscale": "2"})
-    )
+    codec, options = "mpeg4", {"qscale": "2"}
+    if "libx264" in av.codecs_available:
+        codec, options = "libx264", {"crf": "14"}
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = w + w % 2, h + h % 2, "yuv420p"

@@ -23,8 +23,7 @@ POOLED = ("conv1a", "conv2a", "conv3b", "conv4b", "conv5b")  # convolutions that
 class C3D(nn.Module):
     """Clips uint8 [B,16,H,W,3] -> [B,101] logits before the softmax, in float32.
 
-    digest: of weights and mean. exact_mean: whether the mean clip was given; else a mean colour stands in for
-    it.
+    digest: of weights and mean. exact_mean: whether the mean clip was given.
     """
 
     digest: str = ""
@@ -45,10 +44,9 @@ class C3D(nn.Module):
     ) -> "C3D":
         """The network with weights, in eval mode.
 
-        path: a PyTorch state dict, a safetensors file, or TGANv2's conv3d_deepnetA_ucf.npz. Layers are named
-        conv1a (or conv1), conv2a (or conv2), conv3a, conv3b .. conv5b, fc6, fc7, fc8. mean: TGANv2's
-        mean2.npz, or a .npy or .npz file with a mean clip [3,16,128,171] in blue, green, red; without it
-        Sports-1M's mean colour is subtracted.
+        path: a PyTorch state dict, a safetensors file, or TGANv2's conv3d_deepnetA_ucf.npz, with layers
+        conv1a (or conv1) .. conv5b, fc6, fc7, fc8. mean: TGANv2's mean2.npz, or a .npy or .npz file with a
+        mean clip [3,16,128,171] in blue, green, red; without it Sports-1M's mean colour is subtracted.
         """
         state, digest = read_c3d(Path(path), None if mean is None else Path(mean))
         with without_memory():

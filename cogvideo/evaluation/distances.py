@@ -14,24 +14,22 @@ def frechet_distance(a: Any, b: Any, *, unbiased: bool = True) -> float:
 
     |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), not square-rooted (Dowson and Landau 1982).
     unbiased: covariances divide by n - 1 (TATS, VideoGPT, TF-GAN); False: by n (StyleGAN-V). Exact for any n
-    and rank: with centred A [n,D] and B [m,D] the trace of the root is the nuclear norm of A B^T, the sum of
-    its singular values. Where D is the smaller, triangular factors of A and B (QR) stand for them, so that no
-    matrix is larger than min(n,D) x min(m,D) and no covariance is ever squared.
+    and rank: with centred A [n,D] and B [m,D] the trace of the root is the sum of the singular values of
+    A B^T. Where D is the smaller, triangular factors of A and B (QR) stand for them.
     """
     a, b = check_features(a, b)
     mean_a, mean_b = a.mean(0), b.mean(0)
     factor_a, factor_b = (_factor(x - mean, len(x) - unbiased) for x, mean in ((a, mean_a), (b, mean_b)))
     traces = np.square(factor_a).sum() + np.square(factor_b).sum()
-    return _distance(mean_a - mean_b, traces, _singular_values(factor_a @ factor_b.T).sum())
+    return _distance(mean_a - mean_b, traces, factor_a @ factor_b.T)
 
 
 def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covariance_b: Any) -> float:
     """The same from means [D] and covariances [D,D], for statistics that were stored without their samples.
 
-    Symmetric square roots R_a, R_b by eigendecomposition; the trace is the nuclear norm of R_a R_b.
-    Eigenvalues below zero are rounding errors of a singular covariance and count as zero; a covariance is
-    only known to about 1e-16 of its largest eigenvalue, so that in singular cases the result is good to 1e-8
-    of the traces, frechet_distance to 1e-14.
+    The trace is the nuclear norm of the product of symmetric square roots. A covariance is only known to
+    about 1e-16 of its largest eigenvalue: in singular cases good to 1e-8 of the traces, frechet_distance to
+    1e-14.
     """
     mean_a, covariance_a, mean_b, covariance_b = map(_array, (mean_a, covariance_a, mean_b, covariance_b))
     size = mean_a.shape
@@ -40,7 +38,7 @@ def frechet_from_statistics(mean_a: Any, covariance_a: Any, mean_b: Any, covaria
         raise CogVideoError(f"Statistics must be means [D] and covariances [D, D] of one D; got {shapes}.")
     root_a, root_b = _root(covariance_a), _root(covariance_b)
     traces = np.trace(covariance_a) + np.trace(covariance_b)
-    return _distance(mean_a - mean_b, traces, _singular_values(root_a @ root_b).sum())
+    return _distance(mean_a - mean_b, traces, root_a @ root_b)
 
 
 class KernelDistance(NamedTuple):
@@ -51,9 +49,7 @@ class KernelDistance(NamedTuple):
 def kernel_distance(a: Any, b: Any) -> KernelDistance:
     """Unbiased squared MMD of a [n,D], b [m,D] under the kernel (x.y / D + 1)^3 (KID, Binkowski et al. 2018).
 
-    Over all pairs, which is what KID's mean over random subsets of 1000 estimates. The standard error is the
-    jackknife's: each sample is left out in turn; a little too large where both sides have one distribution.
-    n, m >= 3. Memory: 8 (n^2 + m^2 + nm) bytes and as much again.
+    Over all pairs, with the jackknife's standard error; n, m >= 3. Memory: 16 (n^2 + m^2 + nm) bytes.
     """
     a, b = check_features(a, b, least=3)
     within_a, within_b, across = _kernel(a, a), _kernel(b, b), _kernel(a, b)
@@ -101,12 +97,10 @@ def _root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(0))) @ vectors.T
 
 
-def _singular_values(matrix: np.ndarray) -> np.ndarray:
-    return torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-
-
-def _distance(difference: np.ndarray, traces: float, root_trace: float) -> float:
-    return float(difference @ difference + traces - 2 * root_trace)
+def _distance(difference: np.ndarray, traces: float, roots: np.ndarray) -> float:
+    """The trace of the common root is the sum of the singular values of the product of both roots."""
+    trace = torch.linalg.svdvals(torch.from_numpy(roots)).numpy().sum()
+    return float(difference @ difference + traces - 2 * trace)
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -1,15 +1,11 @@
-"""Clips to I3D features, kept on disk by what the clips hold, so that they are computed once.
-
-Clips are read, prepared and forgotten one after another: CHUNK of them are in memory at a time, whatever
-their number.
-"""
+"""Clips to I3D features, kept on disk by what the clips hold; CHUNK clips are in memory at a time."""
 
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +23,7 @@ CHUNK = 16  # clips that are written together; what a killed run loses at most
 MAX_SKIPPED = 0.01  # of the videos of a side that may be unreadable
 
 
-@dataclass(frozen=True)
-class Features:
-    """What is left of a side once it has gone through the network."""
-
+class Features(NamedTuple):
     values: np.ndarray  # float32 [n,D], in the order of the videos
     skipped: list[str]  # sentences about videos that could not be read
     size: tuple[int, int]  # height and width of the first clip
@@ -43,27 +36,23 @@ def features_of(
     *,
     seed: int = 0,
     size: tuple[int, int] | None = None,
-    change: Callable[[np.ndarray, int], np.ndarray] | None = None,
-    title: str = "features",
-    progress: bool = True,
+    change: Callable[[np.ndarray, int], np.ndarray] = lambda clip, number: clip,
+    **shown: Any,
 ) -> Features:
     """Features of one clip of each video of a side; at least two videos must be readable.
 
     size: as in clips_of. change(clip, number among the readable ones): applied to clips before they are
-    prepared.
+    prepared. shown: title and progress of rows_of.
     """
     clips, skipped = clips_of(side, recipe, seed, size=size)
-    first = next(clips, None)
+    first, values = next(clips, None), ()
     if first is not None:
-        numbered = enumerate(chain([first], clips))
-        changed = (change(clip, number) if change else clip for number, clip in numbered)
+        changed = (change(clip, number) for number, clip in enumerate(chain([first], clips)))
         key = f"{network.digest} {network.batch_norm_eps} fp32"
-        total = len(side.names)
-        values = extract(changed, recipe, network, key=key, title=title, total=total, progress=progress)
+        values = extract(changed, recipe, network, key=key, total=len(side.names), **shown)
         if len(values) >= 2:
             return Features(values, skipped, first.shape[1:3])
-    count = int(first is not None)
-    raise CogVideoError(f"{side.label} has only {count} readable video: FVD needs at least 2.")
+    raise CogVideoError(f"{side.label} has only {len(values)} readable video: FVD needs at least 2.")
 
 
 def readable(side: Side, skipped: list[str]) -> Iterator[tuple[int, np.ndarray]]:
@@ -95,23 +84,22 @@ def clips_of(
     clips must have if the recipe does not bring them to one; by default the first clip's.
     """
     skipped: list[str] = []
-    return _clips(side, recipe, seed, size, skipped), skipped
 
+    def clips() -> Iterator[np.ndarray]:
+        expected = size
+        for number, frames in readable(side, skipped):
+            where = f"{side.label}, {side.names[number]}"
+            clip = choose_clip(frames, recipe, np.random.default_rng([seed, number]), where)
+            expected = expected or clip.shape[1:3]
+            if recipe.side is None and clip.shape[1:3] != expected:
+                (h, w), (height, width) = clip.shape[1:3], expected
+                raise CogVideoError(
+                    f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset "
+                    f"{recipe.name} takes both sides in one size: resize all videos to one first."
+                )
+            yield clip.copy()  # a view would keep the whole video in memory
 
-def _clips(
-    side: Side, recipe: Recipe, seed: int, size: tuple[int, int] | None, skipped: list[str]
-) -> Iterator[np.ndarray]:
-    for number, frames in readable(side, skipped):
-        where = f"{side.label}, {side.names[number]}"
-        clip = choose_clip(frames, recipe, np.random.default_rng([seed, number]), where)
-        size = size or clip.shape[1:3]
-        if recipe.side is None and clip.shape[1:3] != size:
-            (h, w), (height, width) = clip.shape[1:3], size
-            raise CogVideoError(
-                f"{where} has {w} x {h} pixels, videos before it {width} x {height}, and preset "
-                f"{recipe.name} takes both sides in one size: resize all videos to one first."
-            )
-        yield clip.copy()  # a view would keep the whole video in memory
+    return clips(), skipped
 
 
 def extract(
@@ -120,20 +108,15 @@ def extract(
     network: Callable[[Tensor], Tensor],
     *,
     key: str,
-    folder: Path | None = None,
-    title: str = "features",
-    total: int | None = None,
-    progress: bool = True,
+    **options: Any,
 ) -> np.ndarray:
-    """Features float32 [n,D] of clips; see rows_of. network: [B,3,T,224,224] in -1..1 -> [B,D]."""
+    """Features float32 [n,D] of clips; options: see rows_of. network: [B,3,T,224,224] in -1..1 -> [B,D]."""
 
     def compute(some: list[np.ndarray]) -> np.ndarray:
         return network(torch.stack([prepare(clip, recipe) for clip in some])).float().cpu().numpy()
 
     key = repr((key, recipe.side, recipe.antialias, recipe.crop))
-    return rows_of(
-        clips, compute, key=key, folder=folder, batch=2, title=title, total=total, progress=progress
-    )
+    return rows_of(clips, compute, key=key, batch=2, **options)
 
 
 def rows_of(
@@ -149,9 +132,8 @@ def rows_of(
 ) -> np.ndarray:
     """Rows [n,D] that compute(some clips) gives, one for each clip; those computed before come from `folder`.
 
-    key: unique for a network and its settings. folder: by default `features` in the cache; new rows are added
-    chunk by chunk. total: how many clips there will be, for the progress bar. Without clips the result is
-    [0,0].
+    key: unique for a network and its settings. folder: by default `features` in the cache. total: how many
+    clips there will be, for the progress bar. Without clips the result is [0,0].
     """
     folder = (folder or cache_dir() / "features") / hashlib.sha256(key.encode()).hexdigest()[:16]
     known = _load(folder)
@@ -166,7 +148,8 @@ def rows_of(
                 with torch.inference_mode():
                     fresh |= dict(zip(some, compute([waiting[digest] for digest in some]), strict=True))
                 bar.update(len(some))
-            _store(folder, fresh)
+            if fresh:
+                _store(folder, fresh)
             known.update(fresh)
             waiting.clear()
 
@@ -178,8 +161,7 @@ def rows_of(
             waiting[hashes[-1]] = clip
             if len(waiting) == CHUNK:
                 flush()
-        if waiting:
-            flush()
+        flush()
     return np.stack([known[digest] for digest in hashes]) if hashes else np.zeros((0, 0), np.float32)
 
 

@@ -43,8 +43,7 @@ def liveliest(clips: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float | None = None) -> Any:
     """Points (n, score) of each name over 1/n, with the line through them to endless samples."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6.5, 3.4), facecolor="white")
+    figure, axis = _axis((6.5, 3.4))
     if truth is not None:
         axis.axhline(truth, ls=":", color=GREY, label=f"truth {truth:.3g}")
     for (name, curve), color, mark in zip(curves.items(), (BLUE, ORANGE, GREEN, GREY), "osd^", strict=False):
@@ -57,7 +56,6 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float 
     axis.set_xticks([0, *(1 / n for n in sizes)], ["endless", *map(str, sizes)])
     axis.set(xlabel="clips a side (1/n)", ylabel="distance", xlim=(0, None))
     axis.legend(frameon=False, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.set_label("distance over the number of clips")
     return figure
@@ -65,15 +63,14 @@ def plot_curves(curves: Mapping[str, Sequence[tuple[int, float]]], truth: float 
 
 def plot_bootstrap(study: BootstrapStudy) -> Any:
     """Histograms: new samples each time, which a spread should show; and what the bootstrap shows instead."""
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(7.5, 3.6), facecolor="white")
-    everything = np.concatenate([study.fresh, study.extrapolated, study.bootstrapped, [study.truth]])
-    bins = np.linspace(everything.min(), everything.max(), 50)
+    figure, axis = _axis((7.5, 3.6))
     shown = {
         "new samples each time": (study.fresh, BLUE),
         "the same, extrapolated in 1/n": (study.extrapolated, GREEN),
         "bootstrap of the first samples": (study.bootstrapped, ORANGE),
     }
+    everything = [*(values for values, _ in shown.values()), [study.truth]]
+    bins = np.histogram_bin_edges(np.concatenate(everything), 49)
     for name, (values, color) in shown.items():
         label = f"{name}: {values.mean():.2f} ± {values.std(ddof=1):.2f}"
         axis.hist(values, bins, color=color, alpha=0.75, label=label)
@@ -83,10 +80,15 @@ def plot_bootstrap(study: BootstrapStudy) -> Any:
     axis.set(xlabel=f"distance, {study.n} samples a side of {study.dim} features", ylabel="draws")
     axis.set_ylim(0, 1.6 * axis.get_ylim()[1])  # room for the legend
     axis.legend(frameon=False, fontsize=8, ncol=2, loc="upper left")
-    axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.set_label("distances of new samples and of a bootstrap")
     return figure
+
+
+def _axis(size: tuple[float, float]) -> Any:
+    figure, axis = pyplot().subplots(figsize=size, facecolor="white")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
 
 
 def pyplot() -> Any:

@@ -1,13 +1,12 @@
 """FVD with what is needed to trust it: its recipe, its floor, its spread, and its value for endless samples.
 
-And why no score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n
-distinct ones, and the distance grows as samples get fewer (study_gaussians).
+No score here comes with a bootstrap: n samples drawn n times with replacement leave about 0.63 n distinct
+ones, and the distance grows as samples get fewer (study_gaussians).
 """
 
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from cogvideo.evaluation.distances import check_features, frechet_distance, kern
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import Recipe, find_recipe
 from cogvideo.evaluation.settings import lines
-from cogvideo.io import commit, write_json
+from cogvideo.io import commit
 
 SUBSETS = 4  # disjoint ones for the spread
 SIZES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1)  # fractions of the samples that the value is extrapolated from
@@ -42,9 +41,6 @@ class FVDResult:
     n_generated: int
     protocol: dict
 
-    def save(self, path: str | Path) -> Path:
-        return write_json(path, asdict(self))
-
 
 def fvd(
     real: np.ndarray,
@@ -59,11 +55,7 @@ def fvd(
     """Compare features real [n,D] and generated [m,D] as a recipe says.
 
     more_real [k,D]: other real samples, for the floor (real against real). more_generated [m,D] each: of
-    other generation seeds. seed: of the subsets. protocol: what else to remember of how the features were
-    made.
-
-    The spread is over disjoint subsets and the curve over subsets without replacement; see the module for
-    why.
+    other generation seeds. seed: of the subsets. protocol: what else to keep of how features were made.
     """
     recipe = find_recipe(recipe) if isinstance(recipe, str) else recipe
     real, generated = check_features(real, generated)
@@ -86,21 +78,12 @@ def fvd(
     floor = distance(real[:floor_n], check_features(more_real, real)[0][:floor_n]) if floor_n >= 2 else None
     kernel = kernel_distance(real, generated) if n >= 3 else None
     by_seed = [value] + [distance(*check_features(real, other)) for other in more_generated]
+    seed_spread = _mean_and_deviation(by_seed) if more_generated else None
+    protocol = {"recipe": asdict(recipe), "seed": seed} | (protocol or {})
     return FVDResult(
-        value=value,
-        extrapolated=extrapolated,
-        curve=curve,
-        spread=spread,
-        floor=floor,
-        floor_n=floor_n,
-        kernel=kernel and kernel.value,
-        kernel_error=kernel and kernel.standard_error,
-        by_seed=by_seed,
-        seed_spread=_mean_and_deviation(by_seed) if more_generated else None,
-        n_real=len(real),
-        n_generated=len(generated),
-        protocol={"recipe": asdict(recipe), "seed": seed} | (protocol or {}),
-    )
+        value, extrapolated, curve, spread, floor, floor_n, *(kernel or (None, None)), by_seed, seed_spread,
+        len(real), len(generated), protocol,
+    )  # fmt: skip
 
 
 def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -120,12 +103,8 @@ def line_in_1_over_n(curve: Sequence[tuple[int, float]]) -> tuple[float, float]:
 def versions(network: I3D) -> dict:
     """What a result says of its I3D and of the code."""
     packages = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "i3d_sha256": network.digest,
-        "i3d_known": network.known,
-        "commit": commit(),
-        "versions": packages,
-    }
+    known = {"i3d_sha256": network.digest, "i3d_known": network.known}
+    return known | {"commit": commit(), "versions": packages}
 
 
 def card(result: FVDResult) -> str:
@@ -202,9 +181,7 @@ def study_gaussians(dim: int = 32, n: int = 128, draws: int = 100, seed: int = 0
         for _ in range(draws)
     ]
     results = [fvd(a, b, seed=seed) for a, b in pairs]
-    fresh, extrapolated = (
-        np.array([getattr(r, name) for r in results]) for name in ("value", "extrapolated")
-    )
+    fresh, extrapolated = np.array([(r.value, r.extrapolated) for r in results]).T
     bootstrapped = bootstrap(*pairs[0], draws=draws, seed=seed)
     return BootstrapStudy(dim, n, truth, fresh, extrapolated, bootstrapped, results[0].curve)
 

@@ -1,9 +1,8 @@
 """Which of two clips fits its prompt better? Blinded pairs, strengths with intervals, agreement of raters.
 
-The paper's last evidence (section 5.2) is a study with people. Strengths are those of Bradley and Terry
-(1952): the odds that a is preferred to b are exp(strength of a - strength of b), "same" counts half for each.
-Their intervals count all answers about one pair of clips as one observation, since raters see the same two
-clips. Agreement is Krippendorff's alpha for nominal answers, which allows for missing answers.
+Strengths are those of Bradley and Terry (1952): the odds that a is preferred to b are exp(strength of a -
+strength of b), "same" counts half for each. Their intervals count all answers about one pair of clips as one
+observation. Agreement is Krippendorff's alpha for nominal answers.
 """
 
 import json
@@ -11,7 +10,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -75,27 +74,24 @@ def make_pairs(
     """All pairs of variants for every clip that both have, in an order and on sides of the rater's own.
 
     clips: by variant, by key (such as prompt and seed) the prompt and the file. The same rater and seed give
-    the same order, so that an interrupted study can be resumed. most: how many pairs are asked, the same ones
-    of all raters.
+    the same order. most: how many pairs are asked, the same ones of all raters.
     """
-    found = []
-    for a, b in combinations(sorted(clips), 2):
-        for key in sorted(clips[a].keys() & clips[b].keys()):
-            (prompt, left), (_, right) = clips[a][key], clips[b][key]
-            found.append(Pair(f"{key}: {a} / {b}", prompt, a, b, str(left), str(right)))
+    found = [
+        (key, a, b)
+        for a, b in combinations(sorted(clips), 2)
+        for key in sorted(clips[a].keys() & clips[b].keys())
+    ]
     if not found:
         raise CogVideoError("No two variants have clips of the same prompt: there is nothing to compare.")
     chosen = np.random.default_rng(seed).permutation(len(found))[:most]
     own = np.random.default_rng([seed, *rater.encode()])
-    pairs = [found[i] for i in own.permutation(np.sort(chosen))]
-    swaps = own.random(len(pairs)) < 0.5
-    return [_swapped(pair) if swap else pair for pair, swap in zip(pairs, swaps, strict=True)]
-
-
-def _swapped(pair: Pair) -> Pair:
-    return replace(
-        pair, left=pair.right, right=pair.left, left_clip=pair.right_clip, right_clip=pair.left_clip
-    )
+    order, pairs = own.permutation(np.sort(chosen)), []
+    for i, swap in zip(order, own.random(len(order)) < 0.5, strict=True):
+        key, a, b = found[i]
+        left, right = (b, a) if swap else (a, b)
+        (prompt, left_clip), (_, right_clip) = clips[left][key], clips[right][key]
+        pairs.append(Pair(f"{key}: {a} / {b}", prompt, left, right, str(left_clip), str(right_clip)))
+    return pairs
 
 
 class Study:
@@ -159,15 +155,11 @@ def read_ratings(file: str | Path) -> list[Rating]:
     found = []
     for number, line in enumerate(lines, 1):
         try:
-            rating = Rating(**json.loads(line))
-            known = rating.answer in FOR_LEFT
-        except (ValueError, TypeError):
-            if not line.endswith("}"):
-                continue  # empty, or cut off
-            known, rating = False, None
-        if rating is None or not known:
-            raise CogVideoError(f"Line {number} of {file} is no answer of a study: remove it.")
-        found.append(rating)
+            found.append(Rating(**json.loads(line)))
+            FOR_LEFT[found[-1].answer]
+        except (ValueError, TypeError, KeyError) as error:
+            if line.endswith("}") or isinstance(error, KeyError):  # else it is empty, or cut off
+                raise CogVideoError(f"Line {number} of {file} is no answer of a study: remove it.") from None
     return found
 
 
@@ -176,33 +168,35 @@ def strengths(ratings: Sequence[Rating]) -> dict[str, Strength]:
 
     Where some variants have won all or none of their answers against the others, the most likely strengths
     are infinite: then SMOOTHING answers for each side are added to every pair of variants that was asked, and
-    intervals are at least those of independent answers. CogVideoError where variants were not compared, not
-    even by way of others.
+    intervals are at least those of independent answers.
     """
     names = sorted({name for r in ratings for name in (r.left, r.right)})
     if not names:
         raise CogVideoError("There are no answers yet: rate some pairs first.")
-    index = {name: i for i, name in enumerate(names)}
+    left, right = (np.searchsorted(names, [getattr(r, side) for r in ratings]) for side in ("left", "right"))
+    points = np.array([FOR_LEFT[r.answer] for r in ratings])
     won = np.zeros((len(names), len(names)))  # [a,b] answers for a against b
-    for r in ratings:
-        a, b = index[r.left], index[r.right]
-        won[a, b] += FOR_LEFT[r.answer]
-        won[b, a] += 1 - FOR_LEFT[r.answer]
+    np.add.at(won, (left, right), points)
+    np.add.at(won, (right, left), 1 - points)
     asked = (won + won.T) > 0
     if not _reaches_all(asked):
         raise CogVideoError("Some variants were not compared, not even by way of others: rate more pairs.")
     infinite = not (_reaches_all(won > 0) and _reaches_all(won.T > 0))
     wins = won + SMOOTHING * asked if infinite else won
     mean = _most_likely(wins)
-    deviation = _deviations(mean, wins, ratings, index)
-    if (
-        infinite
-    ):  # unanimous answers differ so little from their expectation that the sandwich is far too small
-        deviation = np.maximum(deviation, np.sqrt(np.diag(_inverse(mean, wins))))
+    inverse = _inverse(mean, wins)
+    # All answers to one pair of clips count together (Huber's sandwich).
+    pairs, units = np.unique([r.pair for r in ratings], return_inverse=True)
+    slopes = np.zeros((len(pairs), len(names)))
+    surprise = points - _odds(mean)[left, right]
+    np.add.at(slopes, (units, left), surprise)
+    np.add.at(slopes, (units, right), -surprise)
+    deviation = np.sqrt(np.diag(inverse @ slopes.T @ slopes @ inverse))
+    if infinite:  # unanimous answers are so near to their expectation that this is far too small
+        deviation = np.maximum(deviation, np.sqrt(np.diag(inverse)))
     low, high = mean - WITHIN * deviation, mean + WITHIN * deviation
-    table = np.stack([mean, low, high, won.sum(1)], 1).tolist()
-    answers = (won + won.T).sum(1).astype(int).tolist()
-    found = {name: Strength(*table[i], answers[i]) for i, name in enumerate(names)}
+    table = [values.tolist() for values in (mean, low, high, won.sum(1), (won + won.T).sum(1).astype(int))]
+    found = {name: Strength(*row) for name, *row in zip(names, *table, strict=True)}
     return dict(sorted(found.items(), key=lambda item: -item[1].mean))
 
 
@@ -239,27 +233,8 @@ def _most_likely(wins: np.ndarray) -> np.ndarray:
     return mean - mean.mean()
 
 
-def _deviations(
-    mean: np.ndarray, wins: np.ndarray, ratings: Sequence[Rating], index: Mapping[str, int]
-) -> np.ndarray:
-    """Standard errors that take all answers to one pair of clips together (Huber's sandwich)."""
-    chance = _odds(mean)
-    slopes: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(mean)))
-    for r in ratings:
-        a, b = index[r.left], index[r.right]
-        surprise = FOR_LEFT[r.answer] - chance[a, b]
-        slopes[r.pair][a] += surprise
-        slopes[r.pair][b] -= surprise
-    inverse = _inverse(mean, wins)
-    middle = sum(np.outer(slope, slope) for slope in slopes.values())
-    return np.sqrt(np.diag(inverse @ middle @ inverse))
-
-
 def agreement(ratings: Sequence[Rating]) -> float | None:
-    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance.
-
-    None where no pair has two answers, or where all answers are the same.
-    """
+    """Krippendorff's alpha between raters over pairs: 1 full, 0 as by chance; see `alpha`."""
     answers: dict[str, dict[str, str]] = defaultdict(dict)
     for r in ratings:
         answers[r.pair][r.rater] = r.choice
@@ -267,7 +242,10 @@ def agreement(ratings: Sequence[Rating]) -> float | None:
 
 
 def alpha(units: Sequence[Sequence[str]]) -> float | None:
-    """Krippendorff's alpha for nominal values: units of any number of values each (Krippendorff 2011)."""
+    """Krippendorff's alpha for nominal values: units of any number of values each (Krippendorff 2011).
+
+    None where no unit has two values, or where all values are the same.
+    """
     units = [unit for unit in units if len(unit) > 1]
     total: Counter[str] = Counter(value for unit in units for value in unit)
     n = sum(total.values())

@@ -1,11 +1,11 @@
-"""I3D on Kinetics-400 (Carreira and Zisserman 2017): the features behind FVD.
+"""I3D on Kinetics-400 (Carreira and Zisserman 2017): the features behind FVD, for inference alone.
 
-For inference: BatchNorm is folded into the convolutions when weights are loaded, which is exact, and
-everything runs in channels-last memory, where 1x1x1 convolutions are matrix products and pooling is about ten
-times as fast on a CPU.
+BatchNorm is folded into the convolutions when weights are loaded. Memory is channels-last, where 1x1x1
+convolutions are matrix products and pooling is about ten times as fast on a CPU.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -64,17 +64,12 @@ class I3D(nn.Module):
     ) -> "I3D":
         """The network with weights, in eval mode; its weights need no gradients.
 
-        path: None for the weights in the cache (`cogvideo weights get i3d`), else one of
-        - i3d.safetensors, as fetched,
-        - a PyTorch state dict with the names of pytorch-i3d (VideoGPT's and TATS' i3d_pretrained_400.pt),
-        - a TorchScript file (StyleGAN-V's i3d_torchscript.pt): a program, so only from people you trust.
-
-        dtype: scores are compared in float32. bfloat16 takes 0.56 of the time on a CPU that has it and moves
-        logits by 1 to 2 % of their spread: 24 clips of the demo world against shuffled ones score FVD 250.31
-        instead of 250.36, but 251.00 if only one side is in bfloat16. Use one type for both. float16 (GPUs
-        only) has not been measured. batch_norm_eps: 1e-3 is the original's. VideoGPT and TATS, hence
-        CogVideo's paper, built the network with 1e-5, which moves logits by up to 0.07. A TorchScript file
-        keeps its own.
+        path: None for the weights in the cache (`cogvideo weights get i3d`), a copy of those, a PyTorch state
+        dict with the names of pytorch-i3d (VideoGPT, TATS), or a TorchScript file (StyleGAN-V): a program, so
+        only from people you trust. dtype: bfloat16 takes 0.56 of the time on a CPU that has it and moves
+        logits by 1 to 2 % of their spread; use one type for both sides. batch_norm_eps: 1e-3 is the
+        original's. VideoGPT and TATS, hence CogVideo's paper, used 1e-5, which moves logits by up to 0.07. A
+        TorchScript file keeps its own.
         """
         if path is None:
             path = cache_dir() / "i3d.safetensors"
@@ -124,8 +119,7 @@ class I3D(nn.Module):
         return outputs
 
     def _prepared(self, video: Tensor) -> Tensor:
-        like = self.logits.weight
-        return video.to(like.device, like.dtype).contiguous(memory_format=torch.channels_last_3d)
+        return video.to(self.logits.weight).contiguous(memory_format=torch.channels_last_3d)
 
 
 class ScriptedI3D(I3D):
@@ -137,9 +131,8 @@ class ScriptedI3D(I3D):
 
     def forward(self, video: Tensor) -> Tensor:
         check_video(video)
-        like = next(self.script.parameters())
         with full_precision(video):
-            video = video.to(like.device, like.dtype)
+            video = video.to(next(self.script.parameters()))
             # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 
@@ -154,8 +147,7 @@ class Convolution(nn.Conv3d):
         super().__init__(channels, width, kernel, stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        sizes = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
-        pads = [same_padding(n, k, s) for n, k, s in sizes]
+        pads = same_padding(input.shape[2:], self.kernel_size, self.stride)
         if any(before != after for before, after in pads):  # the odd one goes behind; this copies the input
             input, pads = F.pad(input, [n for pad in reversed(pads) for n in pad]), [(0, 0)] * 3
         return F.conv3d(input, self.weight, self.bias, self.stride, [before for before, _ in pads]).relu_()
@@ -177,8 +169,7 @@ class MaxPool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = zip(x.shape[2:], self.kernel, self.stride, strict=True)
-        before = [same_padding(n, k, s)[0] for n, k, s in sizes]
+        before = [before for before, _ in same_padding(x.shape[2:], self.kernel, self.stride)]
         # With ceil_mode the last window may reach beyond the edge, which pads the odd one without a copy.
         return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
 
@@ -201,10 +192,11 @@ class Mixed(nn.Module):
         return torch.cat([b0, self.b1b(b1), self.b2b(b2), self.b3b(self.b3a(x))], 1)
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Padding before and behind one axis so that ceil(size / stride) windows fit; the odd one goes behind."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+def same_padding(*axes: Sequence[int]) -> list[tuple[int, int]]:
+    """Padding before and behind axes of sizes, kernels, strides: ceil(size / stride) windows fit."""
+    sizes = zip(*axes, strict=True)
+    totals = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size, kernel, stride in sizes]
+    return [(total // 2, total - total // 2) for total in totals]  # the odd one goes behind
 
 
 def check_video(video: Tensor) -> None:

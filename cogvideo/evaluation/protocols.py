@@ -5,7 +5,9 @@ UCF-101 by class, and frame prediction on Kinetics-600; what the paper leaves op
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from cogvideo.data.classes import class_prompts
@@ -28,38 +30,30 @@ def evaluate(
     """FVD between two sides (see sources.open_side), with the preset's number of clips if n is None.
 
     Up to n other real clips give the floor. seeds: how many independent generations are scored (see
-    generations): their mean and deviation are beside the value, which stays that of the first. Each costs n
-    clips sampled and put through I3D: with the demo weights 2 s and 0.7 s a clip on one core.
+    generations): their mean and deviation are beside the value, which stays that of the first.
     """
     recipe = find_recipe(preset)
-    n, seed, progress = settings.count(recipe.samples), settings.seed, settings.progress
+    n, seed = settings.count(recipe.samples), settings.seed
     settings.check_out()
     specs = generations(generated, seed, seeds)
     # Before hours of work: mistakes in weights and sides raise here.
     network = I3D.from_pretrained(settings.i3d, device=settings.device, batch_norm_eps=recipe.batch_norm_eps)
     begin = time.perf_counter()
-    first, others = real_sides(real, n, seed, device=settings.device, progress=progress)
-    to_make = [open_side(spec, n, seed=own, device=settings.device, progress=progress) for spec, own in specs]
-    truth = features_of(first, recipe, network, seed=seed, title="real", progress=progress)
-    common = {"seed": seed, "size": truth.size, "progress": progress}
-    more = None
-    if len(others.names) >= 2:
-        more = features_of(others, recipe, network, title="other real", **common)
-    middle, made = time.perf_counter(), []
-    for number, side in enumerate(to_make, 1):
-        title = "generated" if seeds == 1 else f"generated {number}/{seeds}"
-        made.append(features_of(side, recipe, network, title=title, **common))
-    protocol = {
-        "real": real,
-        "generated": generated,
-        "seeds": seeds,
-        "skipped": {
-            "real": truth.skipped + (more.skipped if more else []),
-            "generated": [line for some in made for line in some.skipped],
-        },
-        **versions(network),
-        "seconds": {"real": middle - begin, "generated": time.perf_counter() - middle},
+    first, others = real_sides(real, n, seed, **settings.sampling)
+    to_make = [open_side(spec, n, seed=own, **settings.sampling) for spec, own in specs]
+    features = partial(features_of, recipe=recipe, network=network, seed=seed, progress=settings.progress)
+    truth = features(first, title="real")
+    features = partial(features, size=truth.size)
+    more = features(others, title="other real") if len(others.names) >= 2 else None
+    middle, titles = time.perf_counter(), [f"generated {number}/{seeds}" for number in range(1, seeds + 1)]
+    titles = ["generated"] if seeds == 1 else titles
+    made = [features(side, title=title) for side, title in zip(to_make, titles, strict=True)]
+    skipped = {
+        "real": truth.skipped + (more.skipped if more else []),
+        "generated": [line for some in made for line in some.skipped],
     }
+    protocol = {"real": real, "generated": generated, "seeds": seeds, "skipped": skipped, **versions(network)}
+    protocol["seconds"] = {"real": middle - begin, "generated": time.perf_counter() - middle}
     result = fvd(
         truth.values, made[0].values, recipe=recipe, more_real=more and more.values,
         more_generated=[some.values for some in made[1:]], seed=seed, protocol=protocol,
@@ -83,8 +77,7 @@ def evaluate_ucf101(
     """Class-conditional UCF-101: FVD with preset `paper` and, given C3D, Inception Score; n: 2048 if None.
 
     split: a split file of the data set, or "all". Prints the cards and what was done, returns {"fvd",
-    "inception_score", "protocol"} as written to `out`. Mistakes in folder, weights and files raise
-    before anything is sampled where possible.
+    "inception_score", "protocol"} as written to `out`.
     """
     settings.check_out()
     find_weights(weights)
@@ -106,9 +99,7 @@ def evaluate_ucf101(
         "published": "for weights fine-tuned on all of UCF-101 FVD 626 at first and 305 later, IS 50.46 at "
         "first and 51.11 later, with 2048 and 10000 samples",
     }
-    result = {"fvd": asdict(score), "inception_score": inception and asdict(inception), "protocol": protocol}
-    settings.finish(lines(*protocol.items()), result)
-    return result
+    return _finish(settings, protocol, fvd=asdict(score), inception_score=inception and asdict(inception))
 
 
 def evaluate_kinetics(
@@ -141,7 +132,11 @@ def evaluate_kinetics(
         "prompts": str(prompts) if prompts else "class names in words",
         "published": "FVD 109.23 for weights fine-tuned on the training split, with 50000 samples",
     }
-    result = {"fvd": asdict(score), "protocol": protocol}
+    return _finish(settings, protocol, fvd=asdict(score))
+
+
+def _finish(settings: Settings, protocol: dict[str, str], **scores: Any) -> dict:
+    result = scores | {"protocol": protocol}
     settings.finish(lines(*protocol.items()), result)
     return result
 

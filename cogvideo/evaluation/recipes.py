@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from einops import rearrange
 from torch import Tensor
 
@@ -31,49 +33,17 @@ class Recipe:
     notes: str = ""  # what could not be established, or is left to the user
 
 
-PRESETS = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "paper", "TATS (tats/fvd/fvd.py and its sampling script), which CogVideo used",
-            2048, True, 1e-5, side=128,
-            notes="128 pixels are TATS' on UCF-101; CogVideo's own size and clip choice are not published. "
-            "There real clips come from anywhere in the training videos; here one is drawn from each video.",
-        ),
-        Recipe(
-            "stylegan-v", "StyleGAN-V (fvd2048_16f)", 2048, False, 1e-3,
-            notes="The resize happens inside a TorchScript file that was not at hand: taken as a plain "
-            "bilinear squeeze. Real clips begin at a random frame, as its dataset does by default.",
-        ),
-        Recipe(
-            "videogpt", "VideoGPT (the code of its paper, VideoGPT-Paper)", 256, True, 1e-5, crop=True,
-            notes="Published as mean and deviation of trials (--seeds). Videos first have the square size "
-            "that the model was trained at; the crop of others is that of its later release, whose "
-            "scripts/compute_fvd.py hands I3D pixels in -0.5..0.5: its scores cannot be compared with "
-            "these.",
-        ),
-        Recipe(
-            "cd-fvd", "content-debiased FVD (cdfvd) with its I3D", 2048, False, 1e-5, 256, antialias=True,
-            notes="All real videos are taken there, and generated files are repeated when there are fewer "
-            "than 2048: here they are not.",
-        ),
-    )
-}  # fmt: skip
-
-# Not for comparing tools: only samples.py makes clips for it.
-KINETICS = Recipe(
-    "paper-kinetics", "CogVideo's frame prediction on Kinetics-600, after Rakhimov et al.",
-    50_000, True, 1e-5, side=64,
-    notes="The first 5 of the 16 frames are real ones on both sides. Where clips begin is not published: "
-    "taken as random.",
-)  # fmt: skip
+_RECIPES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
+_ALL = {fields["name"]: Recipe(**fields) for fields in _RECIPES}
+KINETICS = _ALL["paper-kinetics"]
+PRESETS = {name: recipe for name, recipe in _ALL.items() if recipe is not KINETICS}
 
 
 def find_recipe(name: str) -> Recipe:
     """The preset of a name."""
-    if recipe := (PRESETS | {KINETICS.name: KINETICS}).get(name):
-        return recipe
-    raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    if name not in _ALL:
+        raise CogVideoError(f"There is no FVD preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return _ALL[name]
 
 
 def check_frames(frames: np.ndarray, where: str) -> np.ndarray:

@@ -29,10 +29,8 @@ C3D_RECIPE = Recipe(
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """Mean and standard deviation over disjoint splits, and what it takes to read them."""
-
     value: float
-    deviation: float
+    deviation: float  # standard deviation over disjoint splits, of which `value` is the mean
     whole: float  # of all clips as one split, as TGANv2 takes it; grows with n
     splits: int
     n: int
@@ -41,9 +39,7 @@ class InceptionScore:
 
 @dataclass(frozen=True)
 class ClipSim:
-    """Mean similarity of clips with their prompts, and what it takes to read it."""
-
-    value: float
+    value: float  # mean similarity of clips with their prompts
     error: float  # standard error over clips
     relative: float | None  # GODIVA's RM: mean over clips of the similarity divided by that of the real clip
     n: int
@@ -54,8 +50,7 @@ def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, fl
     """exp(mean KL(p(y|x) || p(y))) of logits [n,K] before the softmax -> mean and deviation over splits.
 
     Splits are disjoint, equal up to one, in the given order, each with a p(y) of its own; the deviation
-    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). In float64 on log-probabilities, so
-    that no epsilon is needed.
+    divides by their number (Salimans et al. 2016, TGANv2, StyleGAN-V). On log-probabilities: no epsilon.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not np.isfinite(logits).all():
@@ -81,30 +76,24 @@ def evaluate_inception_score(
     settings.check_out()
     n = N if settings.n is None else settings.n
     check_splits(n, splits)
-    side = open_side(generated, n, seed=settings.seed, device=settings.device, progress=settings.progress)
+    side = open_side(generated, n, seed=settings.seed, **settings.sampling)
     clips, skipped = clips_of(side, C3D_RECIPE, settings.seed)
 
     def logits(some: list[np.ndarray]) -> np.ndarray:
         return network(torch.from_numpy(np.stack(some))).cpu().numpy()
 
-    key, total = f"c3d {network.digest}", len(side.names)
-    rows = rows_of(clips, logits, key=key, total=total, title="C3D", progress=settings.progress)
-    protocol = {
-        "generated": generated,
-        "frames": f"the first {FRAMES} of each video",
-        "c3d_sha256": network.digest,
-        "exact_mean": network.exact_mean,
-        "skipped": skipped,
-        "seed": settings.seed,
-    }
-    whole = inception_score(rows, 1)[0]
-    result = InceptionScore(*inception_score(rows, splits), whole, splits, len(rows), protocol)
+    shown = {"total": len(side.names), "title": "C3D", "progress": settings.progress}
+    rows = rows_of(clips, logits, key=f"c3d {network.digest}", **shown)
+    frames, common = f"the first {FRAMES} of each video", {"skipped": skipped, "seed": settings.seed}
+    c3d = {"frames": frames, "c3d_sha256": network.digest, "exact_mean": network.exact_mean}
+    (value, deviation), (whole, _) = inception_score(rows, splits), inception_score(rows, 1)
+    protocol = {"generated": generated} | c3d | common
+    result = InceptionScore(value, deviation, whole, splits, len(rows), protocol)
     settings.finish(inception_card(result), asdict(result))
     return result
 
 
 def inception_card(result: InceptionScore) -> str:
-    """The score and its protocol as lines of text."""
     p = result.protocol
     mean = "a mean clip"
     if not p["exact_mean"]:
@@ -117,11 +106,18 @@ def inception_card(result: InceptionScore) -> str:
         ("all as one split", whole),
         ("clips", count),
         ("frames", f"{p['frames']}, squeezed to 112 x 112, minus {mean}"),
+        *_protocol_rows(p, "C3D"),
+    )
+
+
+def _protocol_rows(p: dict, network: str) -> list[tuple[str, str]]:
+    """The end of a card."""
+    return [
         ("generated", p["generated"]),
         ("skipped", "; ".join(p["skipped"]) or "none"),
-        ("C3D", p["c3d_sha256"][:16]),
+        (network, p[f"{network.lower()}_sha256"][:16]),
         ("seed", str(p["seed"])),
-    )
+    ]
 
 
 @dataclass(frozen=True)
@@ -171,10 +167,7 @@ class ClipEncoder:
             pictures = torch.stack([transform(Image.fromarray(frame)) for frame in frames])
             return model.encode_image(pictures.to(device))
 
-        def texts(some: list[str]) -> Tensor:
-            return model.encode_text(tokenizer(some).to(device))
-
-        return cls(images, texts, digest.hexdigest())
+        return cls(images, lambda some: model.encode_text(tokenizer(some).to(device)), digest.hexdigest())
 
 
 def frame_mean(encoder: ClipEncoder, frames: np.ndarray) -> np.ndarray:
@@ -202,50 +195,31 @@ def evaluate_clipsim(
     """
     settings.check_out()
     n, seed = N if settings.n is None else settings.n, settings.seed
-    sides = [
-        open_side(spec, n, seed=seed, device=settings.device, progress=settings.progress)
-        for spec in (generated, real)
-        if spec is not None
-    ]
-    prompts = [_prompts(side) for side in sides]
+    specs = {"generated": generated} if real is None else {"generated": generated, "real": real}
+    sides = {title: open_side(spec, n, seed=seed, **settings.sampling) for title, spec in specs.items()}
+    prompts = [_prompts(side) for side in sides.values()]
     if prompts[-1] != prompts[0]:
         raise CogVideoError(f"{real} and {generated} need the same prompts in the same order.")
     skipped: list[str] = []
-    values = [
-        _values(side, encoder, title, skipped, settings.progress)
-        for side, title in zip(sides, ("generated", "real"), strict=False)
-    ]
+    values = [_values(side, encoder, title, skipped, settings.progress) for title, side in sides.items()]
     both = [number for number in values[0] if number in values[-1]]
     sim = np.array([values[0][number] for number in both])
     relative = None if real is None else float(np.mean(sim / [values[1][number] for number in both]))
     error = float(sim.std(ddof=1) / len(sim) ** 0.5) if len(sim) > 1 else float("nan")
-    protocol = {
-        "generated": generated,
-        "real": real,
-        "clip_sha256": encoder.digest,
-        "skipped": skipped,
-        "seed": seed,
-    }
+    protocol = {"generated": generated, "real": real, "clip_sha256": encoder.digest, "skipped": skipped}
+    protocol["seed"] = seed
     result = ClipSim(float(sim.mean()), error, relative, len(sim), protocol)
     settings.finish(clipsim_card(result), asdict(result))
     return result
 
 
 def clipsim_card(result: ClipSim) -> str:
-    """The score and its protocol as lines of text."""
     p, value = result.protocol, f"{result.value:.4f} ± {result.error:.2g}"
     rows = [("CLIPSIM", f"{value} (standard error; GODIVA prints 100 times as much)")]
     if result.relative is not None:
         rows.append(("relative matching", f"{result.relative:.4f} (mean over clips of generated / real)"))
         rows.append(("real", p["real"]))
-    return lines(
-        *rows,
-        ("clips", f"{result.n}, all frames of each"),
-        ("generated", p["generated"]),
-        ("skipped", "; ".join(p["skipped"]) or "none"),
-        ("CLIP", p["clip_sha256"][:16]),
-        ("seed", str(p["seed"])),
-    )
+    return lines(*rows, ("clips", f"{result.n}, all frames of each"), *_protocol_rows(p, "CLIP"))
 
 
 def _prompts(side: Side) -> list[str]:
@@ -261,7 +235,7 @@ def _values(
 ) -> dict[int, float]:
     """Similarity with the prompt of each readable video of a side, by number; `skipped` describes others."""
     kept: list[int] = []
-    unreadable: list[str] = []
+    unreadable: list[str] = []  # of this side alone: it may not be too many
 
     def videos() -> Iterator[np.ndarray]:
         for number, frames in readable(side, unreadable):

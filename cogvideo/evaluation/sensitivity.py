@@ -2,8 +2,9 @@
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,16 @@ from cogvideo.evaluation.features import features_of
 from cogvideo.evaluation.fvd_plots import BLUE, GREY, ORANGE, pyplot
 from cogvideo.evaluation.fvd_score import FVDResult, fvd, versions
 from cogvideo.evaluation.i3d import I3D
-from cogvideo.evaluation.recipes import PRESETS, Recipe, find_recipe
+from cogvideo.evaluation.recipes import PRESETS, find_recipe
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sides import Side
 from cogvideo.evaluation.sources import generations, open_side, real_sides
 
-Job = tuple[str, float | None, Side]  # clips: real, generated, or a damage; its strength; the side
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A score of one table line: a preset, and clips that were damaged so much."""
-
     preset: str
     clips: str  # real (undamaged: the floor), generated, or a damage
     strength: float | None  # None for clips that are as they are
@@ -40,8 +38,6 @@ class Row:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What sensitivity() found."""
-
     rows: list[Row]
     protocol: dict
 
@@ -63,8 +59,7 @@ def sensitivity(
 
     real, generated: see sources.open_side; the generated side, if any, is a line of the table. Of a side with
     fewer than 2 n videos, each half is used. strengths: see damage. A picture goes beside the result in
-    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D, about 1 s each on one
-    core; clips that any score has met before are free.
+    `out`. Cost: presets x (2 + generated + damages x strengths) x n clips through I3D.
     """
     n, seed = settings.count(64), settings.seed
     recipes = [find_recipe(name) for name in presets]
@@ -74,18 +69,25 @@ def sensitivity(
     begin = time.perf_counter()
     first, others = _halves(real, n, settings)
     n = min(n, len(others.names))
-    jobs: list[Job] = [("real", None, others)]
+    jobs: list[tuple[str, float | None, Side]] = [("real", None, others)]  # as in Row
     if generated is not None:
         ((spec, own),) = generations(generated, seed)
-        side = open_side(spec, n, seed=own, device=settings.device, progress=settings.progress)
-        jobs.append(("generated", None, side))
+        jobs.append(("generated", None, open_side(spec, n, seed=own, **settings.sampling)))
     jobs += [(kind, strength, others) for kind, strength in product(damages, strengths)]
     rows, protocol = [], {"real": real, "generated": generated, "n": n, "seed": seed}
     for recipe in recipes:
         eps = recipe.batch_norm_eps
         network = I3D.from_pretrained(settings.i3d, device=settings.device, batch_norm_eps=eps)
         protocol |= versions(network)
-        rows += _rows_of(recipe, network, first, jobs, settings)
+        options = {"seed": seed, "progress": settings.progress}
+        truth = features_of(first, recipe, network, title=f"{recipe.name}, real", **options)
+        for kind, strength, side in jobs:
+            more: dict[str, Any] = {"title": f"{recipe.name}, {'other real' if kind == 'real' else kind}"}
+            if strength is not None:
+                more["change"] = partial(_damaged, kind=kind, strength=strength, seed=seed)
+            found = features_of(side, recipe, network, size=truth.size, **more, **options)
+            score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
+            rows.append(Row(recipe.name, kind, strength, score))
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
     settings.finish(table(result), asdict(result))
     if settings.out:
@@ -95,31 +97,17 @@ def sensitivity(
 
 def _halves(real: str, n: int, settings: Settings) -> tuple[Side, Side]:
     """n real clips and n others, or fewer, but as many of each, where there are not enough."""
-    common = {"device": settings.device, "progress": settings.progress}
-    first, others = real_sides(real, n, settings.seed, **common)
+    first, others = real_sides(real, n, settings.seed, **settings.sampling)
     if len(others.names) < n:
         n = (len(first.names) + len(others.names)) // 2
         if n < 2:
             raise CogVideoError(f"{first.label} has too few videos: two halves of 2 are needed at least.")
-        first, others = real_sides(real, n, settings.seed, **common)
+        first, others = real_sides(real, n, settings.seed, **settings.sampling)
     return first, others
 
 
-def _rows_of(recipe: Recipe, network: I3D, real: Side, jobs: Sequence[Job], settings: Settings) -> list[Row]:
-    seed, options = settings.seed, {"seed": settings.seed, "progress": settings.progress}
-    truth = features_of(real, recipe, network, title=f"{recipe.name}, real", **options)
-    rows = []
-    for kind, strength, side in jobs:
-        title = f"{recipe.name}, {'other real' if kind == 'real' else kind}"
-        change = None if strength is None else _damaging(kind, strength, seed)
-        found = features_of(side, recipe, network, size=truth.size, change=change, title=title, **options)
-        score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
-        rows.append(Row(recipe.name, kind, strength, score))
-    return rows
-
-
-def _damaging(kind: str, strength: float, seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    return lambda clip, number: damage(clip, kind, [seed, number], strength)
+def _damaged(clip: np.ndarray, number: int, *, kind: str, strength: float, seed: int) -> np.ndarray:
+    return damage(clip, kind, [seed, number], strength)
 
 
 def table(result: Sensitivity) -> str:

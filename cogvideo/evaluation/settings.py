@@ -1,10 +1,10 @@
 """What all evaluations share: settings, and the card of two columns that they print."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogvideo.data.video import check_place
 from cogvideo.errors import CogVideoError
 from cogvideo.io import write_json
 
@@ -13,9 +13,8 @@ from cogvideo.io import write_json
 class Settings:
     """How many clips are scored, by which seed, and where.
 
-    n: clips a side; None for the number that the evaluation names. seed: chooses videos, the frames of each,
-    classes, and draws. i3d: a file of I3D weights; None for the one in the cache. out: a JSON file for the
-    result.
+    n: clips a side; None for the number that the evaluation names. seed: of all random choices. i3d: a file
+    of I3D weights; None for the one in the cache. out: a JSON file for the result.
     """
 
     n: int | None = None
@@ -24,6 +23,11 @@ class Settings:
     i3d: str | Path | None = None
     out: str | Path | None = None
     progress: bool = True
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What all sides share that are opened (sources.open_side)."""
+        return {"device": self.device, "progress": self.progress}
 
     def count(self, default: int) -> int:
         """The number of clips a side; CogVideoError for fewer than FVD can compare."""
@@ -42,12 +46,6 @@ class Settings:
         print(card)
         if self.out:
             write_json(self.out, result)
-
-
-def check_place(out: str | Path) -> None:
-    """CogVideoError unless a file can be made at `out`."""
-    if Path(out).is_dir() or not os.access(Path(out).resolve().parent, os.W_OK):
-        raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
 
 
 def lines(*rows: tuple[str, str]) -> str:

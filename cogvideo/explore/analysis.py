@@ -1,14 +1,14 @@
 """Where attention goes, as tables: to which words and frames, how far in space and time, how evenly.
 
 Functions take what `capture` returns. Rows of a table are means over the captured positions of one frame;
-`where` [Q] bool selects positions, such as those of an object. Keys are named after the patches they hold
-(recording.py).
+`where` [Q] bool selects positions. Keys are named after the patches they hold (recording.py).
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.recording import CHANNELS, Captured
@@ -19,11 +19,8 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 
     Parts of the attention, which sum to 1: "text", "begin" (the begin-of-images), and "frame -4" .. "frame
     +4", counted from the query's own frame 0 (NaN: no such frame). "entropy" in nats, "evenness" (entropy
-    over that of equal weights on all visible keys, 0..1), "distance" (patches, from the query's patch to
-    those it looks at) and "lag" (frames back; negative: ahead), both over patches alone.
+    over that of equal weights, 0..1), "distance" (patches) and "lag" (frames back), both over patches alone.
     """
-    import pandas as pd
-
     rows, (_, t, _), times = [], captured.sizes, captured.queries[:, 0]
     for channel in _channels(captured):
         maps, visible = captured.maps(channel), captured.visible(channel)
@@ -49,8 +46,6 @@ def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 
 def word_table(captured: Captured, where: np.ndarray | None = None) -> Any:
     """DataFrame of the "weight" on every word, by channel, layer, head, frame ("time") and text slot."""
-    import pandas as pd
-
     rows = []
     for channel in _channels(captured):
         text = captured.patches(captured.maps(channel)).words
@@ -66,12 +61,9 @@ def word_table(captured: Captured, where: np.ndarray | None = None) -> Any:
 def gate_table(captured: Captured) -> Any:
     """DataFrame with a row a layer: the gate's spread over dimensions, and how much each channel contributes.
 
-    "mean", "std", "least", "lower", "median", "upper", "most" of the spatial channel's gate weight
-    sigmoid(gate); lower and upper are quartiles. "spatial", "temporal": mean length of the channels' outputs.
-    "temporal part": that of the temporal channel in the mixed output, mean gate weight times length.
+    "mean", "std", "least", "lower", "median", "upper", "most" of the spatial channel's gate weight.
+    "spatial", "temporal": mean length of the channels' outputs. "temporal part": that of the mixed output.
     """
-    import pandas as pd
-
     if captured.gate is None:
         raise CogVideoError("An image model has no gates: look at a stage 1 or stage 2 model.")
     quartiles = np.quantile(captured.gate, [0, 0.25, 0.5, 0.75, 1], axis=1)
@@ -112,8 +104,7 @@ def rollout(captured: Captured) -> np.ndarray:
     """[T*N, L+T*N]: attention through all captured layers (Abnar & Zuidema 2020); rows sum to 1.
 
     A layer passes on one half by its residual stream and one half by `both_channels`. What has reached a word
-    stays there: words attend to each other as well, which is not followed. Needs all positions as queries,
-    and both channels; layers are taken in the model's order.
+    stays there. Needs all positions as queries, and both channels; layers are taken in the model's order.
     """
     length, t, n = captured.sizes
     _needs_all_positions(captured)
@@ -131,10 +122,9 @@ def rollout(captured: Captured) -> np.ndarray:
 
 
 def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mean") -> np.ndarray:
-    """[T, rows, columns]: how much every patch of the clip attends to a text slot.
+    """[T, rows, columns]: how much every patch of the clip attends to a text slot; NaN as in `at_readers`.
 
-    reduce: "mean" or "max" over captured layers and heads. NaN at the last patch of given frames, see
-    `Captured.at_readers`. Needs all positions as queries.
+    reduce: "mean" or "max" over captured layers and heads. Needs all positions as queries.
     """
     _needs_all_positions(captured)
     if not 0 <= slot < len(captured.text_ids) or not captured.text_mask[slot]:
@@ -147,8 +137,6 @@ def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mea
 
 def side_by_side(tables: Mapping[str, Any], label: str = "of") -> Any:
     """One table of several (of two prompts, two checkpoints), with a column that names each."""
-    import pandas as pd
-
     return pd.concat(tables, names=[label]).reset_index(level=0).reset_index(drop=True)
 
 

@@ -6,11 +6,14 @@ gallery.plot_stage(gallery.EXAMPLES["stage 1, windows"])
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from cogvideo.config import ModelConfig
-from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW
+from cogvideo.explore.plots import BLUE, GREEN, GREY, ORANGE, PINK, SKY, YELLOW, labelled
 from cogvideo.explore.recording import to_patches
 from cogvideo.model import masks
 
@@ -28,20 +31,14 @@ EXAMPLES = {
 }
 
 
-def plot_stage(
-    c: ModelConfig, title: str = "", *, time: int | None = None, position: int | None = None
-) -> Any:
+def plot_stage(c: ModelConfig, title: str) -> Any:
     """One kind of model.
 
-    At the left, the frames with their position ids, what one position sees, and the earliest steps of
-    decoding; at the right, the masks of both channels and the windows.
-    time, position: whose view is drawn (None: the middle of the last generated frame).
+    At the left, the frames with their position ids, what the middle position of the last generated frame
+    sees, and the earliest steps of decoding; at the right, the masks of both channels and the windows.
     """
-    import matplotlib.pyplot as plt
-
     generated, channels = masks.trained_frames(c), _channels(c)
-    time = generated[-1] if time is None else time
-    position = c.frame_tokens // 2 + c.frame_width // 2 if position is None else position
+    time, position = generated[-1], c.frame_tokens // 2 + c.frame_width // 2
     rows = 2 + len(channels)
     figure = plt.figure(figsize=(12.5, 2.0 + 1.55 * rows), facecolor="white", layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(2.6, 1))
@@ -57,9 +54,8 @@ def plot_stage(
         axis.set_title(f"mask, {name}", fontsize=9)
         _draw_mask(axis, c, mask, color, time * c.frame_tokens + position)
     _draw_windows(last, c)
-    figure.suptitle(title or f"{c.order}, {c.num_frames} frames", fontsize=13)
-    figure.set_label(f"{title or c.order}: positions, masks, windows and decoding order")
-    return figure
+    figure.suptitle(title, fontsize=13)
+    return labelled(figure, f"{title}: positions, masks, windows and decoding order")
 
 
 def _channels(c: ModelConfig) -> dict[str, tuple[np.ndarray, str]]:
@@ -82,11 +78,10 @@ def _draw_positions(line: Any, c: ModelConfig, generated: list[int]) -> None:
         in_base, first = masks.first_position(c, time)
         given = "given" if c.order == "interpolation" else "by the image model"
         color, kind = (SKY, "generated") if time in generated else (GREEN, given)
+        label = f"{'base' if in_base else 'new'} table; {order.index(time) + 1}. computed"
         ids = range(first, first + c.frame_tokens)
-        _draw_frame(axis, c, [color] * c.frame_tokens, dict(enumerate(map(str, ids))))
+        _draw_frame(axis, c, [color] * c.frame_tokens, dict(enumerate(map(str, ids))), label=label)
         axis.set_title(f"frame {time}\n{kind}", fontsize=9)
-        table = "base" if in_base else "new"
-        axis.set_xlabel(f"{table} table; {order.index(time) + 1}. computed", fontsize=7.5)
 
 
 def _draw_view(line: Any, c: ModelConfig, mask: np.ndarray, color: str, time: int, position: int) -> None:
@@ -95,38 +90,31 @@ def _draw_view(line: Any, c: ModelConfig, mask: np.ndarray, color: str, time: in
     _draw_text(line[0], color, "all words")
     for other, axis in enumerate(line[1:]):
         colors = [color if cell else PALE for cell in seen.grid[0, other].flat]
-        _draw_frame(axis, c, colors, {position: "?"} if other == time else {})
-        if seen.begin[0, other]:
-            axis.set_xlabel("and begin-of-image", fontsize=7)
+        label = "and begin-of-image" if seen.begin[0, other] else ""
+        _draw_frame(axis, c, colors, {position: "?"} if other == time else {}, label=label)
         if other == time:
             _square(axis, c, position, fill=False, ec="black", lw=2)
 
 
 def _draw_steps(line: Any, c: ModelConfig, generated: list[int]) -> None:
     """The earliest step of every token; given frames have none."""
-    import matplotlib.pyplot as plt
-
-    steps = dict(zip(generated, masks.decoding_steps(c, generated).numpy(), strict=True))
-    last = max(int(values.max()) for values in steps.values())
-    shades = plt.get_cmap("cividis")
+    steps, shades = masks.decoding_steps(c, generated).numpy(), plt.get_cmap("cividis")
+    last = steps.max()
     line[0].axis("off")
-    said = f"earliest decoding:\n{len(generated) * c.frame_tokens} tokens\nin {last} steps"
+    said = f"earliest decoding:\n{steps.size} tokens\nin {last} steps"
     line[0].text(0.5, 0.5, said, ha="center", va="center", fontsize=9)
     for time, axis in enumerate(line[1:]):
-        values = steps.get(time)
-        if values is None:
-            _draw_frame(axis, c, [PALE] * c.frame_tokens)
-            axis.set_xlabel("known", fontsize=7)
+        if time not in generated:
+            _draw_frame(axis, c, [PALE] * c.frame_tokens, label="known")
             continue
+        values = steps[generated.index(time)]
         ink = ["black" if value / last > 0.55 else "white" for value in values]
-        _draw_frame(axis, c, [shades(v / last) for v in values], dict(enumerate(map(str, values))), ink)
-        axis.set_xlabel(f"steps {values.min()}..{values.max()}", fontsize=7.5)
+        texts, label = dict(enumerate(map(str, values))), f"steps {values.min()}..{values.max()}"
+        _draw_frame(axis, c, [shades(v / last) for v in values], texts, ink, label)
 
 
 def _draw_mask(axis: Any, c: ModelConfig, mask: np.ndarray, color: str, row: int) -> None:
     """A mask [T*N, T*N] with the text before it as a matrix, a dotted line at a row."""
-    from matplotlib.colors import to_rgb
-
     n, total = c.frame_tokens, c.num_frames * c.frame_tokens
     whole = np.concatenate([np.ones((total, TEXT), bool), mask], 1)
     shown = np.where(whole[..., None], to_rgb(color), 1.0)
@@ -144,14 +132,10 @@ def _draw_mask(axis: Any, c: ModelConfig, mask: np.ndarray, color: str, row: int
 
 def _draw_windows(axis: Any, c: ModelConfig) -> None:
     """The windows of even and of odd layers, side by side, one colour a window; without windows a legend."""
-    from matplotlib.colors import to_rgb
-
     if not c.window:
         axis.axis("off")
-        said = (
-            "coloured: may be looked at\ndotted: the position whose view is drawn\n"
-            "position j holds patch j-1 and predicts patch j"
-        )
+        said = "coloured: may be looked at\ndotted: the position whose view is drawn"
+        said += "\nposition j holds patch j-1 and predicts patch j"
         axis.text(0.5, 0.9, said, va="top", ha="center", fontsize=9)
         return
     h, w = c.frame_height, c.frame_width
@@ -168,8 +152,6 @@ def _draw_windows(axis: Any, c: ModelConfig) -> None:
 
 
 def _draw_text(axis: Any, color: str, label: str) -> None:
-    from matplotlib.patches import Rectangle
-
     for slot in range(TEXT):
         axis.add_patch(Rectangle((slot, 0), 1, 1, fc=color, ec="white"))
     axis.set(xlim=(0, TEXT), ylim=(2, -1), xticks=[], yticks=[], aspect="equal")
@@ -178,9 +160,11 @@ def _draw_text(axis: Any, color: str, label: str) -> None:
 
 
 def _draw_frame(
-    axis: Any, c: ModelConfig, colors: Sequence[Any], texts: Mapping[int, str] = {}, ink: Sequence[str] = ()
-) -> None:
+    axis: Any, c: ModelConfig, colors: Sequence[Any], texts: Mapping[int, str] = {}, ink: Sequence[str] = (),
+    label: str = "",
+) -> None:  # fmt: skip
     """A frame's positions as squares [N] with texts by position, if there is room, in colours `ink` [N]."""
+    axis.set_xlabel(label, fontsize=7.5)
     for number, color in enumerate(colors):
         _square(axis, c, number, fc=color, ec="white", lw=0.8)
     for number, text in texts.items() if c.frame_width <= 6 else ():
@@ -192,7 +176,5 @@ def _draw_frame(
 
 
 def _square(axis: Any, c: ModelConfig, position: int, **look: Any) -> None:
-    from matplotlib.patches import Rectangle
-
     row, column = divmod(position, c.frame_width)
     axis.add_patch(Rectangle((column, row), 1, 1, **look))

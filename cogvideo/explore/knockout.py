@@ -1,8 +1,7 @@
 """What a head's attention is good for: the clip's loss when heads cannot see a word, or a channel is silent.
 
-A weight says what a head looks at, not whether it matters. So the model is run again over the same clip from
-the first layer that changes, with the forbidden keys hidden before the softmax (attention knockout, Geva et
-al. 2023).
+The model is run again from the first layer that changes, with the forbidden keys hidden before the softmax
+(attention knockout, Geva et al. 2023).
 """
 
 from collections.abc import Sequence
@@ -29,14 +28,13 @@ def token_losses(
     """Cross entropy [T,N] in nats of every token of the clip in a changed, or by default the same, model.
 
     hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still
-    read
-        each other. Where not all heads are changed, each takes a bias of its own in memory.
+    read each other. Where not all heads are changed, each takes a bias of its own in memory.
     silent: layers whose temporal channel counts nothing, as if their gate were 1.
     """
     model, c, length = recording.model, recording.model.config, len(recording.text_ids)
-    silent = numbers("layers", silent, c.num_layers, []) if len(silent) else []
-    changed = numbers("layers", layers, c.num_layers, range(c.num_layers))
-    heads = numbers("heads", heads, c.num_heads, range(c.num_heads))
+    silent = numbers("layers", silent, c.num_layers) if len(silent) else []
+    changed = numbers("layers", layers, c.num_layers)
+    heads = numbers("heads", heads, c.num_heads)
     if bad := [slot for slot in hide if not 0 <= slot < length]:
         raise CogVideoError(f"There is no text slot {bad[0]}: this text has slots 0..{length - 1}.")
     touched = (changed if len(hide) else []) + silent
@@ -47,8 +45,7 @@ def token_losses(
     for index, block in enumerate(model.blocks):
         if index < first:
             continue
-        spatial = recording.spatial_bias
-        biases = recording.temporal_bias
+        spatial, biases = recording.spatial_bias, recording.temporal_bias
         temporal = None if biases is None else biases[index % len(biases)]
         if len(hide) and index in changed:
             if "spatial" in channels:

@@ -1,13 +1,16 @@
 """Pictures of captured attention, of the tables made of it, and of facts found with it.
 
-Colours can be told apart by colour-blind readers, too. Functions return a labelled matplotlib figure, and
-show nothing. "By layer and head" is written 2.1: head 1 of layer 2, both counted from 0.
+Colours can be told apart by colour-blind readers. Functions return a labelled matplotlib figure.
+"By layer and head" is written 2.1: head 1 of layer 2, both counted from 0.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.patches import Rectangle
 
 from cogvideo.explore.analysis import both_channels, gate_table, rollout, word_heat
 from cogvideo.explore.recording import CHANNELS, Captured, Patches
@@ -24,13 +27,12 @@ def plot_attention(tables: Mapping[str, Any]) -> Any:
     figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.21 * most, sharey=True)
     for axis, (name, channel) in zip(axes[0], panels, strict=True):
         means = _by_head(tables[name], channel)
-        offsets = means.filter(regex=r"^frame [-+]")
         parts = {
             "words": (means["text"], YELLOW),
             "begin-of-images": (means["begin"], GREY),
             "own frame": (means["frame 0"], BLUE),
-            "earlier frames": (offsets.filter(regex="-").sum(axis=1), SKY),
-            "later frames": (offsets.filter(regex=r"\+").sum(axis=1), GREEN),
+            "earlier frames": (means.filter(regex="^frame -").sum(axis=1), SKY),
+            "later frames": (means.filter(regex=r"^frame \+").sum(axis=1), GREEN),
         }
         left = np.zeros(len(means))
         for part, (widths, color) in parts.items():
@@ -42,7 +44,7 @@ def plot_attention(tables: Mapping[str, Any]) -> Any:
     axes[0, 0].set_ylabel("layer.head")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, ncol=5, loc="outside lower center", frameon=False, fontsize=9)
-    return _labelled(figure, "where attention goes, by layer and head")
+    return labelled(figure, "where attention goes, by layer and head")
 
 
 def plot_reach(table: Any) -> Any:
@@ -58,7 +60,7 @@ def plot_reach(table: Any) -> Any:
                 continue
             limits = (0, 1) if name == "evenness" else (min(0, means[name].min()), means[name].max())
             _cells(figure, axis, means[name].unstack("head"), limits, f"{channel}: {title}")
-    return _labelled(figure, "evenness, distance and lag of every head")
+    return labelled(figure, "evenness, distance and lag of every head")
 
 
 def plot_frames(tables: Mapping[str, Any]) -> Any:
@@ -69,11 +71,13 @@ def plot_frames(tables: Mapping[str, Any]) -> Any:
         part = table[table["channel"] == "temporal"]
         for axis, layer in zip(row, layers, strict=True):
             means = part[part["layer"] == layer].groupby("time").mean(numeric_only=True)
-            matrix = means.apply(_parts_of_frames, axis=1)
+            frames = means.filter(regex="^frame ").rename(columns=lambda column: int(column.split()[1]))
+            moved = {time: row.set_axis(row.index + time).dropna() for time, row in frames.iterrows()}
+            matrix = pd.DataFrame(moved).T
             _cells(figure, axis, matrix, (0, 1), f"{name}, layer {layer}", bar=layer == layers[-1])
             axis.set_xlabel("frame looked at", fontsize=8)
             axis.set_ylabel("frame", fontsize=8)
-    return _labelled(figure, "which frames look at which, by layer")
+    return labelled(figure, "which frames look at which, by layer")
 
 
 def plot_gates(captures: Mapping[str, Captured]) -> Any:
@@ -94,7 +98,7 @@ def plot_gates(captures: Mapping[str, Captured]) -> Any:
         _dress(axis, name)
     axes[0, 0].set_ylabel("temporal channel")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
-    return _labelled(figure, "gates by layer")
+    return labelled(figure, "gates by layer")
 
 
 def plot_patch(
@@ -102,9 +106,8 @@ def plot_patch(
 ) -> Any:
     """What one patch looked at: words, and patches of all frames; pixels uint8 [T,H,W,3].
 
-    Rows: both channels and their mixture, each the mean over heads of `layer` (None: the last captured), and
-    the rollout through all captured layers. Hatched: what the mask forbids (rollout: from where nothing
-    arrives). Each row has its own scale, from 0 to its largest weight on a patch.
+    Rows: both channels and their mixture, the mean over heads of `layer` (None: the last captured), and the
+    rollout. Hatched: what the mask forbids. Each row's scale ends at its largest weight on a patch.
     """
     index = len(captured.layers) - 1 if layer is None else captured.layers.index(layer)
     row, number, shown = captured.reader(time, patch), captured.layers[index], {}
@@ -123,20 +126,15 @@ def plot_patch(
         heat, visible = _all_frames(weights, seen, time, len(pixels))
         _frames(line[1:], pixels, heat, visible, heat.max(), mark=(time, patch))
         line[1].set_ylabel(name, fontsize=8)
-    return _labelled(figure, f"what patch {patch} of frame {time} looked at")
+    return labelled(figure, f"what patch {patch} of frame {time} looked at")
 
 
 def plot_words(
     captured: Captured, pixels: np.ndarray, *, channel: str = "spatial", reduce: str = "mean"
 ) -> Any:
-    """Which patches look at each word: rows are words, columns frames; one scale for all.
-
-    Hatched: the last patch of a given frame, which looks at nothing.
-    """
-    heats = {
-        int(slot): word_heat(captured, int(slot), channel, reduce=reduce)
-        for slot in np.flatnonzero(captured.text_mask)
-    }
+    """Which patches look at each word: rows are words, columns frames. Hatched: looks at nothing."""
+    slots = map(int, np.flatnonzero(captured.text_mask))
+    heats = {slot: word_heat(captured, slot, channel, reduce=reduce) for slot in slots}
     figure, axes = _clip_axes(len(heats), pixels, words=False)
     most = max(float(np.nanmax(heat)) for heat in heats.values())
     for line, (slot, heat) in zip(axes, heats.items(), strict=True):
@@ -144,7 +142,7 @@ def plot_words(
         name = f"{captured.words[slot]}\n{np.nanmax(heat):.2f}"
         line[0].set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
     figure.suptitle(f"attention to each word, {channel} channel, {reduce} over layers and heads", fontsize=10)
-    return _labelled(figure, "attention to each word over the clip")
+    return labelled(figure, "attention to each word over the clip")
 
 
 def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
@@ -161,7 +159,7 @@ def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
                 limits = (0, table["rise"].max() if measure == "rise" else 0.5)
                 title = f"{stage}, {channel}:\n{titles[measure]}"
                 _cells(figure, axis, part[measure].unstack("head"), limits, title)
-    return _labelled(figure, f"where {word} is read")
+    return labelled(figure, f"where {word} is read")
 
 
 def plot_following(tables: Mapping[str, Any]) -> Any:
@@ -185,7 +183,7 @@ def plot_following(tables: Mapping[str, Any]) -> Any:
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_ylabel("layer.head")
     axes[0, -1].legend(frameon=False, fontsize=8)
-    return _labelled(figure, "what follows the moving object")
+    return labelled(figure, "what follows the moving object")
 
 
 def plot_silencing(tables: Mapping[str, Any]) -> Any:
@@ -200,24 +198,15 @@ def plot_silencing(tables: Mapping[str, Any]) -> Any:
         _dress(axis, name)
     axes[0, 0].set_ylabel("nats a token more")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    return _labelled(figure, "what the temporal channel is worth, by layer")
-
-
-def _parts_of_frames(row: Any) -> Any:
-    """A row of an attention table -> its parts by the number of the frame looked at."""
-    offsets = {column: int(column.split()[1]) for column in row.index if column.startswith("frame")}
-    found = {offset + int(row.name): row[column] for column, offset in offsets.items()}
-    return type(row)({time: value for time, value in sorted(found.items()) if np.isfinite(value)})
+    return labelled(figure, "what the temporal channel is worth, by layer")
 
 
 def _all_frames(weights: Patches, seen: Patches, time: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Heat and visibility in all frames; a row of the spatial channel holds its own frame alone."""
     if len(weights.grid) == count:
         return weights.grid, seen.grid
-    heat = np.zeros((count, *weights.grid.shape[1:]), np.float32)
-    visible = np.zeros(heat.shape, bool)
-    heat[time], visible[time] = weights.grid[0], seen.grid[0]
-    return heat, visible
+    own = (np.arange(count) == time)[:, None, None]
+    return weights.grid * own, seen.grid & own
 
 
 def _clip_axes(rows: int, pixels: np.ndarray, *, words: bool) -> Any:
@@ -243,12 +232,10 @@ def _word_bars(axis: Any, captured: Captured, weights: Patches) -> None:
 
 
 def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | None = None) -> None:
-    """One heat map a frame over the outline of what the frame shows, hatched where nothing may be seen.
+    """One heat map [rows,columns] a frame over the outline of its picture, hatched where nothing may be seen.
 
-    heat, visible [T, rows, columns]; most: the end of the scale; mark: (time, patch) to be framed.
+    most: the end of the scale; mark: (time, patch) to be framed.
     """
-    from matplotlib.patches import Rectangle
-
     h, w = pixels.shape[1:3]
     high, wide = h / heat.shape[1], w / heat.shape[2]
     for time, axis in enumerate(axes):
@@ -258,13 +245,12 @@ def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | No
         if light.max() > 60:
             outline = {"levels": [60], "colors": "white", "linewidths": 0.8}
             axis.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, light, **outline)
-        for row, column in np.argwhere(~visible[time]):
-            box = (column * wide, row * high), wide, high
-            axis.add_patch(Rectangle(*box, fc="#dddddd", ec="#aaaaaa", hatch="////", lw=0))
+        hidden = {"fc": "#dddddd", "ec": "#aaaaaa", "hatch": "////", "lw": 0}
+        boxes = [(row, column, hidden) for row, column in np.argwhere(~visible[time])]
         if mark and mark[0] == time:
-            row, column = divmod(mark[1], heat.shape[2])
-            box = (column * wide, row * high), wide, high
-            axis.add_patch(Rectangle(*box, fill=False, ec=ORANGE, lw=2))
+            boxes.append((*divmod(mark[1], heat.shape[2]), {"fill": False, "ec": ORANGE, "lw": 2}))
+        for row, column, look in boxes:
+            axis.add_patch(Rectangle((column * wide, row * high), wide, high, **look))
         axis.set(xticks=[], yticks=[])
 
 
@@ -302,13 +288,11 @@ def _dress(axis: Any, title: str) -> None:
 
 
 def _grid(rows: int, columns: int, width: float, height: float, **shared) -> Any:
-    import matplotlib.pyplot as plt
-
     size = (width * columns + 0.8, height * rows + 0.4)
     look = {"squeeze": False, "facecolor": "white", "layout": "constrained"}
     return plt.subplots(rows, columns, figsize=size, **look, **shared)
 
 
-def _labelled(figure: Any, label: str) -> Any:
+def labelled(figure: Any, label: str) -> Any:
     figure.set_label(label)
     return figure

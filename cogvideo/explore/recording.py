@@ -4,29 +4,25 @@
     captured.temporal[layer, head, query]      # weights over text slots and the positions of all frames
     captured.patches(captured.temporal)        # the same as words, begin-of-images and a grid for every frame
 
-Nothing is hooked into the model. It runs once over the finished clip and the inputs of the chosen layers are
-kept (`record`); maps are computed from those for the chosen layers, heads and queries alone
-(`Recording.capture`). Masks are the model's own, from masks.py, and the computation is the training forward,
-without the sampler's text bonus.
-
+The model runs once over the finished clip and the inputs of chosen layers are kept (`record`); maps come from
+those, with the model's own masks (`Recording.capture`), as in training: without the sampler's text bonus.
 Letters: L text slots, T frames, N token positions a frame, Q queries, D hidden, H heads, d = D / H.
 
 **Which patch is which.** Position j of a frame takes token j-1 as its input (position 0: begin-of-image) and
 predicts token j. So what patch j looked at while it was drawn is the row of the *query* at position j, and
-weight on the *key* at position j is weight on patch j-1. The last patch of a frame is no key: nothing ever
-looks at it. This shift is made in `to_patches` and nowhere else. Rows of given frames (frame 0 of stage 1,
-every other frame of stage 2) predict nothing: there, what a patch looks at is the row of the position that
-holds it as input, one later (`Captured.at_readers`, `Captured.reader`).
+weight on the *key* at position j is weight on patch j-1; the last patch of a frame is no key. This shift is
+made in `to_patches` and nowhere else. Rows of given frames (frame 0 of stage 1, every other frame of stage 2)
+predict nothing: what a patch looks at is the row of the position that holds it as input, one later.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
@@ -36,13 +32,14 @@ from cogvideo.explore.requests import (
     Chosen,
     check_memory,
     choose,
-    labels,
     numbers,
     one_clip,
-)
+)  # fmt: skip
 from cogvideo.model import masks
-from cogvideo.model.transformer import Block, Channel, CogVideoTransformer, LayerMemory
+from cogvideo.model.transformer import CogVideoTransformer, LayerMemory
 from cogvideo.runtime.memory import GB
+
+PARTS = ("", "_visible", "_norm")  # of a channel in Captured
 
 
 class Patches(NamedTuple):
@@ -70,9 +67,8 @@ class Captured:
     # [layers, Q]: length of the channel's output over all heads, before the gate
     spatial_norm: np.ndarray | None
     temporal_norm: np.ndarray | None
-    gate: (
-        np.ndarray | None
-    )  # [layers, D]: sigmoid(gate), the spatial channel's weight; None in an image model
+    # [layers, D]: sigmoid(gate), the spatial channel's weight; None in an image model
+    gate: np.ndarray | None
     text_ids: np.ndarray  # int64 [L]
     text_mask: np.ndarray  # bool [L]: true at real tokens
     frames: np.ndarray  # int64 [T,N] tokens
@@ -167,9 +163,8 @@ class Recording:
         max_bytes: int = 2 * GB,
     ) -> Captured:
         """Maps of the chosen parts; see the function `capture`."""
-        chosen = choose(
-            self.model.config, list(self.inputs), layers, heads, queries, channels, self.frames.shape[0]
-        )
+        c, recorded = self.model.config, list(self.inputs)
+        chosen = choose(c, recorded, layers, heads, queries, channels, len(self.frames))
         if missing := [layer for layer in chosen.layers if layer not in self.inputs]:
             raise CogVideoError(f"Layers {missing} were not recorded: name them in record(layers=...).")
         check_memory(self.model, self.text_ids, self.frames, chosen, max_bytes, recorded=True)
@@ -178,21 +173,24 @@ class Recording:
     def _capture(self, chosen: Chosen, words: Sequence[str] | None) -> Captured:
         layers, heads, queries, kinds = chosen
         length, (t, n) = len(self.text_ids), self.frames.shape
-        kept, gates = {}, {}
+        kept: dict[str, Any] = dict.fromkeys(kind + part for kind in CHANNELS for part in PARTS)
         for kind in kinds:
             keys = length + (n if kind == "spatial" else t * n)
             kept[kind] = np.empty((len(layers), len(heads), len(queries), keys), np.float32)
             kept[f"{kind}_visible"] = np.empty((len(layers), len(queries), keys), bool)
             kept[f"{kind}_norm"] = np.empty((len(layers), len(queries)), np.float32)
+        gates = {}
         # Iterated, not indexed, so that blocks kept in host memory (offload.py) come to the device.
         for index, block in enumerate(self.model.blocks):
             if index in layers:
-                assert isinstance(block, Block)
                 for kind in kinds:
-                    target = [kept[f"{kind}{end}"][layers.index(index)] for end in ("", "_visible", "_norm")]
-                    self._capture_layer(block, index, kind, heads, queries, *target)
-                gates[index] = None if block.gate is None else block.gate.sigmoid().float().cpu().numpy()
-        absent = dict.fromkeys(f"{kind}{end}" for kind in CHANNELS for end in ("", "_visible", "_norm"))
+                    target = [kept[kind + part][layers.index(index)] for part in PARTS]
+                    self._capture_layer(block, index, kind, chosen, *target)
+                gate: Any = block.gate
+                gates[index] = None if gate is None else gate.sigmoid().float().cpu().numpy()
+        names = tuple(map(str, self.text_ids.tolist() if words is None else words))
+        if len(names) != length:
+            raise CogVideoError(f"There are {len(names)} words for {length} text slots: give one for each.")
         return Captured(
             layers=tuple(layers),
             heads=tuple(heads),
@@ -201,71 +199,40 @@ class Recording:
             text_ids=self.text_ids.cpu().numpy(),
             text_mask=self.text_mask.cpu().numpy(),
             frames=self.frames.cpu().numpy(),
-            words=labels(words, self.text_ids),
+            words=names,
             config=self.model.config,
-            **(absent | kept),
+            **kept,
         )
 
-    @torch.inference_mode()
-    def mix(self, captured: Captured) -> np.ndarray:
-        """[layers,Q,D]: each layer's attention output, computed from captured maps.
-
-        This is what the layer adds to the residual stream (before its norm), so maps changed by hand show the
-        effect of the change. Needs all heads and both channels.
-        """
-        c = self.model.config
-        if captured.heads != tuple(range(c.num_heads)):
-            raise CogVideoError("A layer's output needs all of its heads: capture them all to mix them.")
-        maps = {kind: captured.maps(kind) for kind in (CHANNELS if c.temporal else CHANNELS[:1])}
-        out = np.empty((len(captured.layers), len(captured.queries), c.hidden_size), np.float32)
-        for index, block in enumerate(self.model.blocks):
-            if index not in captured.layers:
-                continue
-            assert isinstance(block, Block)
-            number, read = captured.layers.index(index), []
-            for kind, value in maps.items():
-                rows = torch.empty(len(captured.queries), c.hidden_size, dtype=self.inputs[index].dtype)
-                rows = rows.to(self.inputs[index].device)
-                _, _, v, _ = self._project(block, index, kind)
-                for some, time in _groups(captured.queries, kind):
-                    weights = torch.from_numpy(value[number][:, some]).to(v)
-                    rows[some] = rearrange(weights @ v[time], "h q d -> q (h d)")
-                read.append(rows)
-            mixed = block.merge(*read) if c.temporal else block.spatial.dense(read[0])
-            out[number] = mixed.float().cpu().numpy()
-        return out
-
-    def _project(self, block: Block, index: int, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q [F,H,P,d], k and v [F,H,K,d], bias [F,P,K] of one channel; F = T frames (spatial), or 1
-        (temporal)."""
+    def project(self, block: Any, index: int, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q [F,H,P,d], k and v [F,H,K,d], bias [F,P,K] of a channel; F: T (spatial) or 1 (temporal)."""
         h, memory = block.attention_norm(self.inputs[index]), self.text[index]
         if kind == "spatial":
             q, k, v = block.spatial.project(h)
             k, v = memory.spatial.update(k, v)
-            t = self.frames.shape[0]
-            return q[0], k[0], v[0], self.spatial_bias[0, :, 0].expand(t, -1, -1)
-        assert block.temporal is not None and memory.temporal is not None and self.temporal_bias is not None
+            return q[0], k[0], v[0], self.spatial_bias[0, :, 0].expand(len(self.frames), -1, -1)
+        text, biases = memory.temporal, self.temporal_bias
+        assert text is not None and biases is not None  # `choose` refuses this channel of an image model
         q, k, v = block.temporal.project(rearrange(h, "one t n d -> one (t n) d"))
-        k, v = memory.temporal.update(k, v)
-        return q, k, v, self.temporal_bias[index % len(self.temporal_bias)][0]
+        k, v = text.update(k, v)
+        return q, k, v, biases[index % len(biases)][0]
 
     def _capture_layer(
         self,
-        block: Block,
+        block: nn.Module,
         index: int,
         kind: str,
-        heads: list[int],
-        queries: np.ndarray,
+        chosen: Chosen,
         maps: np.ndarray,
         visible: np.ndarray,
         norms: np.ndarray,
     ) -> None:
         """Fill in one channel of one layer: maps [heads,Q,K], visible [Q,K], norms [Q]."""
-        channel, n = getattr(block, kind), self.frames.shape[1]
-        assert isinstance(channel, Channel)
-        q, k, v, bias = self._project(block, index, kind)
+        channel: Any = getattr(block, kind)
+        queries, n = chosen.queries, self.frames.shape[1]
+        q, k, v, bias = self.project(block, index, kind)
         at_once = max(1, CHUNK_BYTES // (4 * q.shape[1] * maps.shape[-1]))
-        for group, frame in _groups(queries, kind):
+        for group, frame in query_groups(queries, kind):
             for some in np.split(group, range(at_once, len(group), at_once)):
                 positions = queries[some, 1] + (0 if kind == "spatial" else n * queries[some, 0])
                 rows = torch.from_numpy(positions).to(q.device)
@@ -273,17 +240,13 @@ class Recording:
                 scores = (q[frame][:, rows].float() / q.shape[-1] ** 0.5) @ k[frame].float().mT
                 weights = (scores + hidden).softmax(-1)
                 out = channel.merge(weights.to(v.dtype) @ v[frame])
-                maps[:, some] = weights[heads].cpu().numpy()
+                maps[:, some] = weights[chosen.heads].cpu().numpy()
                 visible[some] = (hidden == 0).cpu().numpy()
                 norms[some] = out.float().norm(dim=-1).cpu().numpy()
 
 
 def to_patches(keys: np.ndarray, text_length: int, height: int, width: int) -> Patches:
-    """Keys [..., L+F*N] (weights or bools) -> words, begin-of-images and patch grids.
-
-    The key at position j holds patch j-1, at position 0 the begin-of-image; the last patch of a frame, never
-    a key, gets 0.
-    """
+    """Keys [..., L+F*N] (weights or bools) -> words, begins, patch grids; the last patch, no key, gets 0."""
     frames = keys[..., text_length:]
     frames = frames.reshape(*frames.shape[:-1], -1, height * width)
     grid = np.concatenate([frames[..., 1:], np.zeros_like(frames[..., :1])], -1)
@@ -304,7 +267,7 @@ def record(
     text_ids [L] or [1,L], frames [T,N] or [1,T,N]; text_mask [L] or [1,L] is true at real tokens.
     """
     text_ids, frames, text_mask = one_clip(model, text_ids, frames, text_mask)
-    wanted = numbers("layers", layers, model.config.num_layers, range(model.config.num_layers))
+    wanted = numbers("layers", layers, model.config.num_layers)
     x, text, spatial, temporal = model.prepare(text_ids, frames, text_mask)
     inputs, memories = {}, {}
     for index, (block, memory) in enumerate(zip(model.blocks, text.layers, strict=True)):
@@ -333,11 +296,8 @@ def capture(
     """Attention of one finished clip: text_ids [L] or [1,L], frames [T,N] or [1,T,N], text_mask [L] or [1,L].
 
     layers, heads: numbers from 0; None for all. queries: (time, position) pairs; None for all positions.
-    channels: of "spatial" and "temporal" (an image model has no temporal one).
-    words: L labels for the text, such as TextTokenizer.pieces gives.
-    max_bytes: the most memory this may take beside the model, by `memory_needed`; above 1 GB it is announced
-    on
-        stderr before the start.
+    channels: of "spatial" and "temporal". words: L labels for the text, such as TextTokenizer.pieces gives.
+    max_bytes: the most memory this may take beside the model (`memory_needed`); above 1 GB it is announced.
     """
     text_ids, frames, mask = one_clip(model, text_ids, frames, text_mask)
     c = model.config
@@ -347,7 +307,7 @@ def capture(
     return recording._capture(chosen, words)
 
 
-def _groups(queries: np.ndarray, kind: str) -> list[tuple[np.ndarray, int]]:
+def query_groups(queries: np.ndarray, kind: str) -> list[tuple[np.ndarray, int]]:
     """(rows, frame) of queries that share keys: of one frame in the spatial channel, all in the temporal."""
     if kind == "temporal":
         return [(np.arange(len(queries)), 0)]

@@ -93,23 +93,21 @@ def choose(
         raise CogVideoError(
             "queries should be pairs of a frame's number and a position in it, such as [(0, 0), (1, 5)]."
         )
-    outside = ((pairs < 0) | (pairs >= (t, n))).any(1)
-    if outside.any():
-        time, position = pairs[outside][0]
+    if len(outside := pairs[((pairs < 0) | (pairs >= (t, n))).any(1)]):
+        time, position = outside[0]
         raise CogVideoError(
             f"There is no position {position} of frame {time}: this clip has frames 0..{t - 1} and positions "
             f"0..{n - 1}."
         )
-    return Chosen(
-        numbers("layers", layers, c.num_layers, default),
-        numbers("heads", heads, c.num_heads, range(c.num_heads)),
-        pairs.astype(np.int64),
-        kinds,
-    )
+    layers, heads = numbers("layers", layers, c.num_layers, default), numbers("heads", heads, c.num_heads)
+    return Chosen(layers, heads, pairs.astype(np.int64), kinds)
 
 
-def numbers(name: str, values: Sequence[int] | None, end: int, default: Sequence[int]) -> list[int]:
-    """Chosen layers or heads as a list without repetition, or the default."""
+def numbers(
+    name: str, values: Sequence[int] | None, end: int, default: Sequence[int] | None = None
+) -> list[int]:
+    """Chosen layers or heads below `end` as a list without repetition, or the default, or all."""
+    default = range(end) if default is None else default
     chosen = list(dict.fromkeys(default if values is None else values))
     if not chosen:
         raise CogVideoError(f"No {name} were chosen: give some of 0..{end - 1}.")
@@ -142,12 +140,3 @@ def one_clip(
     check_ids(text_ids, c.vocab_size, "The text")
     check_ids(frames, c.image_tokens, "The clip")
     return text_ids, frames, mask
-
-
-def labels(words: Sequence[str] | None, text_ids: Tensor) -> tuple[str, ...]:
-    labels = tuple(map(str, text_ids.tolist())) if words is None else tuple(words)
-    if len(labels) != len(text_ids):
-        raise CogVideoError(
-            f"There are {len(labels)} words for {len(text_ids)} text slots: give one for each."
-        )
-    return labels

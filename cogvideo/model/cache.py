@@ -12,11 +12,11 @@ KeysValues = tuple[Tensor, ...]  # two of [B,H,P,d]
 class CacheWrite(NamedTuple):
     """Where a chunk goes in a cache, and how much of the cache is read with it.
 
-    index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which
-    follow each other so that reading them copies nothing.
+    positions: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`,
+    which follow each other so that reading them copies nothing.
     """
 
-    index: Tensor | slice
+    positions: Tensor | slice
     end: int
     frames: slice = slice(None)
 
@@ -62,7 +62,7 @@ class KVCache:
                 else (t[:, None].expand(-1, k.shape[1], -1, -1, -1) for t in self.text)
             )
             return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))
-        live, index = self.buffers, write.index
+        live, index = self.buffers, write.positions
         if k.ndim == 5:
             live = tuple(buffer[:, write.frames] for buffer in live)
         for buffer, chunk in zip(live, (k, v), strict=True):

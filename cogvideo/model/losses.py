@@ -33,7 +33,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # torch types it *args
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[:, None].to(gradient.dtype), None, None
 

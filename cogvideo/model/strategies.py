@@ -25,7 +25,7 @@ def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = 
     """
     if not keeps_no_order(strategy):
         return strategy(logits, step)
-    return _sample(strategy.probabilities(logits), generator)  # type: ignore[attr-defined]
+    return _sample(strategy.probabilities(logits), generator)  # type: ignore[attr-defined]  # checked above
 
 
 def keeps_no_order(strategy: Strategy) -> bool:
@@ -174,5 +174,5 @@ def cluster_codebook(codebook: Tensor, num_clusters: int = 500, seed: int = 0) -
     """K-means labels [K] of the codebook [K,C]: the stand-in for the released cluster file."""
     from sklearn.cluster import KMeans
 
-    means = KMeans(num_clusters, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
+    means = KMeans(num_clusters, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]  # typed str
     return torch.from_numpy(means.fit(codebook.cpu().numpy()).labels_).long()

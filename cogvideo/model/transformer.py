@@ -10,6 +10,7 @@ D hidden, d = D / H, V image tokens.
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
 
     Not by einops, whose bookkeeping would count in a decoding step.
     """
-    return x.view(*x.shape[:-1], parts, num_heads, -1).transpose(-4, -2).unbind(-3)
+    return x.unflatten(-1, (parts, num_heads, -1)).transpose(-4, -2).unbind(-3)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -130,12 +131,14 @@ class Block(nn.Module):
         they do.
         """
         q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
-        spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
+        keys, values = memory.spatial.update(k, v, write[0])
+        spatial = join_heads(attend(q, keys, values, spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
         one = x.shape[2] == 1  # then nothing is copied or looked up
         q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
-        temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
+        keys, values = memory.temporal.update(k, v, write[1])
+        temporal = join_heads(attend(q, keys, values, temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
     def with_text(
@@ -185,9 +188,8 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(
-            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
-        )
+        blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.blocks = cast("list[Block]", blocks)  # for readers of types: torch knows only of modules
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.cpu)
         self._masks: dict[str, Tensor] = {}
@@ -249,7 +251,6 @@ class CogVideoTransformer(nn.Module):
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:
-            assert isinstance(block, Block)
             x, memory = block.encode_text(x, bias)
             layers.append(memory)
         return EncodedText(layers, bias)
@@ -368,7 +369,6 @@ class CogVideoTransformer(nn.Module):
                 block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)
             ]
         for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
             inputs = (text, x, text_bias, spatial, temporal[index % len(temporal)])
             if recompute:
                 text, x = checkpoint(block.with_text, *inputs, use_reentrant=False)

@@ -8,6 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,16 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
+def element(tag: str, text: str, style: str = "") -> str:
+    """Text as an HTML element. style: its class."""
+    return f'<{tag} class="{style}">{escape(text)}</{tag}>' if style else f"<{tag}>{escape(text)}</{tag}>"
 
 
-def paragraph(text: str, style: str = "") -> str:
-    return f'<p class="{style}">{escape(text)}</p>' if style else f"<p>{escape(text)}</p>"
-
-
-def preformatted(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>"
+heading, paragraph, preformatted = (partial(element, tag) for tag in ("h2", "p", "pre"))
 
 
 def listing(items: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>"
+    return f"<ul>{''.join(element('li', item) for item in items)}</ul>"
 
 
 def markdown(text: str) -> str:
@@ -66,9 +63,7 @@ def table(
 
     def cell(column: int, value: Any, tag: str = "td") -> str:
         value, *classes = value if isinstance(value, tuple) else (value,)
-        classes += ["text"] if column in text else []
-        attribute = f' class="{" ".join(classes)}"' if classes else ""
-        return f"<{tag}{attribute}>{escape(number(value))}</{tag}>"
+        return element(tag, number(value), " ".join(classes + ["text"] * (column in text)))
 
     head = [cell(column, title, "th") for column, title in enumerate(header)]
     return _table(f'id="{name}"', head, [[cell(i, value) for i, value in enumerate(row)] for row in rows])
@@ -76,8 +71,8 @@ def table(
 
 def clips(rows: Mapping[str, Sequence[Video | None]], header: Sequence[str]) -> str:
     """Clips side by side: a row for each prompt, a column for each title of the header."""
-    head = [f"<th>{escape(title)}</th>" for title in ["", *header]]
-    lines = [[f"<td>{escape(prompt)}</td>", *map(_clip, videos)] for prompt, videos in rows.items()]
+    head = [element("th", title) for title in ["", *header]]
+    lines = [[element("td", prompt), *map(_clip, videos)] for prompt, videos in rows.items()]
     return _table('class="clips"', head, lines)
 
 
@@ -110,7 +105,7 @@ def figure(drawn: Any, caption: str = "") -> str:
     with plt.rc_context({"svg.hashsalt": "cogvideo"}):
         drawn.savefig(drawing, format="svg", metadata={"Date": None})
     plt.close(drawn)
-    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    words = element("figcaption", caption) if caption else ""
     source = _uri("image/svg+xml", drawing)
     return f'<figure><img alt="{escape(drawn.get_label())}" src="{source}">{words}</figure>'
 
@@ -118,5 +113,5 @@ def figure(drawn: Any, caption: str = "") -> str:
 def write(path: str | Path, title: str, parts: Sequence[str], style: str = "report") -> Path:
     """Write a page of these parts, whole or not at all. style: "report", or "gallery" (page.write_page)."""
     css = Path(__file__).with_name(f"{style}.css").read_text("utf-8")
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    body = "\n".join([element("h1", title), *parts])
     return write_whole(path, html_page(title, body, css, POLICY))

@@ -104,9 +104,7 @@ def _sweep_file(path: Path, name: str) -> Path:
         for file in (folder / f"{name}.yaml", folder / "sweeps" / f"{name}.yaml"):
             if file.is_file():
                 return file
-    raise CogVideoError(
-        f"There is no sweep file {name}.yaml beside {path} or in a folder `sweeps` above: give the file."
-    )
+    raise CogVideoError(f"There is no sweep file {name}.yaml near {path} or in a folder `sweeps` above.")
 
 
 def _rows_of(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
@@ -165,13 +163,12 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     kept = [by_seed[seed].get(variant, {}) for variant in results.variants]
     prompts = dict.fromkeys(prompt for found in kept for prompt in found)
     return seed, {
-        prompt: [_read_clip(found[prompt], prompt) if prompt in found else None for found in kept]
+        prompt: [
+            Video(*read_video(found[prompt]), {"prompt": prompt}) if prompt in found else None
+            for found in kept
+        ]
         for prompt in prompts
     }
-
-
-def _read_clip(path: Path, prompt: str) -> Video:
-    return Video(*read_video(path), {"prompt": prompt})
 
 
 def clip_files(results: Results) -> Files:
@@ -183,9 +180,7 @@ def clip_files(results: Results) -> Files:
             for prompt, path in _clips_of(results.folder / row["point"]).items():
                 found.setdefault(str(row[results.variant]), {})[f"{prompt} ({given})"] = (prompt, path)
     if not found:
-        raise CogVideoError(
-            f"No point of {results.sweep.name} kept clips here: run the sweep on this machine first."
-        )
+        raise CogVideoError(f"No point of {results.sweep.name} kept clips here: run the sweep here first.")
     return found
 
 

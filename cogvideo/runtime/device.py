@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 
 def choose_device(name: str) -> str:
@@ -16,15 +16,12 @@ def choose_device(name: str) -> str:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
+    with explained(f"Device {name!r} is unknown: choose auto, cpu or cuda.", RuntimeError):
         device = torch.device(name)
-    except RuntimeError:
-        raise CogVideoError(f"Device {name!r} is unknown: choose auto, cpu or cuda.") from None
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise CogVideoError(
-                f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of "
-                "torch."
+                f"Device {name} is not on this machine: choose cpu, or install a CUDA build of torch."
             )
         if device.index is not None:
             torch.cuda.set_device(device)  # graphs are captured, and streams made, on the current one

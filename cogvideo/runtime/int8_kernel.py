@@ -30,9 +30,8 @@ def _kernel(
             x + m[:, None] * inputs + k[None, :], mask=(m < rows)[:, None] & (k < inputs)[None, :], other=0.0
         )
         inside = (n < outputs)[None, :] & (k < inputs)[:, None]
-        right = tl.load(
-            weight + n[None, :] * inputs + k[:, None], mask=inside, other=0
-        )  # [K,N], read along K
+        # [K,N], read along K
+        right = tl.load(weight + n[None, :] * inputs + k[:, None], mask=inside, other=0)
         sums += tl.dot(left, right.to(left.dtype), input_precision="ieee")
     sums *= tl.load(scale + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:

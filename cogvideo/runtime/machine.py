@@ -41,36 +41,38 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of a large copy within the device's memory."""
     source = _large(device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / quickest(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / least_seconds(lambda: target.copy_(source), device)[0]
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second of reading a large tensor of the device's memory."""
     source = _large(device)
-    return source.nbytes / quickest(source.sum, device)
+    return source.nbytes / least_seconds(source.sum, device)[0]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large product."""
     side = 8192 if device.type == "cuda" else 512
     a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / quickest(lambda: a @ b, device)
+    return 2 * side**3 / least_seconds(lambda: a @ b, device)[0]
 
 
 def _large(device: torch.device) -> Tensor:
     return torch.ones((COPIED if device.type == "cuda" else COPIED // 4) // 4, device=device)
 
 
-def quickest(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the quickest of five calls."""
-    times = []
-    for _ in range(5):
+def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> tuple[float, float]:
+    """The least wall time and the least processor time of some calls, after one to warm up."""
+    work()
+    walls, cpus = [], []
+    for _ in range(repeats):
         wait(device)
-        clock = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         work()
         wait(device)
-        times.append(time.perf_counter() - clock)
-    return min(times)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return min(walls), min(cpus)
 
 
 def wait(device: torch.device) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cogvideo.config import ModelConfig
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.tensors import DTYPES, tensor_bytes
 
@@ -55,11 +55,9 @@ def free_memory(device: str | torch.device = "cpu") -> int:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        try:
+        with explained(f"There is no device {device} here: choose cpu or another device."):
             kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return torch.cuda.mem_get_info(device)[0] + kept
-        except (RuntimeError, AssertionError):  # torch raises either, by how it was built
-            raise CogVideoError(f"There is no device {device} here: choose cpu or another device.") from None
     try:
         available = _number(MEMINFO, r"MemAvailable:\s+(\d+) kB") * 1024
     except (OSError, ValueError):
@@ -116,9 +114,8 @@ def check_fits(need: int, device: str | torch.device, what: str) -> None:
     free = free_memory(device)
     if need > free:
         raise CogVideoError(
-            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 "
-            "bits or as "
-            "int8, offload its layers, choose another device, or close other programs."
+            f"{what} needs {need / GB:.2f} GB on {device} and {free / GB:.2f} GB are free: load it in 16 bits"
+            " or as int8, offload its layers, choose another device, or close other programs."
         )
     if need > TOLD_BYTES:
         print(f"{what} needs {need / GB:.1f} GB on {device}; {free / GB:.1f} GB are free.", file=sys.stderr)

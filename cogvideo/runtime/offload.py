@@ -134,9 +134,8 @@ class Offload:
         for part in parts:
             blocks: Any = getattr(part, "blocks", nn.ModuleList())
             inside = {id(tensor) for tensor in _tensors(blocks)}
-            self.weights[part] = [
-                HostWeights([tensor for tensor in _tensors(part) if id(tensor) not in inside])
-            ]
+            rest = [tensor for tensor in _tensors(part) if id(tensor) not in inside]
+            self.weights[part] = [HostWeights(rest)]
             if layers and len(blocks):
                 part.blocks = self.streamed[part] = StreamedBlocks(blocks, device)
             else:
@@ -200,8 +199,8 @@ def _host_memory(size: int) -> Tensor:
             with contextlib.suppress(RuntimeError):  # which else the next launch would raise
                 torch.zeros(1, device="cuda")
             warnings.warn(
-                "Host memory cannot be page-locked, so copies to the GPU will be slower: "
-                "allow it with `ulimit -l unlimited`.",
+                "Host memory cannot be page-locked, so copies to the GPU will be slower: allow it with "
+                "`ulimit -l unlimited`.",
                 stacklevel=2,
             )
     return memory

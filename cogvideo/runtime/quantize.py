@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
-FEW_ROWS_CUDA = (
-    16  # as many as one tile of the tensor cores takes; more rows are computed from widened weights
-)
+FEW_ROWS_CUDA = 16  # as many as one tile of the tensor cores takes; more are computed from widened weights
 FEW_ROWS_CPU = 4  # measured, one core of an EPYC with AVX-512: quicker than widened weights up to here
 
 
@@ -114,10 +112,8 @@ def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tens
         from cogvideo.runtime.int8_kernel import int8_linear
 
         weight = torch.ones(32, 64, dtype=torch.int8, device=device)
-        for dtype in (
-            torch.float16,
-            torch.bfloat16,
-        ):  # compiled at the first launch, which needs a C compiler, too
+        # Compiled at the first launch, which needs a C compiler, too.
+        for dtype in (torch.float16, torch.bfloat16):
             x = torch.ones(2, 64, dtype=dtype, device=device)
             int8_linear(x, weight, x.new_ones(32), None)
     except ImportError:

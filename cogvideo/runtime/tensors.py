@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from cogvideo.errors import explained
 from cogvideo.io import replacing
 
 # Pages of mapped files that were read count as memory of the process; after so many bytes the mappings are
@@ -97,6 +99,13 @@ def save_tensors(
     with replacing(path, advice=None) as part:
         save_file(tensors, part, metadata=metadata)
         part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+
+
+def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, mapped, and its metadata."""
+    wrong = f"{path} is missing, damaged or half downloaded (REASON): copy or download it again."
+    with explained(wrong, OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def _umask() -> int:

@@ -153,11 +153,11 @@ class Texts:
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
         length = max(text.shape[1], guide.shape[1])
-        stacked = (
+        rows, real = (
             torch.cat([_pad(above, length), _pad(below, length)])
             for above, below in ((text, guide), (mask, other))
         )
-        return cls(*stacked, clips, scale)
+        return cls(rows, real, clips, scale)
 
     def double(self, rows: Tensor) -> Tensor:
         """The same tokens for guided and unguided rows."""

@@ -6,37 +6,25 @@ the low-resolution map and around itself. The logits at a position are those of 
 independent of each other.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import Self
 
 from cogvideo.errors import CogVideoError
-from cogvideo.model.attention import hidden_bias
 from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions
-from cogvideo.model.masks import text_positions
-from cogvideo.model.strategies import Generators, Strategy, draw
-from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
+from cogvideo.model.strategies import Generators, Strategy
+from cogvideo.superres.layers import MapConfig, SuperResolution, check_shape, given_bias, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class SuperResolutionConfig:
+class SuperResolutionConfig(MapConfig):
     """Geometry of a DirectSuperResolution; the defaults are the release's (20x20 -> 60x60 tokens)."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    vocab_size: int  # rows of the word embedding
-    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
-    begin_of_image: int  # the input at every position of the enlarged map
     low_height: int = 20  # tokens of the given frame
     low_width: int = 20
     scale: int = 3  # how much taller and wider the enlarged map is
@@ -48,15 +36,7 @@ class SuperResolutionConfig:
     high_window_columns: int = 5
 
     def __post_init__(self):
-        if self.hidden_size % self.num_heads:
-            raise CogVideoError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
-            )
-        if max(self.low_position + self.low_tokens, self.text_slots - 1) > self.base_positions:
-            raise CogVideoError(
-                f"base_positions {self.base_positions} is too small for {self.text_slots} text slots and "
-                f"{self.low_tokens} low-resolution tokens from {self.low_position}."
-            )
+        self.check(max(self.low_position + self.low_tokens, self.text_slots - 1), self.base_positions)
 
     @property
     def low_tokens(self) -> int:
@@ -70,8 +50,7 @@ class SuperResolutionConfig:
 class DirectSuperResolution(SuperResolution):
     """Low-resolution tokens [B,n] and text [B,L] -> enlarged tokens [B,scale^2*n], row-major.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
-    stands.
+    text_mask [B,L] is true at real tokens; padding is hidden wherever it stands.
     """
 
     config: SuperResolutionConfig
@@ -81,7 +60,7 @@ class DirectSuperResolution(SuperResolution):
     @classmethod
     def from_config(
         cls, config: SuperResolutionConfig, seed: int = 0, codebook: Tensor | None = None
-    ) -> "Self":
+    ) -> Self:
         """A new model to train: positions of both maps from one grid, tokens from `codebook` [K,C]."""
         c, model = config, super().from_config(config, seed)
         low = grid_positions(c.low_height, c.low_width, c.hidden_size, step=c.scale)
@@ -107,25 +86,19 @@ class DirectSuperResolution(SuperResolution):
         if text_ids.ndim != 2 or text_ids.shape[1] >= c.text_slots:
             raise CogVideoError(
                 f"text_ids should be [B,L] with at most {c.text_slots - 1} tokens, not "
-                f"{list(text_ids.shape)}; "
-                "shorten the prompt."
+                f"{list(text_ids.shape)}; shorten the prompt."
             )
-        batch, length = text_ids.shape
+        batch = len(text_ids)
         check_shape("low_res", low_res, batch, c.low_tokens)
         if high_res is None:
             high_res = low_res.new_full((batch, c.high_tokens), c.begin_of_image)
         check_shape("high_res", high_res, batch, c.high_tokens)
         real = text_visible(text_ids, text_mask)
-        low_positions = self.base_position_embedding.weight[c.low_position : c.low_position + c.low_tokens]
-        text = self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
+        low_positions = self.base_position_embedding.weight[c.low_position :][: c.low_tokens]
         low = self.word_embedding(low_res) + low_positions
+        given = torch.cat([self.embed_text(text_ids, real), low], 1)
         drawn = self.word_embedding(high_res) + self.extra_position_embedding.weight
-        given = torch.cat([text, low], 1)
-        # Padding sees itself, so that its (unused) softmax is over something.
-        visible = torch.eye(given.shape[1], dtype=torch.bool, device=real.device).repeat(batch, 1, 1)
-        visible[:, :, :length] |= real[:, None, :]
-        visible[:, length:, length:] = True
-        bias = hidden_bias(visible[:, None], given.dtype)
+        bias = given_bias(real, c.low_tokens, given.dtype)
         high = c.scale * c.low_height, c.scale * c.low_width
         windows = (
             Window(c.scale, c.low_window, c.low_window),
@@ -143,11 +116,7 @@ class DirectSuperResolution(SuperResolution):
         high_res: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B,9n,V] fp32 of the token at each position of the enlarged map.
-
-        text_ids [B,L] (the bare prompt), low_res [B,n], high_res [B,9n] the input at the enlarged positions
-        (None: begin-of-image everywhere, as in use).
-        """
+        """Logits [B,9n,V] fp32 of the token at each position of the enlarged map; high_res: its inputs."""
         return self.head(self.hidden_states(text_ids, low_res, high_res, text_mask))
 
     def loss(
@@ -174,8 +143,5 @@ class DirectSuperResolution(SuperResolution):
         `generator` may be a list, one for each sample.
         """
         hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
-        generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
-        # One sample at a time: logits of the release's size take 288 MB each.
-        return torch.stack(
-            [draw(strategy, self.head(x), 0, g) for x, g in zip(hidden, generators, strict=True)]
-        )
+        everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return torch.stack(self.draw_at(everywhere, hidden, strategy, generator))

@@ -5,7 +5,6 @@ Text sees text; the map sees the text and a window around itself. The logits at 
 own token.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.model.attention import hidden_bias
-from cogvideo.model.masks import text_positions
-from cogvideo.model.strategies import Generators, Strategy, TopKStrategy, draw
-from cogvideo.superres.layers import SuperResolution, check_shape, text_visible
+from cogvideo.model.strategies import Generators, Strategy, TopKStrategy
+from cogvideo.superres.layers import MapConfig, SuperResolution, check_shape, given_bias, text_visible
 from cogvideo.superres.local_attention import Window, make_tiles
 
 # In how many of the steps 1..6 a position is drawn again (below 1: never); the table is tiled over the map.
@@ -35,15 +33,9 @@ STEP_TOP_K = (40, 40, 40, 20, 20, 10)
 
 
 @dataclass(frozen=True)
-class IterativeConfig:
+class IterativeConfig(MapConfig):
     """Geometry of an IterativeSuperResolution; the values given here are the release's."""
 
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    vocab_size: int  # rows of the word embedding
-    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
-    begin_of_image: int  # the input at positions to be drawn
     height: int = 60  # tokens
     width: int = 60
     text_slots: int = 16  # longer texts are cut
@@ -52,14 +44,7 @@ class IterativeConfig:
     window_columns: int = 5
 
     def __post_init__(self):
-        if self.hidden_size % self.num_heads:
-            raise CogVideoError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
-            )
-        if self.text_slots > self.base_positions:
-            raise CogVideoError(
-                f"base_positions {self.base_positions} is too small for {self.text_slots} text slots."
-            )
+        self.check(self.text_slots, self.base_positions)
 
     @property
     def high_tokens(self) -> int:
@@ -69,8 +54,7 @@ class IterativeConfig:
 class IterativeSuperResolution(SuperResolution):
     """Text [B,L] and a map of tokens [B,N] -> the map with parts drawn again.
 
-    text_mask [B,L] is true at real tokens, for texts of different lengths; padding is hidden wherever it
-    stands.
+    text_mask [B,L] is true at real tokens; padding is hidden wherever it stands.
     """
 
     config: IterativeConfig
@@ -90,28 +74,21 @@ class IterativeSuperResolution(SuperResolution):
         real = text_visible(text_ids, text_mask)
         first = (~real).long().argsort(dim=1, stable=True)[:, : c.text_slots]  # real tokens first
         text_ids, real = text_ids.gather(1, first), real.gather(1, first)
-        given = self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
+        given = self.embed_text(text_ids, real)
         drawn = self.word_embedding(tokens) + self.extra_position_embedding.weight
-        length = text_ids.shape[1]
-        # Padding sees itself, so that its (unused) softmax is over something.
-        visible = torch.eye(length, dtype=torch.bool, device=real.device) | real[:, None, :]
-        tiles = make_tiles(
-            c.height, c.width, (Window(1, c.window_rows, c.window_columns),), always=length
-        ).to(given)
+        length, windows = text_ids.shape[1], (Window(1, c.window_rows, c.window_columns),)
+        tiles = make_tiles(c.height, c.width, windows, always=length).to(given)
         if text_mask is not None:
             bias = repeat(tiles.bias, "t one q k -> b t one q k", b=len(given)).clone()
             bias[..., :length] += hidden_bias(real, given.dtype)[:, None, None, None]
             tiles = replace(tiles, bias=bias.flatten(0, 1))
+        bias = given_bias(real, 0, given.dtype)
         for block in self.blocks:
-            given, drawn = block(given, drawn, hidden_bias(visible[:, None], given.dtype), tiles, length)
+            given, drawn = block(given, drawn, bias, tiles, length)
         return drawn
 
     def logits(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Logits [B,N,V] fp32 of the token at each position of the map.
-
-        text_ids [B,L] (the first text_slots are used), tokens [B,N] with begin-of-image at positions to be
-        drawn.
-        """
+        """Logits [B,N,V] fp32 at each position of the map; tokens [B,N] hold begin-of-image where to draw."""
         return self.head(self.hidden_states(text_ids, tokens, text_mask))
 
     @torch.no_grad()
@@ -128,12 +105,8 @@ class IterativeSuperResolution(SuperResolution):
         """One pass: each begin-of-image in tokens [B,N] becomes a draw from its own logits."""
         hidden = self.hidden_states(text_ids, tokens, text_mask)
         masked = tokens == self.config.begin_of_image
-        generators = generator if isinstance(generator, Sequence) else [generator] * len(tokens)
-        tokens = tokens.clone()
-        # One sample at a time: logits of the release's size take 288 MB each.
-        for row, x, chosen, g in zip(tokens, hidden, masked, generators, strict=True):
-            row[chosen] = draw(strategy, self.head(x[chosen]), step, g)
-        return tokens
+        drawn = self.draw_at(masked, hidden, strategy, generator, step)
+        return tokens.masked_scatter(masked, torch.cat(drawn))
 
     def forward(
         self,
@@ -148,8 +121,8 @@ class IterativeSuperResolution(SuperResolution):
         """The six steps of the release's fixed pattern -> [B,N]; the input map is not changed.
 
         strategy(logits [n,V], step 0..5) draws; None: plain top-k with the release's k for each step.
-        `generator` may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
-        change (completion of a part).
+        generator: may be a list, one for each sample. redraw, [N] or [B,N] bool: only these positions may
+        change.
         """
         c = self.config
         down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))
@@ -158,8 +131,6 @@ class IterativeSuperResolution(SuperResolution):
             redraws = redraws.masked_fill(~redraw.bool(), 0)
         for step, top_k in enumerate(STEP_TOP_K):
             tokens = tokens.masked_fill(redraws > step, c.begin_of_image)
-            chosen = strategy or TopKStrategy(top_k=top_k)
-            tokens = self.fill(
-                text_ids, tokens, strategy=chosen, step=step, generator=generator, text_mask=text_mask
-            )
+            options = {"step": step, "generator": generator, "text_mask": text_mask}
+            tokens = self.fill(text_ids, tokens, strategy=strategy or TopKStrategy(top_k=top_k), **options)
         return tokens

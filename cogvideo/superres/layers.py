@@ -1,27 +1,27 @@
 """What direct and iterative super-resolution share: the sandwich-LN block with local attention, and the head.
 
 Both hold *given* tokens (text, and the low-resolution image) that attend densely among themselves, and
-*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4).
-
-Shapes: B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
+*drawn* tokens, a map of image tokens that attends to windows (reference SR_VQ_I3D, sections 1 to 4). Shapes:
+B samples, L text slots, G given tokens, N drawn tokens, H heads, D hidden, d = D / H, V image tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cogvideo.errors import CogVideoError
-from cogvideo.model.attention import attend
+from cogvideo.model.attention import attend, hidden_bias
 from cogvideo.model.initialization import initialize_weights
+from cogvideo.model.masks import text_positions
+from cogvideo.model.strategies import Generators, Strategy, draw
 from cogvideo.model.transformer import Channel, Mlp
 from cogvideo.superres.local_attention import Tiles, local_attention
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class LocalBlock(nn.Module):
@@ -59,6 +59,27 @@ class LocalBlock(nn.Module):
         return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
 
 
+@dataclass(frozen=True)
+class MapConfig:
+    """The geometry that both super-resolutions have; the defaults are the release's."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int  # rows of the word embedding
+    image_tokens: int  # ids 0 .. image_tokens-1 are frame tokens, the only ones that are predicted
+    begin_of_image: int  # the input at positions to be drawn
+
+    def check(self, needed: int, base_positions: int) -> None:
+        """CogVideoError unless heads divide the hidden size and the position table has the rows needed."""
+        if self.hidden_size % self.num_heads:
+            raise CogVideoError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}."
+            )
+        if needed > base_positions:
+            raise CogVideoError(f"base_positions {base_positions} is too small: {needed} are needed.")
+
+
 class SuperResolution(nn.Module):
     """Embeddings, blocks and head; a subclass builds the sequence."""
 
@@ -77,7 +98,7 @@ class SuperResolution(nn.Module):
         self.final_norm = nn.LayerNorm(c.hidden_size)
 
     @classmethod
-    def from_config(cls, config: Any, seed: int = 0) -> "Self":
+    def from_config(cls, config: Any, seed: int = 0) -> Self:
         """A model with random weights, for training from nothing."""
         model = cls(config)
         initialize_weights(model, config.num_layers, seed)
@@ -92,21 +113,33 @@ class SuperResolution(nn.Module):
         image_tokens: int = 20000,
         begin_of_image: int = 150000,
         **load: Any,
-    ) -> "Self":
+    ) -> Self:
         """Load the release's folder or its state dict, in eval mode.
 
         load: device ("cpu"), dtype (None: as in the files), block_done; see checkpoints.superres.
         """
-        from cogvideo.checkpoints.superres import load_sat_superres
+        from cogvideo.checkpoints.superres import Ids, load_sat_superres
 
-        ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
-        return load_sat_superres(cls, source, num_heads=num_heads, **ids, **load)
+        ids: Ids = {"image_tokens": image_tokens, "begin_of_image": begin_of_image}
+        return load_sat_superres(cls, source, num_heads=num_heads, ids=ids, **load)
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
         return F.linear(
             self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float()
         )
+
+    def embed_text(self, text_ids: Tensor, real: Tensor) -> Tensor:
+        return self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
+
+    def draw_at(
+        self, chosen: Tensor, hidden: Tensor, strategy: Strategy, generator: Generators, step: int = 0
+    ) -> list[Tensor]:
+        """Tokens drawn at the `chosen` [B,N] positions of each sample, from the hidden states [B,N,D]."""
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
+        # One sample at a time: logits of the release's size take 288 MB each.
+        samples = zip(hidden, chosen, generators, strict=True)
+        return [draw(strategy, self.head(x[some]), step, own) for x, some, own in samples]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (in `dtype`, or as the model is)."""
@@ -121,7 +154,7 @@ class SuperResolution(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = torch.float32,
         block_done: Callable[[nn.Module], Any] | None = None,
-    ) -> "Self":
+    ) -> Self:
         """Read what save_pretrained wrote, in eval mode; block_done: see checkpoints.sat.fill_model."""
         from cogvideo.checkpoints.native import load_native
 
@@ -135,6 +168,16 @@ def text_visible(text_ids: Tensor, text_mask: Tensor | None) -> Tensor:
             f"text_mask {list(text_mask.shape)} should have the shape of text_ids {list(text_ids.shape)}."
         )
     return torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
+
+
+def given_bias(real: Tensor, image_tokens: int, dtype: torch.dtype) -> Tensor:
+    """[B,1,G,G] for text, whose tokens `real` [B,L] are seen, and image tokens, which see all of it."""
+    batch, length = real.shape
+    # Padding sees itself, so that its (unused) softmax is over something.
+    visible = torch.eye(length + image_tokens, dtype=torch.bool, device=real.device).repeat(batch, 1, 1)
+    visible[:, :, :length] |= real[:, None, :]
+    visible[:, length:, length:] = True
+    return hidden_bias(visible[:, None], dtype)
 
 
 def check_shape(name: str, tensor: Tensor, batch: int, tokens: int) -> None:

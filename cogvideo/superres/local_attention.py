@@ -1,9 +1,7 @@
 """Attention of every token of a map to windows around it, in tiles (reference SR_VQ_I3D, section 2).
 
-The release has CUDA kernels for this. Here the map is cut into tiles of queries; each tile gathers the
-rectangle of keys that its windows can reach, moved inwards at the border so that it stays on the map, and
-attends to it densely with everything outside a query's own window hidden. On small maps a single tile covers
-the map: dense masked attention.
+The map is cut into tiles of queries; each gathers the rectangle of keys that its windows can reach, moved
+inwards at the border, and attends to it densely with everything outside a query's own window hidden.
 """
 
 from dataclasses import dataclass, replace
@@ -29,11 +27,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Where each tile finds its queries and keys.
+    """Where each of the `down` x `across` tiles of `height` x `width` queries finds its keys.
 
-    The query map has `down` x `across` tiles of `height` x `width` tokens; keys [T,K] are indices into the
-    keys given to local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends on the sample, is added to the
-    scores.
+    keys [T,K]: indices into the keys given to local_attention; bias [T,1,Q,K], or [B*T,1,Q,K] if it depends
+    on the sample.
     """
 
     down: int
@@ -55,8 +52,7 @@ def make_tiles(
 ) -> Tiles:
     """Tiles for a height x width map of queries.
 
-    The keys are `always` tokens that every query sees, then for each window a map of (height // scale) x
-    (width // scale) tokens.
+    The keys: `always` tokens that every query sees, then (height // scale) x (width // scale) of each window.
     """
     high, wide = _tile_side(height, tile), _tile_side(width, tile)
     down, across = height // high, width // wide

@@ -1,6 +1,5 @@
 """Where points run: workers on this machine, a Dask cluster that is already running, or jobs of Slurm."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -40,55 +39,39 @@ def connect(
     except ImportError:
         raise CogVideoError('Sweeps need Dask: pip install "cogvideo[sweeps]".') from None
     if scheduler and (slurm or workers):
-        raise CogVideoError(
-            "--scheduler names a cluster with its own workers: leave out --workers and --slurm."
-        )
+        raise CogVideoError("A running cluster has its own workers: leave out --workers and --slurm.")
     with set_config(SETTINGS), silence_logging_cmgr("CRITICAL"), ExitStack() as stack:
-        cluster: Any = scheduler
-        if slurm:
-            cluster = stack.enter_context(_slurm(slurm))
-            cluster.scale(workers or points)
-        elif not scheduler:
-            cluster = stack.enter_context(_local(min(workers or capacity(sweep.resources), points)))
+        cluster = scheduler or stack.enter_context(_start(slurm, workers, sweep, points))
         try:
             client = Client(cluster, timeout=CONNECT, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise CogVideoError(
-                f"There is no Dask scheduler at {scheduler} ({type(error).__name__}): "
-                "start one with `dask scheduler`."
-            ) from None
+            reason = f"({type(error).__name__}): start one with `dask scheduler`"
+            raise CogVideoError(f"There is no Dask scheduler at {scheduler} {reason}.") from None
         yield stack.enter_context(client)
 
 
-def _local(workers: int) -> Any:
-    """Worker processes on this machine, one point each. Guards limit the memory of points, not Dask."""
+def _start(slurm: str | Path | None, workers: int | None, sweep: Sweep, points: int) -> Any:
+    """Jobs of Slurm, or workers on this machine, one point each. Guards limit points' memory, not Dask."""
     from distributed import LocalCluster
 
-    quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": "CRITICAL"}
     try:
-        return LocalCluster(
-            n_workers=workers, threads_per_worker=1, memory_limit=0, host="127.0.0.1", **quiet
-        )
-    except (OSError, RuntimeError) as error:
-        raise CogVideoError(f"Dask cannot start its workers: {' '.join(str(error).split())}.") from None
+        if slurm:
+            from dask_jobqueue.slurm import SLURMCluster
 
-
-def _slurm(file: str | Path) -> Any:
-    from dask_jobqueue.slurm import SLURMCluster
-
-    try:
-        return SLURMCluster(**load_yaml(file))
-    except (TypeError, ValueError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise CogVideoError(f"{file} does not suit dask_jobqueue.SLURMCluster: {said}.") from None
+            cluster = SLURMCluster(**load_yaml(slurm))
+            cluster.scale(workers or points)
+            return cluster
+        count = min(workers or capacity(sweep.resources), points)
+        quiet: dict[str, Any] = {"dashboard_address": None, "silence_logs": "CRITICAL", "memory_limit": 0}
+        return LocalCluster(n_workers=count, threads_per_worker=1, host="127.0.0.1", **quiet)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{slurm} does not suit dask_jobqueue.SLURMCluster" if slurm else "Dask starts no workers"
+        raise CogVideoError(f"{what}: {' '.join(str(error).split()).rstrip('.')}.") from None
 
 
 def capacity(resources: Resources) -> int:
     """How many points this machine can run at once, by their threads and their memory; at least one."""
-    import psutil
+    from dask.system import CPU_COUNT  # what affinity and control groups leave
+    from distributed.system import MEMORY_LIMIT
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = cores // resources.threads
-    if resources.memory_bytes:
-        most = min(most, psutil.virtual_memory().total // resources.memory_bytes)
-    return max(most, 1)
+    return max(1, min(CPU_COUNT // resources.threads, MEMORY_LIMIT // (resources.memory_bytes or 1)))

@@ -24,27 +24,24 @@ class Board:
 
     def __init__(self, sweep: Sweep):
         self.sweep, self.code = sweep, fingerprint(sweep.notebook)  # by `code` a point is up to date
-        self.states: dict[str, str] = {}  # by point
-        self.found: dict[str, dict[str, Any]] = {}  # notes
+        self.found: dict[str, dict[str, Any]] = {}  # by point what notes.look finds
         self.console = Console(file=sys.stdout)
         self.look()
 
     def look(self, ended: set[str] | None = None) -> list[str]:
         """Read the folders of all points but those in `ended`. Returns the points whose state has changed."""
-        before = dict(self.states)
+        before = {name: note["status"] for name, note in self.found.items()}
         for point in self.sweep.points:
             if point.name not in (ended or ()):
-                folder = self.sweep.folder_of(point)
-                note = self.found[point.name] = notes.read_note(folder)
-                self.states[point.name] = notes.status(folder, note, self.code, self.sweep.collect)
-        return [name for name, state in self.states.items() if state != before.get(name)]
+                note = notes.look(self.sweep.folder_of(point), self.code, self.sweep.collect)
+                self.found[point.name] = note
+        return [name for name, note in self.found.items() if note["status"] != before.get(name)]
 
-    def put(self, name: str, note: dict[str, Any]) -> None:
-        """Take a verdict that is not in the point's folder."""
-        self.states[name], self.found[name] = note["status"], note
+    def state(self, name: str) -> str:
+        return self.found[name]["status"]
 
     def detail(self, name: str) -> str:
-        note, state = self.found[name], self.states[name]
+        note, state = self.found[name], self.state(name)
         if state == "running":
             cell, cells = notes.cells(self.sweep.folder / name)
             left = self._left(name)
@@ -59,34 +56,35 @@ class Board:
 
     def _gone(self, name: str) -> float:
         """Seconds since a running point began."""
-        if self.states[name] != "running":
+        if self.state(name) != "running":
             return 0.0
         began = datetime.fromisoformat(self.found[name]["started"])
         return max((datetime.now(timezone.utc) - began).total_seconds(), 0.0)
 
     def _left(self, name: str) -> float | None:
         """Seconds that a point still needs, by the median of those that are done."""
-        done = [note["seconds"] for note in self.found.values() if note.get("status") == "done"]
+        ended = ("done", "changed", "incomplete")
+        done = [note["seconds"] for note in self.found.values() if note["status"] in ended]
         return max(median(done) - self._gone(name), 0.0) if done else None
 
     def summary(self, workers: int = 0) -> str:
-        counts = Counter(self.states.values())
+        counts = Counter(note["status"] for note in self.found.values())
         text = ", ".join(f"{counts[state]} {state}" for state in ORDER if counts[state])
-        open_points = [name for name, state in self.states.items() if state not in notes.VERDICTS]
+        open_points = [name for name, note in self.found.items() if note["status"] not in notes.VERDICTS]
         left = [seconds for name in open_points if (seconds := self._left(name)) is not None]
         if left and workers:
             seconds = sum(left) / min(workers, len(left))
             text += f"; about {_span(seconds)} left with {workers} worker{'s' * (workers > 1)}"
-        return f"{len(self.states)} points: {text}"
+        return f"{len(self.found)} points: {text}"
 
     def table(self, rows: int, workers: int = 0) -> Table:
         """Running and failed points first; at most so many rows."""
-        names = sorted(self.states, key=lambda name: ORDER.index(self.states[name]))
+        names = sorted(self.found, key=lambda name: ORDER.index(self.state(name)))
         table = Table(title=f"sweep {escape(self.sweep.name)}", caption=self.summary(workers))
         for column in ("point", "state", ""):
             table.add_column(column, overflow="fold" if not column else "ellipsis")
         for name in names[:rows]:
-            state = self.states[name]
+            state = self.state(name)
             shown = f"[{COLOURS.get(state, 'default')}]{state}"
             table.add_row(escape(name), shown, escape(self.detail(name)))
         if len(names) > rows:
@@ -102,7 +100,7 @@ class Board:
             live.update(self.table(max(self.console.height - 7, 5), workers), refresh=True)
             return
         for name in changed:
-            state = self.states[name]
+            state = self.state(name)
             if state in ("running", "done", "failed", "changed"):
                 detail = "" if state == "running" else self.detail(name)
                 self.say(f"{time.strftime('%H:%M:%S')} {name} {state} {detail}".rstrip())

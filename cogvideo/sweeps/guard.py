@@ -8,6 +8,7 @@ verdict.
 
 import json
 import os
+import pickle
 import platform
 import shutil
 import signal
@@ -27,25 +28,26 @@ import psutil
 import cogvideo
 from cogvideo.io import commit
 from cogvideo.sweeps import RESULT_FILE, notes
+from cogvideo.sweeps.point import Job
 from cogvideo.sweeps.spec import fingerprint
 
 ATTEMPT = "COGVIDEO_SWEEP_ATTEMPT"  # in the environment of all processes of one run of a point
 INTERVAL = 0.5  # seconds between looks
-GRACE = 10.0  # seconds that papermill has to save the notebook after its kernel was killed
+GRACE = 30.0  # seconds that papermill has to save the notebook after its kernel was killed
 OURS = ("point.json", "outcome.json", "executed.ipynb", "result.json", "log.txt")
 
 
 class Guard:
-    """One point: its lock, its limits, its verdict. job: what point.job_of makes."""
+    """One point: its lock, its limits, its verdict."""
 
-    def __init__(self, job: dict[str, Any]):
-        self.job, self.folder, self.peak = job, Path(job["folder"]), 0
+    def __init__(self, job: Job):
+        self.job, self.sweep, self.folder, self.peak = job, job.sweep, job.sweep.folder_of(job.point), 0
         self.terminated = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: self.terminated.set())
 
     def may_begin(self) -> bool:
         """Not for a driver that was stopped or has a successor, whose guards will run the point."""
-        return not self.terminated.is_set() and notes.current_run(self.folder.parent) == self.job["run"]
+        return not self.terminated.is_set() and notes.current_run(self.sweep.folder) == self.job.run
 
     def run(self) -> None:
         while (lock := notes.try_lock(self.folder / "lock")) is None:
@@ -53,13 +55,13 @@ class Guard:
                 return
             time.sleep(INTERVAL)
         with lock:
-            code, note = fingerprint(Path(self.job["notebook"])), notes.read_note(self.folder)
+            code, note = fingerprint(self.sweep.notebook), notes.read_note(self.folder)
             if note.get("status") == "running":  # its guard died
                 if note["host"] == platform.node():
                     kill(note["attempt"])
                 note = self._settle(note)
-            codes = (code, self.job["fingerprint"])
-            fresh = note.get("attempt") != self.job["seen"] and note.get("fingerprint") in codes
+            codes = (code, self.job.fingerprint)
+            fresh = note.get("attempt") != self.job.seen and note.get("fingerprint") in codes
             if note.get("status") in notes.VERDICTS and fresh:
                 return  # another guard has run it since it was asked for
             if self.may_begin():
@@ -84,14 +86,14 @@ class Guard:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _attempt(self, code: str) -> None:
-        job, attempt, clock = self.job, uuid.uuid4().hex, time.monotonic()
+        point, attempt, clock = self.job.point, uuid.uuid4().hex, time.monotonic()
         versions = {name: version(name) for name in ("torch", "numpy", "papermill")}
         note = {
-            "point": job["point"],
+            "point": point.name,
             "status": "running",
             "attempt": attempt,
-            "given": job["given"],
-            "parameters": job["parameters"],
+            "given": point.given,
+            "parameters": point.parameters,
             "fingerprint": code,
             "commit": commit(),
             "versions": {"python": platform.python_version(), "cogvideo": cogvideo.__version__} | versions,
@@ -102,22 +104,23 @@ class Guard:
         notes.write_note(self.folder, note)
         ours = [str(Path(cogvideo.__file__).parents[1]), os.environ.get("PYTHONPATH")]
         libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        environment = os.environ | dict.fromkeys(libraries, str(job["threads"])) | {
+        environment = os.environ | dict.fromkeys(libraries, str(self.sweep.resources.threads)) | {
             ATTEMPT: attempt,
             RESULT_FILE: str(self.folder / "result.json"),
             "PYTHONPATH": os.pathsep.join(filter(None, ours)),
         }  # fmt: skip
-        passed = job["given"] | ({"output_dir": str(self.folder)} if job["takes_folder"] else {})
+        start: dict[str, Any] = {"notebook": str(self.sweep.notebook), "folder": str(self.folder)}
+        folder = {"output_dir": str(self.folder)} if self.sweep.takes_folder else {}
+        start |= {"attempt": attempt, "passed": point.given | folder}
         with open(self.folder / "log.txt", "w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cogvideo.sweeps.execute"],
                 bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
             )  # fmt: skip
-        line = json.dumps(job | {"attempt": attempt, "passed": passed}) + "\n"
         try:
             assert process.stdin  # a pipe; left open: its end means that this guard has died
             with suppress(BrokenPipeError):  # the process ended at once: the log says why
-                process.stdin.write(line.encode())
+                process.stdin.write(f"{json.dumps(start)}\n".encode())
             verdict = self._watch(process, clock)
         finally:
             kill(attempt)  # also what the notebook left running
@@ -135,9 +138,10 @@ class Guard:
         return self._judge(notes.read_json(self.folder / "outcome.json"))
 
     def _limit(self, pid: int, seconds: float) -> dict[str, Any] | None:
-        if self.terminated.is_set() or notes.current_run(self.folder.parent) == notes.STOPPED:
+        if self.terminated.is_set() or notes.current_run(self.sweep.folder) == notes.STOPPED:
             return {"status": "stopped", "reason": "stopped", "error": "by the user"}
-        used, most, minutes = memory_of(pid), self.job["memory"], self.job["minutes"]
+        limits = self.sweep.resources
+        used, most, minutes = memory_of(pid), limits.memory_bytes, limits.minutes
         self.peak = max(self.peak, used)
         if most and used > most and (used := memory_of(pid, shared_once=True)) > most:
             sizes = f"{used / 1e9:.2f} GB of {most / 1e9:.2f} GB"
@@ -155,7 +159,7 @@ class Guard:
             return {"status": "failed", "reason": "papermill died", "error": said} | cell
         if outcome["status"] == "failed":
             return outcome | cell
-        if absent := notes.missing_metrics(self.folder, self.job["collect"]):
+        if absent := notes.missing_metrics(self.folder, self.sweep.collect):
             said = f"the notebook did not record {', '.join(absent)}: call cogvideo.sweeps.record in it"
             return {"status": "failed", "reason": "no result", "error": said}
         return outcome
@@ -204,4 +208,4 @@ def kill(attempt: str) -> None:
 
 
 if __name__ == "__main__":
-    Guard(json.loads(sys.stdin.readline())).run()
+    Guard(pickle.load(sys.stdin.buffer)).run()

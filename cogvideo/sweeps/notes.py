@@ -75,23 +75,23 @@ def _flock(path: Path, kind: int) -> IO[str] | None:
             file.close()
         if isinstance(error, BlockingIOError):
             return None
-        raise CogVideoError(
-            f"{path} cannot be locked ({error.strerror}): put the sweep on a writable file system with locks."
-        ) from None
+        advice = "put the sweep on a writable file system with locks"
+        raise CogVideoError(f"{path} cannot be locked ({error.strerror}): {advice}.") from None
 
 
-def status(folder: Path, note: dict[str, Any], fingerprint: str, collect: list[str]) -> str:
-    """The state of a point: waiting, running, done, failed, stopped, or one of three more.
+def look(folder: Path, fingerprint: str, collect: list[str]) -> dict[str, Any]:
+    """The note, its status as it is now: waiting, running, done, failed, stopped, or one of three more.
 
     interrupted: its process died; changed: done by other code; incomplete: done without a metric to collect.
-    note: the folder's, read once by the caller, since it may change at any time.
     """
-    found = note.get("status", "waiting")
-    if found == "running" and not is_locked(folder / "lock"):
-        return "interrupted"
-    if found == "done" and note["fingerprint"] != fingerprint:
-        return "changed"
-    return "incomplete" if found == "done" and missing_metrics(folder, collect) else found
+    note = {"status": "waiting"} | read_note(folder)
+    if note["status"] == "running" and not is_locked(folder / "lock"):
+        note["status"] = "interrupted"
+    elif note["status"] == "done" and note["fingerprint"] != fingerprint:
+        note["status"] = "changed"
+    elif note["status"] == "done" and missing_metrics(folder, collect):
+        note["status"] = "incomplete"
+    return note
 
 
 def missing_metrics(folder: Path, collect: list[str]) -> list[str]:

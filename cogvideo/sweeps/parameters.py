@@ -26,9 +26,8 @@ class Parameter:
         try:
             return coerce(self.hint, value, where)
         except CogVideoError:
-            raise CogVideoError(
-                f"{where}: {self.name} must be of type {self.written}, not {value!r}."
-            ) from None
+            said = f"must be of type {self.written}, not {value!r}"
+            raise CogVideoError(f"{where}: {self.name} {said}.") from None
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -39,9 +38,7 @@ def code_cells(notebook: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise CogVideoError(f"Cannot read the notebook {notebook}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise CogVideoError(
-            f"{notebook} is not a notebook of format 4: open and save it in Jupyter."
-        ) from None
+        raise CogVideoError(f"{notebook} is no notebook of format 4: save it again in Jupyter.") from None
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:

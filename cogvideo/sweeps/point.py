@@ -1,10 +1,10 @@
 """One point as a Dask task: start its guard, wait for it, return its note."""
 
-import json
+import pickle
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from cogvideo.sweeps.notes import read_note
@@ -13,35 +13,26 @@ from cogvideo.sweeps.spec import Point, Sweep
 ATTEMPTS = 4  # of a point whose guard is killed, on the same worker
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a guard needs to know. It goes to the worker, and to the guard, pickled."""
+
+    sweep: Sweep  # with this point alone
+    fingerprint: str
+    seen: str | None  # the attempt whose verdict the driver knows and wants renewed
+    run: str  # the driver's name (notes.set_run)
+
+    @property
+    def point(self) -> Point:
+        return self.sweep.points[0]
+
+
 def dask_setup(worker: Any) -> None:
     """Called by Dask in each new worker: Ctrl-C is for the driver alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def job_of(sweep: Sweep, point: Point, fingerprint: str, seen: str | None, run: str) -> dict[str, Any]:
-    """What a guard needs to know, as plain values.
-
-    seen: the attempt whose verdict the driver knows and wants renewed. run: the driver's name
-    (notes.set_run).
-    """
-    return {
-        "point": point.name,
-        "folder": str(sweep.folder_of(point)),
-        "notebook": str(sweep.notebook),
-        "given": point.given,
-        "parameters": point.parameters,
-        "takes_folder": sweep.takes_folder,
-        "collect": sweep.collect,
-        "memory": sweep.resources.memory_bytes,
-        "minutes": sweep.resources.minutes,
-        "threads": sweep.resources.threads,
-        "fingerprint": fingerprint,
-        "seen": seen,
-        "run": run,
-    }
-
-
-def run_point(job: dict[str, Any]) -> dict[str, Any]:
+def run_point(job: Job) -> dict[str, Any]:
     """Run a point, or wait for the guard that runs it already, and return its note.
 
     A guard that was killed is started again; where guards cannot do their work, the note says why.
@@ -49,14 +40,14 @@ def run_point(job: dict[str, Any]) -> dict[str, Any]:
     command, error = [sys.executable, "-m", "cogvideo.sweeps.guard"], ""
     for _ in range(ATTEMPTS):
         done = subprocess.run(
-            command, input=json.dumps(job) + "\n", stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, input=pickle.dumps(job), stderr=subprocess.PIPE, start_new_session=True
         )
         if done.returncode == 0:
-            return read_note(Path(job["folder"]))
-        error = done.stderr.strip().split("\n")[-1] or f"killed by signal {-done.returncode}"
+            return read_note(job.sweep.folder_of(job.point))
+        error = done.stderr.decode().strip().split("\n")[-1] or f"killed by signal {-done.returncode}"
         if done.returncode > 0:
             break
-    return lost(job["point"], f"its guard ended early, {error}")
+    return lost(job.point.name, f"its guard ended early, {error}")
 
 
 def lost(point: str, error: str) -> dict[str, Any]:

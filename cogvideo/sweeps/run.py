@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.sweeps import notes, table
 from cogvideo.sweeps.cluster import connect
 from cogvideo.sweeps.display import Board
-from cogvideo.sweeps.point import job_of, lost, run_point
+from cogvideo.sweeps.point import Job, lost, run_point
 from cogvideo.sweeps.spec import Point, Sweep, load
 
 if TYPE_CHECKING:
@@ -38,31 +39,26 @@ def run(
 
     Points that are still running because their driver died are waited for.
     Returns the exit code: the number of points that failed, at most 125; 130 when stopped.
-    Raises CogVideoError for a mistake in the file, before anything runs, and while another driver runs this
-    sweep.
     """
     sweep = load(file)
     # `status` holds the lock for an instant when it looks.
     lock = _within(2.0, lambda: notes.try_lock(sweep.folder / "lock"))
     if lock is None:
-        raise CogVideoError(
-            f"The sweep {sweep.name} is being run already: look with `cogvideo sweep status`, or stop it "
-            "with `cogvideo sweep stop`."
-        )
+        raise CogVideoError(f"The sweep {sweep.name} is being run already: `cogvideo sweep stop` ends it.")
     with lock:
         name = uuid.uuid4().hex
         notes.set_run(sweep.folder, name)  # before anything that takes time, so that a stop meanwhile counts
         board = Board(sweep)
-        todo = [point for point in sweep.points if board.states[point.name] != "done"]
+        todo = [point for point in sweep.points if board.state(point.name) != "done"]
         # Running ones first: a task that waits stands for one that runs.
-        todo.sort(key=lambda point: board.states[point.name] != "running")
+        todo.sort(key=lambda point: board.state(point.name) != "running")
         board.say(_plan(board, todo))
         stopped = False
         if todo:
             with _ends_like_ctrl_c(), connect(workers, scheduler, slurm, sweep, len(todo)) as client:
                 stopped = _drive(client, board, todo, name)
         written = table.write(sweep)
-        failed = [point.name for point in sweep.points if board.states[point.name] == "failed"]
+        failed = [point.name for point in sweep.points if board.state(point.name) == "failed"]
         for point in failed:
             board.say(f"{point} failed: {board.detail(point)}")
         board.say(f"{board.summary()}\n{written}")
@@ -93,7 +89,7 @@ def _within(seconds: float, look: Callable[[], T]) -> T:
 
 def _plan(board: Board, todo: list[Point]) -> str:
     names = {"waiting": "new", "changed": "done before by other code", "running": "running already"}
-    reasons = Counter(board.states[point.name] for point in todo)
+    reasons = Counter(board.state(point.name) for point in todo)
     total = len(board.sweep.points)
     parts = [f"{total - len(todo)} of {total} points done"]
     if todo:
@@ -107,8 +103,8 @@ def _drive(client: "Client", board: Board, todo: list[Point], run: str) -> bool:
     futures: dict[Future, Point] = {}
     for rank, point in enumerate(todo):
         note = board.found[point.name]
-        seen = note.get("attempt") if note.get("status") != "running" else None
-        job = job_of(sweep, point, board.code, seen, run)
+        seen = None if note["status"] in ("running", "interrupted") else note.get("attempt")
+        job = Job(replace(sweep, points=[point]), board.code, seen, run)
         futures[client.submit(run_point, job, pure=False, priority=-rank)] = point
     ended = {point.name for point in sweep.points} - {point.name for point in todo}
     try:
@@ -119,7 +115,7 @@ def _drive(client: "Client", board: Board, todo: list[Point], run: str) -> bool:
                 changed = board.look(ended)
                 for name, note in found.items():
                     if note.get("reason") == "lost":
-                        board.put(name, note)
+                        board.found[name] = note  # its folder has no verdict
                         changed.append(name)
                 ended |= found.keys()
                 board.show(live, changed, _workers(client))
@@ -149,10 +145,7 @@ def _note_of(future: "Future", client: "Client", folder: Path) -> dict[str, Any]
     # A network file system may take a while.
     if _within(ARRIVAL, lambda: notes.read_note(folder).get("attempt") == note["attempt"]):
         return note
-    said = (
-        f"it ran on {note['host']}, whose files are not here: put the sweep on a disk that all of them share"
-    )
-    return note | lost(folder.name, said)
+    return note | lost(folder.name, f"it ran on {note['host']}, whose files are not here: use a shared disk")
 
 
 def _workers(client: "Client") -> int:
@@ -168,9 +161,7 @@ def _held(sweep: Sweep) -> list[Point]:
 
 def _wait_for_points(sweep: Sweep) -> None:
     if not _within(STOPPING, lambda: not _held(sweep)):
-        where = [
-            f"{point.name} ({notes.read_note(sweep.folder_of(point)).get('host')})" for point in _held(sweep)
-        ]
+        where = [f"{p.name} ({notes.read_note(sweep.folder_of(p)).get('host')})" for p in _held(sweep)]
         raise CogVideoError(f"Some points have not stopped in {STOPPING:.0f} s: {', '.join(where)}.")
 
 
@@ -189,13 +180,8 @@ def stop(file: str | Path) -> str:
         return not notes.is_locked(lock)
 
     if not _within(STOPPING, driver_ended):
-        raise CogVideoError(
-            f"The driver of the sweep {sweep.name} has not ended in {STOPPING:.0f} s: look with "
-            "`cogvideo sweep status`."
-        )
-    return (
-        f"Stopped the sweep {sweep.name}: {len(held)} points were running; `cogvideo sweep run` resumes it."
-    )
+        raise CogVideoError(f"The driver of the sweep {sweep.name} has not ended in {STOPPING:.0f} s.")
+    return f"Stopped the sweep {sweep.name}: {len(held)} points were running; run it again to resume."
 
 
 def status(file: str | Path) -> None:

@@ -27,20 +27,17 @@ class Resources:
     threads: int = 1
 
     def __post_init__(self):
-        if self.memory is not None and not self._size():
-            raise CogVideoError(
-                f"resources: memory must be a number and a unit, such as 4GB or 500MB, not {self.memory!r}."
-            )
         if self.threads < 1 or (self.minutes is not None and self.minutes <= 0):
             raise CogVideoError("resources: minutes and threads must be positive.")
-
-    def _size(self) -> re.Match[str] | None:
-        return re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", self.memory or "")
+        _ = self.memory_bytes  # its own check
 
     @property
     def memory_bytes(self) -> int | None:
-        size = self._size()
-        return int(float(size[1]) * _UNITS[size[2]]) if size else None
+        size = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})", self.memory or "0MB")
+        if not size:
+            said = f"a number and a unit, such as 4GB or 500MB, not {self.memory!r}"
+            raise CogVideoError(f"resources: memory must be {said}.")
+        return int(float(size[1]) * _UNITS[size[2]]) or None
 
 
 @dataclass(frozen=True)
@@ -105,9 +102,7 @@ def load(file: str | Path) -> Sweep:
     spec = from_dict(_File, values, where)
     folders = [folder for folder in file.parents if (folder / spec.notebook).is_file()]
     if not folders:
-        raise CogVideoError(
-            f"{where}: there is no notebook {spec.notebook} beside the file or in a folder above it."
-        )
+        raise CogVideoError(f"{where}: there is no notebook {spec.notebook} beside the file or above it.")
     notebook = folders[0] / spec.notebook
     known = read_parameters(notebook)
     points = _points(spec, known, where)

@@ -52,9 +52,7 @@ def values(rows: Sequence[Mapping[str, Any]], by: str, variant: str, metric: str
     for row in rows:
         if row[by] == variant and row.get(metric) is not None and np.isfinite(row[metric]):
             if row["seed"] in found:
-                raise CogVideoError(
-                    f"{variant} has two results for seed {row['seed']}: keep one in the table."
-                )
+                raise CogVideoError(f"{variant} has two results for seed {row['seed']}: keep one.")
             found[row["seed"]] = float(row[metric])
     return found
 

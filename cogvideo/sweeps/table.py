@@ -34,8 +34,7 @@ def gather(sweep: Sweep) -> "DataFrame":
 
 def _row(sweep: Sweep, point: Point, code: str) -> dict[str, Any]:
     folder = sweep.folder_of(point)
-    note = notes.read_note(folder)
-    note |= {"point": point.name, "status": notes.status(folder, note, code, sweep.collect)}
+    note = notes.look(folder, code, sweep.collect) | {"point": point.name}
     found = {column: note.get(column) for column in FIRST}
     found |= {parameter_column(name): value for name, value in point.parameters.items()}
     if note["status"] in ("done", "changed"):
@@ -60,7 +59,7 @@ def write(sweep: Sweep) -> Path:
     """Gather into table.parquet and table.csv in the sweep's folder. Returns the CSV file."""
     table = gather(sweep)
     for column in table.columns:  # Parquet wants one type a column
-        if table[column].dropna().map(type).nunique() > 1:
+        if len(set(map(type, table[column].dropna()))) > 1:
             table[column] = table[column].map(lambda value: value if value is None else str(value))
     csv = sweep.folder / "table.csv"
     for path, save in ((csv.with_suffix(".parquet"), table.to_parquet), (csv, table.to_csv)):

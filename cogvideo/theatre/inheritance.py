@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cogvideo.checkpoints.inheritance import image_model_of, origin
-from cogvideo.checkpoints.native import inherit_image_model
+from cogvideo.checkpoints.native import image_model_of, inherit_image_model, origin
 from cogvideo.config import ModelConfig, to_dict
 from cogvideo.data.tokenized import Batch
 from cogvideo.model.transformer import CogVideoTransformer

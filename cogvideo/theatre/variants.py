@@ -69,8 +69,8 @@ def one_channel(image: CogVideoTransformer, config: ModelConfig, seed: int):
     model = inherit_image_model(image, config=config, seed=seed)
     with torch.no_grad():
         for block in model.blocks:
-            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]
-            block.gate.fill_(-MUTED)  # type: ignore[union-attr]
+            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]  # of a video model
+            block.gate.fill_(-MUTED)  # type: ignore[union-attr]  # of a video model
     return model, [weight for name, weight in model.named_parameters() if not name.endswith(".gate")]
 
 

@@ -20,8 +20,7 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     ground = codebook.square().sum(-1).argmin()
     ids = ground.repeat(len(flat))
     rest = flat.any(-1).nonzero()[:, 0]
-    # |v - e|^2 without |v|^2, which is the same for every code. In parts: all pairs of a clip would fill
-    # memory.
+    # |v - e|^2 without |v|^2, the same for every code. In parts: all pairs of a clip would fill memory.
     for some in rest.split(4096):
         ids[some] = (codebook.square().sum(-1) - 2 * flat[some] @ codebook.T).argmin(-1)
     return ids.view(vectors.shape[:-1])
@@ -67,13 +66,12 @@ class FrameTokenizer(nn.Module):
     def decode(self, ids: Tensor, compress: int = 8) -> Tensor:
         """ids [B,h,w] -> frames [B,3,h*compress,w*compress] in 0..1 units.
 
-        Not clamped, as in the release: values a little outside 0..1 occur; clamp before making 8-bit
-        pictures.
+        Not clamped, as in the release: values a little outside 0..1 occur.
         """
         self._check_rate(compress)
         if ids.ndim != 3:
             raise CogVideoError(
-                f"Ids to decode must be [B, h, w], not {list(ids.shape)}: fold flat codes into rows first."
+                f"Ids must be [B, h, w], not {list(ids.shape)}: fold flat codes into rows first."
             )
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_codes:
             raise CogVideoError(

@@ -1,9 +1,7 @@
 """The demo's own frame tokenizer network: every token is one 8 x 8 patch, and nothing else.
 
 The encoder has no weights: a token is the nearest entry of a codebook of patches. The same patch gives the
-same code wherever it stands, black ground is one code, and motion in steps of 8 px shifts codes exactly. A
-transformer learns such codes much faster than those of a convolutional encoder, which spreads what it sees
-over neighbouring tokens.
+same code wherever it stands; a transformer learns that much faster than codes of a convolutional encoder.
 """
 
 import torch
@@ -37,9 +35,8 @@ class PatchVQVAE(nn.Module):
         super().__init__()
         self.architecture = {"kind": "patches", "codes": codes, "widths": list(widths)}
         self.codebook: Tensor
-        self.register_buffer(
-            "codebook", torch.zeros(codes, 3 * SIDE**2)
-        )  # learned by moving averages, not by gradients
+        # Learned by moving averages, not by gradients.
+        self.register_buffer("codebook", torch.zeros(codes, 3 * SIDE**2))
 
         def conv3(inside: int, outside: int) -> nn.Conv2d:
             return nn.Conv2d(inside, outside, 3, 1, 1, padding_mode="replicate")

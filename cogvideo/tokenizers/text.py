@@ -9,6 +9,7 @@ Ids (K = image_tokens, S = pieces of the SentencePiece model):
 import hashlib
 import io
 import re
+import string
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -61,9 +62,7 @@ class TextTokenizer:
         self.image_tokens = image_tokens
         self.pad_id, self.newline_id = self._piece_id("<pad>", where), self._piece_id("<n>", where)
         self.begin_of_image = image_tokens + self.text_pieces
-        self.vocab_size = self.begin_of_image + len(
-            SPECIAL_PIECES
-        )  # rows that a word embedding needs at least
+        self.vocab_size = self.begin_of_image + len(SPECIAL_PIECES)  # rows of a word embedding, at least
         self.digest = hashlib.sha256(content).hexdigest()[:16]
 
     def _piece_id(self, piece: str, where: str) -> int:
@@ -80,8 +79,7 @@ class TextTokenizer:
         """Ids of the text in front of the frames (COGVIDEO.md, "Sizes and ids").
 
         seconds: the duration that the five frames span; its text comes first, encoded on its own, then `<n>`.
-            None (the first frame, drawn by the image model): the bare prompt.
-        Raises CogVideoError for an empty prompt, and for seconds that the text model cannot write.
+        None (the first frame, drawn by the image model): the bare prompt.
         """
         if not prompt.strip():
             raise CogVideoError(
@@ -103,54 +101,46 @@ class TextTokenizer:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One readable label per id, for plots: the piece without its mark of a space, or `image 17`."""
-        return [self._label(int(i)) for i in ids]
-
-    def _label(self, i: int) -> str:
-        if not 0 <= i < self.vocab_size:
-            raise CogVideoError(
-                f"Id {i} is not one of 0..{self.vocab_size - 1}: use the text model that made it."
-            )
-        if i < self.image_tokens:
-            return f"image {i}"
-        if i >= self.begin_of_image:
-            return SPECIAL_PIECES[i - self.begin_of_image]
-        return self.model.id_to_piece(i - self.image_tokens).strip("▁") or "▁"
+        labels = []
+        for i in map(int, ids):
+            if not 0 <= i < self.vocab_size:
+                last = self.vocab_size - 1
+                raise CogVideoError(f"Id {i} is not one of 0..{last}: use the text model that made it.")
+            if i < self.image_tokens:
+                labels.append(f"image {i}")
+            elif i >= self.begin_of_image:
+                labels.append(SPECIAL_PIECES[i - self.begin_of_image])
+            else:
+                labels.append(self.model.id_to_piece(i - self.image_tokens).strip("▁") or "▁")
+        return labels
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model has no piece for, each once, in order."""
         words, unk = [], self.model.unk_id()
         for word in _WORD.findall(prompt):
-            unknown = [
-                piece
-                for piece in self.model.encode(word, out_type=str)
-                if self.model.piece_to_id(piece) == unk
-            ]
-            if (
-                unknown
-            ):  # Chinese has no spaces, so the unknown characters are named instead of the whole sentence
+            pieces = self.model.encode(word, out_type=str)
+            if unknown := [piece for piece in pieces if self.model.piece_to_id(piece) == unk]:
+                # Chinese has no spaces: the unknown characters are named instead of the whole sentence.
                 words += [word] if word[0] < _FIRST_CJK else unknown
         return list(dict.fromkeys(words))
 
     def left_pad(self, prompts: Sequence[Sequence[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pad lists of ids with `<pad>` on the left -> ids int64 [B,L], mask bool [B,L] (True: real text).
-
-        length: L; None takes the longest of the batch. Raises CogVideoError for a prompt longer than length.
-        """
+        """The function left_pad with `<pad>`."""
         return left_pad(prompts, self.pad_id, length)
 
 
 def left_pad(
     prompts: Sequence[Sequence[int]], pad_id: int, length: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See TextTokenizer.left_pad."""
-    longest = max(len(ids) for ids in prompts)
+    """Pad lists of ids on the left -> ids int64 [B,L], mask bool [B,L] (True: real text); L: the longest."""
+    sizes = torch.tensor([len(ids) for ids in prompts])
+    longest = int(sizes.max())
     length = longest if length is None else length
     if longest > length:
         raise CogVideoError(
             f"The prompt has {longest} tokens but the model has {length} text slots: shorten it."
         )
     ids = torch.tensor([[pad_id] * (length - len(ids)) + list(ids) for ids in prompts], dtype=torch.int64)
-    sizes = torch.tensor([len(ids) for ids in prompts])
     return ids, torch.arange(length) >= length - sizes[:, None]
 
 
@@ -170,10 +160,8 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, words: Iterab
     """Train a small byte-pair SentencePiece model -> bytes of its file, the same for the same captions.
 
     vocab_size: at most so many pieces. words: each becomes one piece whatever its frequency; where a space
-    stands before it, it begins with "▁" (SentencePiece's mark). Every digit is one piece, the same in all
-    languages: the space before it is dropped. Upper case and full-width digits are read as lower case and
-    plain digits. Every trained frame-rate text is one piece, so its digit is never taken for one of the
-    caption. Raises CogVideoError where vocab_size is too small for all of that.
+    stands before it, it begins with "▁". Every digit is one piece, the same in all languages. Upper case and
+    full-width digits are read as lower case and plain digits. Every trained frame-rate text is one piece.
     """
     import sentencepiece
 
@@ -183,7 +171,7 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, words: Iterab
     with tempfile.TemporaryDirectory() as folder:
         # The trainer copies the path of this file into the model; a blank of fixed length replaces it there.
         rules = Path(folder, "rules".ljust(100 - len(folder), "_"))
-        rules.write_text("".join(_rule(*pair) for pair in _replacements()))
+        rules.write_text(_normalization())
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(captions),
@@ -205,16 +193,11 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int, words: Iterab
     return model.getvalue().replace(path, b"-" * len(path))
 
 
-def _replacements() -> list[tuple[str, str]]:
-    """Pairs (found, replaced by) of the demo's text normalisation."""
+def _normalization() -> str:
+    """The demo's text normalisation in SentencePiece's format: code points, a tab, what replaces them."""
     wide = dict(zip("０１２３４５６７８９", "0123456789", strict=True))
     digits = {digit: digit for digit in "0123456789"} | wide
-    return [
-        *wide.items(),
-        *((f" {written}", digit) for written, digit in digits.items()),
-        *((chr(c), chr(c).lower()) for c in range(ord("A"), ord("Z") + 1)),
-    ]
-
-
-def _rule(found: str, replacement: str) -> str:
-    return "\t".join(" ".join(f"{ord(c):X}" for c in text) for text in (found, replacement)) + "\n"
+    pairs = [*wide.items(), *((f" {written}", digit) for written, digit in digits.items())]
+    pairs += [(letter, letter.lower()) for letter in string.ascii_uppercase]
+    codes = ((" ".join(f"{ord(c):X}" for c in text) for text in pair) for pair in pairs)
+    return "".join("\t".join(pair) + "\n" for pair in codes)

@@ -81,10 +81,8 @@ class Checkpoints:
         of_file = state["step"] if state else -1
         of_folder = int(folders[-1].name.removeprefix(FOLDER)) if folders else -1
         if not distributed.agree(of_file, of_folder):
-            raise CogVideoError(
-                f"The processes find different checkpoints in {self.run_dir}: run_dir must be one folder "
-                "that all machines share."
-            )
+            advice = "all machines must share the folder run_dir"
+            raise CogVideoError(f"Processes find different checkpoints in {self.run_dir}: {advice}.")
         if of_folder > of_file:
             return self._load_folder(folders[-1])
         if state is None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
@@ -59,7 +59,7 @@ def shard(model: CogVideoTransformer | DirectSuperResolution) -> None:
     for block in model.blocks:
         fully_shard(block)
         if video:
-            register_fsdp_forward_method(block, "both")
+            register_fsdp_forward_method(block, "with_text")
     fully_shard(model)
     register_fsdp_forward_method(model, "frame_losses" if video else "loss")
 
@@ -116,10 +116,3 @@ def first_only(work: Callable[[], None]) -> None:
         raise failure
     if failed:
         raise CogVideoError("Process 0 failed; its own message says why.")
-
-
-def without_sync(model: nn.Module, last: bool) -> None:
-    """Average gradients over the processes after the last part of a step only."""
-    set_sync = getattr(model, "set_requires_gradient_sync", None)
-    if set_sync:
-        set_sync(last)

@@ -9,16 +9,8 @@ from cogvideo.model import masks
 from cogvideo.runtime.machine import matmul_rate
 
 # Dense products in bf16 or fp16 with fp32 sums, operations a second, from the vendor's data sheets.
-HOPPER, AMPERE = 989e12, 312e12
-PEAKS = {
-    "H100": HOPPER,
-    "H200": HOPPER,
-    "H800": HOPPER,
-    "A100": AMPERE,
-    "A800": AMPERE,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
+PEAKS = dict.fromkeys(("H100", "H200", "H800"), 989e12) | dict.fromkeys(("A100", "A800"), 312e12)
+PEAKS |= {"L40S": 362e12, "L4": 121e12}
 
 
 def step_flops(c: ModelConfig, clips: int, text_length: int, *, everything: bool = False) -> float:

@@ -127,18 +127,16 @@ class _Run:
         found = torch.zeros(())
         for part in range(parts):
             losses = self.job.loss(step * parts + part)
-            distributed.without_sync(self.job.model, last=part == parts - 1)
+            if sync := getattr(self.job.model, "set_requires_gradient_sync", None):  # a sharded model
+                sync(part == parts - 1)  # gradients are averaged after the last part only
             (losses.mean() / parts).backward()
             found = found + losses.detach().flatten() / parts
         norm = float(distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.job.optimizer.clip)))
         self.recent.append(distributed.mean(found).tolist())
         if not all(map(math.isfinite, (*self.recent[-1], norm))):
-            loss = f"loss is {np.mean(self.recent[-1])}"
-            raise CogVideoError(
-                f"The {loss if math.isfinite(norm) else 'gradient is not finite'} at step {step}; the "
-                f"checkpoint before it is kept in {self.job.folder}. Look at the batch, or train with a "
-                "lower lr into another run_dir."
-            )
+            what = f"loss is {np.mean(self.recent[-1])}" if math.isfinite(norm) else "gradient is not finite"
+            advice = "look at the batch, or train with a lower lr into another run_dir"
+            raise CogVideoError(f"The {what} at step {step}; the checkpoint before it is kept: {advice}.")
         for optimizer in self.optimizers:
             optimizer.step()
         if self.job.pace:

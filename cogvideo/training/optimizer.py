@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 
-# Of Muon's quintic iteration; singular values end between about 0.7 and 1.2.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -25,7 +22,7 @@ class OptimizerConfig:
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0  # the longest gradient
-    final_lr: float = 0.02  # share of lr left at the last step
+    final_lr: float = 0.02  # fraction of lr left at the last step
     accumulate: int = 1  # parts of a batch that are computed one after another
 
     def __post_init__(self):
@@ -38,14 +35,12 @@ class OptimizerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise CogVideoError(f"betas must be two numbers from 0 to below 1, not {list(self.betas)}.")
         if not 0 <= self.final_lr <= 1:
-            raise CogVideoError(f"final_lr is a share of lr, from 0 to 1, not {self.final_lr}.")
+            raise CogVideoError(f"final_lr is a fraction of lr, from 0 to 1, not {self.final_lr}.")
         if self.batch_size % self.accumulate:
-            raise CogVideoError(
-                f"A batch of {self.batch_size} clips cannot be cut into {self.accumulate} parts."
-            )
+            raise CogVideoError(f"{self.batch_size} clips cannot be cut into {self.accumulate} parts.")
 
     def rate_at(self, step: int) -> float:
-        """Share of the learning rates at a step: linear warm-up, then one cosine over all steps."""
+        """The fraction of the learning rates at a step: linear warm-up, then one cosine over all steps."""
         done = min(1.0, step / max(1, self.steps))
         cosine = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
         return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
@@ -62,12 +57,9 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
             raise CogVideoError("Muon needs whole matrices: set muon_lr to 0 to train by several processes.")
         optimizers.append(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
     if others:
-        first, second = config.betas
-        optimizers.append(
-            torch.optim.AdamW(
-                others, config.lr, (first, second), weight_decay=config.weight_decay, fused=True
-            )
-        )
+        betas = (config.betas[0], config.betas[1])
+        decay = config.weight_decay
+        optimizers.append(torch.optim.AdamW(others, config.lr, betas, weight_decay=decay, fused=True))
     return optimizers
 
 
@@ -100,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """[m,n] -> nearly the nearest matrix of orthonormal rows or columns, by Newton-Schulz iterations."""
-    a, b, c = COEFFICIENTS
+    a, b, c = 3.4445, -4.7750, 2.0315  # singular values end between about 0.7 and 1.2
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)

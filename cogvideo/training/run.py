@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cogvideo.checkpoints.inheritance import image_model_of
-from cogvideo.checkpoints.native import inherit_image_model, load_model, save_model
+from cogvideo.checkpoints.native import image_model_of, inherit_image_model, load_model, save_model
 from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
@@ -95,11 +94,8 @@ class Training:
         self.rank, self.processes, self.device = distributed.join()
         rows = c.optimizer.batch_size // c.optimizer.accumulate
         if c.optimizer.batch_size % (c.optimizer.accumulate * self.processes):
-            multiple = c.optimizer.accumulate * self.processes
-            raise CogVideoError(
-                f"A batch of {c.optimizer.batch_size} clips in {c.optimizer.accumulate} part(s) cannot be "
-                f"shared by {self.processes} processes: give a multiple of {multiple}."
-            )
+            multiple = f"{self.processes} processes and {c.optimizer.accumulate} part(s) of a step"
+            raise CogVideoError(f"{c.optimizer.batch_size} clips are no multiple of {multiple}.")
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
             c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, rank=self.rank,
@@ -125,9 +121,7 @@ class Training:
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
-            entry = "both" if isinstance(self.model, CogVideoTransformer) else "forward"
-            for block in self.model.blocks:
-                setattr(block, entry, torch.compile(getattr(block, entry)))
+            compile_blocks(self.model)
         test = partial(self.batches, device=self.device, split="test")
         sample = self._samples(test(0)) if c.samples else None
         if self.processes > 1:
@@ -198,22 +192,16 @@ class Training:
             video = model.config.video(order=order, window=c.window)
             return inherit_image_model(model, config=video, seed=c.seed)
         if model.config.order != order:
-            raise CogVideoError(
-                f"{c.start} holds a {model.config.order} model, and {c.stage} is {order}: give weights of "
-                f"{c.stage}, or of an image model to inherit."
-            )
+            advice = f"give weights of {c.stage}, or an image model to inherit"
+            raise CogVideoError(f"{c.start} is {model.config.order} and {c.stage} is {order}: {advice}.")
         if c.window not in (None, model.config.window):
-            raise CogVideoError(
-                f"{c.start} was trained with window {model.config.window}, not {c.window}: leave window "
-                "away, or inherit an image model."
-            )
+            said = f"{c.start} was trained with window {model.config.window}, not {c.window}"
+            raise CogVideoError(f"{said}: leave window away, or inherit an image model.")
         return model
 
     def _read(self) -> Model:
         """The model that `start` names: of a pipeline, of a released folder, or alone in its folder."""
         c, folder = self.config, self.source
-        if not folder.exists():
-            raise CogVideoError(f"There are no weights at {folder}: give demo or a folder to start from.")
         pipeline = (folder / "pipeline.json").exists()
         if c.stage == "superres":
             if not pipeline and not (folder / "config.json").exists():
@@ -239,10 +227,8 @@ class Training:
         """The start's own frozen weights, bit for bit, with what was trained."""
         given, model = self.given, self._start()
         if self.given != given:
-            raise CogVideoError(
-                f"The weights at {self.config.start} have changed since the training began: put them back "
-                "and run the same command."
-            )
+            advice = "put them back and run the same command"
+            raise CogVideoError(f"The weights at {self.config.start} have changed meanwhile: {advice}.")
         for name, weight in weights.items():
             model.get_parameter(name).data = weight
         with replacing(folder, one_writer=True, advice=ADVICE) as part:
@@ -259,10 +245,8 @@ class Training:
             why = f"{c.start} has no frame tokenizer, so name one by frame_tokenizer"
         else:
             if frames.digest != self.format.frame_tokenizer:
-                raise CogVideoError(
-                    f"The tokens in {c.data} are of another frame tokenizer than the one for samples: name "
-                    "theirs by frame_tokenizer."
-                )
+                advice = "name theirs by frame_tokenizer"
+                raise CogVideoError(f"The tokens in {c.data} are of another frame tokenizer: {advice}.")
             first = Batch(*(t[: c.samples] for t in (batch.text_ids, batch.text_mask, batch.frames)))
             return partial(draw, model, frames, first, Path(c.run_dir) / "samples", DTYPES[c.dtype])
         if self.rank == 0:
@@ -284,6 +268,13 @@ def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> No
     for name, weight in model.named_parameters():
         frozen = name not in trained and weight.ndim == 2 and name.startswith("blocks.")
         weight.data = weight.data.to(products if frozen else torch.float32)
+
+
+def compile_blocks(model: Model) -> None:
+    """Run every block by torch.compile: the method of it that training calls."""
+    entry = "with_text" if isinstance(model, CogVideoTransformer) else "forward"
+    for block in model.blocks:
+        setattr(block, entry, torch.compile(getattr(block, entry)))
 
 
 def shorten(text_ids: Tensor, text_mask: Tensor, slots: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from cogvideo.checkpoints.pipeline_folder import DTYPES, Loader
 from cogvideo.checkpoints.synthetic import make_checkpoint
 from cogvideo.cli import app as cli
 from cogvideo.io import write_json
-from cogvideo.sampling import fast, interpolate_frames
+from cogvideo.sampling import cpu, interpolate_frames
 
 TINY = Settings(layers=2, hidden=64, heads=2, side=2, dtype="fp32", device="cpu", seconds=1.0)
 
@@ -91,13 +92,13 @@ def test_planned_weights_are_those_of_the_models(dtype):
     for model in (pipe.stage1, pipe.stage2, pipe.superres):
         tensors = [*model.parameters(), *model.buffers()]
         with torch.device("meta"):
-            empty = type(model)(model.config)
+            empty = type(model)(cast(Any, model.config))
         assert load.bytes_of(dict(empty.named_parameters())) == sum(tensor.nbytes for tensor in tensors)
 
 
 def test_planned_caches_are_those_of_the_decoder(monkeypatch):
     """All tensors alive at the last step of two sequences, less the weights: caches, and little besides."""
-    monkeypatch.setattr(fast, "MOST_COPIED", 0)  # as on a GPU: no second layout of the weights
+    monkeypatch.setattr(cpu, "MOST_COPIED", 0)  # as on a GPU: no second layout of the weights
     pipe, seen = (
         full_size.build(Settings(layers=6, hidden=64, heads=1, side=4, dtype="fp32", device="cpu")),
         [],

@@ -10,7 +10,7 @@ from cogvideo.benchmarks import plots
 from cogvideo.benchmarks.sampler import (
     TEXT_SLOTS,
     Settings,
-    attended_places,
+    attended_positions,
     growth,
     model_config,
     render,
@@ -66,14 +66,14 @@ def test_the_command_writes_what_it_counted(tmp_path):
 def test_places_that_a_step_reads():
     """By hand: text, the frame so far; text, all frames so far."""
     config = model_config(TINY, "sequential", None)
-    places = attended_places(config, [1, 2, 3, 4], wavefront=False)
+    places = attended_positions(config, [1, 2, 3, 4], wavefront=False)
     by_hand = [
         2 * TEXT_SLOTS + (place + 1) + 16 * frame + place + 1 for frame in range(1, 5) for place in range(16)
     ]
     assert places == by_hand
     config = model_config(TINY, "interpolation", 2)
     steps = masks.decoding_steps(config, [1, 3])
-    first = attended_places(config, [1, 3], wavefront=True)
+    first = attended_positions(config, [1, 3], wavefront=True)
     assert len(first) == int(steps.max()) and first[0] == 2 * TEXT_SLOTS + 1 + 3 * 16 + 1
     assert first[-1] == TEXT_SLOTS + 16 + TEXT_SLOTS + 5 * 16  # only the last place of the last frame
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ def write_checkpoint(folder: Path, model: torch.nn.Module, settings: dict) -> No
 
 def write_released_files(folder: Path, side: int = 4) -> Path:
     """side: rows and columns of a frame's tokens; enlarged frames have 24 times as many pixels."""
-    n, ids = side * side, {"image_tokens": IMAGE_TOKENS, "vocab_size": 320, "begin_of_image": BEGIN_OF_IMAGE}
+    n = side * side
+    ids: Any = {"image_tokens": IMAGE_TOKENS, "vocab_size": 320, "begin_of_image": BEGIN_OF_IMAGE}
     image = ModelConfig(
         num_layers=2, hidden_size=32, num_heads=2, frame_height=side, frame_width=side, num_frames=1,
         text_length=64,

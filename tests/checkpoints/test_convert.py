@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from cogvideo.errors import CogVideoError
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 
-IDS = {"image_tokens": 256, "begin_of_image": 310}
-SUPERRES_IDS = {"image_tokens": 256, "begin_of_image": 290}
+IDS: dict[str, Any] = {"image_tokens": 256, "begin_of_image": 310}
+SUPERRES_IDS: dict[str, Any] = {"image_tokens": 256, "begin_of_image": 290}
 STAGE1 = DATA / "cogvideo" / "sequential_full"
 
 

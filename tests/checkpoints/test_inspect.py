@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from cogvideo.runtime.memory import CUDA_BYTES
 from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
-IDS = {"image_tokens": 256, "begin_of_image": 310}
+IDS: dict[str, Any] = {"image_tokens": 256, "begin_of_image": 310}
 EXTRA = "mixins.extra_position_embedding.position_embeddings.weight"
 
 
@@ -214,14 +215,15 @@ def test_files_of_the_release_side_by_side(tmp_path):
     assert "from here, ice_image.pt are still needed" in report(inspect(tmp_path))
 
 
-def small_model(**changes) -> CogVideoTransformer:
-    config = ModelConfig(**({
+def small_model(**changes: Any) -> CogVideoTransformer:
+    sizes: dict[str, Any] = {
         "num_layers": 2, "hidden_size": 256, "num_heads": 4, "frame_height": 4, "frame_width": 4,
         "num_frames": 5,
         "text_length": 8, "first_frame_position": 8, "image_tokens": 64, "vocab_size": 99,
         "begin_of_image": 80,
         "base_positions": 24, "extra_positions": 64,
-    } | changes))  # fmt: skip
+    }  # fmt: skip
+    config = ModelConfig(**(sizes | changes))
     return CogVideoTransformer(config)
 
 
@@ -280,8 +282,8 @@ def large(tmp_path_factory):
     """The release's stage 1 with 8 of its 48 layers: 3.4 GB in fp16, all holes."""
     weights, settings = released_weights("sequential_full")
     hidden = COGVIDEO_9B.hidden_size
-    sizes = {64: hidden, 192: 3 * hidden, 256: 4 * hidden, 320: COGVIDEO_9B.vocab_size}
-    shapes = {name: [sizes.get(n, n) for n in tensor.shape] for name, tensor in weights.items()}
+    sizes: dict[int, int] = {64: hidden, 192: 3 * hidden, 256: 4 * hidden, 320: COGVIDEO_9B.vocab_size}
+    shapes = {name: [sizes.get(int(n), int(n)) for n in tensor.shape] for name, tensor in weights.items()}
     for name in list(shapes):
         if re.search(r"\.0(\.|$)", name):
             shapes |= {re.sub(r"\.0(?=\.|$)", f".{layer}", name): shapes[name] for layer in range(8)}

@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_i3d(tmp_path):
     assert inspect(tmp_path / "i3d.safetensors").missing == ("Mixed_4d.b0.conv3d.weight",)
 
 
-def zipped(path: Path, prefix: str, folder=SAT / "interpolation", **replaced: str) -> Path:
+def zipped(path: Path, prefix: str, folder: Any = SAT / "interpolation", **replaced: str) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.rglob("*")):
             if file.name not in replaced and file.is_file():
@@ -148,12 +149,12 @@ class Touch:
     def __init__(self, path):
         self.path = path
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Path.touch, (Path(self.path),)
 
 
 class Run(Touch):
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return os.system, (f"touch '{self.path}'",)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from cogvideo.runtime import tensors
 from cogvideo.superres import DirectSuperResolution, IterativeSuperResolution
 
 FIXTURES = ("sequential_full", "sequential_window", "interpolation")
-IDS = {"image_tokens": 256, "begin_of_image": 310}
+IDS: dict[str, Any] = {"image_tokens": 256, "begin_of_image": 310}
 
 
 def rank_path(folder, rank=0):

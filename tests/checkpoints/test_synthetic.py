@@ -1,5 +1,7 @@
 """Checkpoints made for measuring: in the release's layout, the same by seed, however they are split."""
 
+from typing import Any
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -12,8 +14,8 @@ from cogvideo.config import COGVIDEO_9B
 from cogvideo.errors import CogVideoError
 from cogvideo.superres import DirectSuperResolution
 
-SMALL = {"layers": 2, "hidden": 16, "heads": 4}
-IDS = {"image_tokens": COGVIDEO_9B.image_tokens, "begin_of_image": COGVIDEO_9B.begin_of_image}
+SMALL: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4}
+IDS: dict[str, Any] = {"image_tokens": COGVIDEO_9B.image_tokens, "begin_of_image": COGVIDEO_9B.begin_of_image}
 
 
 @pytest.fixture(scope="module")

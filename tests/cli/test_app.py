@@ -97,6 +97,6 @@ def test_ctrl_c_is_130_and_a_word(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 130 and err.endswith("Stopped.\n") and "Traceback" not in err
     assert all(file.stat().st_size for file in (tmp_path / "theatre").glob("*.mp4"))

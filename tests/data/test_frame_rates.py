@@ -1,6 +1,7 @@
 """The paper's rule on clips of many lengths, and the sequences that it and its baselines cut."""
 
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from cogvideo.tokenizers.text import frame_rate_text
 def test_the_lowest_rate_that_still_gives_five_frames(seconds, rate, text):
     assert choose_rate(seconds) == rate
     windows = plan("sequential", seconds)
-    assert [frame_rate_text(window.span) for window in windows] == ([text] if text else [])
+    assert [frame_rate_text(cast(float, window.span)) for window in windows] == ([text] if text else [])
     for window in windows:
         assert len(window.times) == FRAMES and window.times[0] >= 0 and window.times[-1] <= seconds
 

@@ -1,7 +1,9 @@
 """Data sets in their own layouts, with real files: captions, parts of files, splits, and every mistake."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def test_captions_in_csv(tmp_path, video):
     (tmp_path / "captions.csv").write_text(
         'path,caption,start,end\na.mp4,"red, then blue",,\n./a.mp4,x,0.5,1.5\n', "utf-8-sig"
     )
-    clips = open_dataset(str(tmp_path)).clips
+    clips: Sequence[Any] = open_dataset(str(tmp_path)).clips
     assert [(clip.caption, clip.start, clip.end) for clip in clips] == [
         ("red, then blue", 0, None),
         ("x", 0.5, 1.5),
@@ -83,7 +85,7 @@ def test_a_wrong_row_is_named(tmp_path, video, line):
 def test_the_demo_world_on_disk_and_drawn(tmp_path):
     make_theatre(tmp_path, clips=2, seed=0, progress=False)
     assert [clip.source for clip in open_dataset(str(tmp_path)).clips] == ["000000.mp4", "000001.mp4"]
-    clips = open_dataset("theatre:test?clips=6&seed=2").clips
+    clips: Sequence[Any] = open_dataset("theatre:test?clips=6&seed=2").clips
     assert [clip.caption.isascii() for clip in clips] == [True, False] * 3
     timeline = clips[3].timeline()
     frames, last = clips[3].frames(timeline, {0, 4}, [(64, 64), (192, 192)])
@@ -131,7 +133,8 @@ def test_kinetics_takes_parts_of_whole_videos(tmp_path, video):
         "label,youtube_id,time_start,time_end,split\nflying "
         "kite,aaaaaaaaaaa,10,20,train\nzumba,bbbbbbbbbbb,1,2,train\n"
     )
-    trimmed, whole = open_dataset(f"kinetics:{tmp_path}?split=train.csv").clips
+    clips: Sequence[Any] = open_dataset(f"kinetics:{tmp_path}?split=train.csv").clips
+    trimmed, whole = clips
     assert (trimmed.caption, trimmed.start, trimmed.end) == ("flying kite", 0, None)
     assert (trimmed.group, whole.group) == ("aaaaaaaaaaa", "bbbbbbbbbbb")
     assert (whole.caption, whole.start, whole.end, first_number(whole)) == ("zumba", 1, 2, 10)
@@ -143,7 +146,7 @@ def test_vatex(tmp_path, video):
             for v, s in (("aaaaa_aaaaa", 1), ("bbbbbbbbbbb", 1), ("gone", 4))]  # fmt: skip
     (tmp_path / "v.json").write_text(json.dumps(rows))
     spec = f"vatex:{tmp_path / 'v'}?captions={tmp_path / 'v.json'}"
-    dataset = open_dataset(spec)
+    dataset: Any = open_dataset(spec)
     assert [(c.caption, c.start, c.end) for c in dataset.clips] == [
         ("aaaaa_aaaaa one", 0, None),
         ("bbbbbbbbbbb one", 1, 3),

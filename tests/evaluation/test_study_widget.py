@@ -1,9 +1,8 @@
 """The page of the human study: what is shown is blinded, buttons and keys answer, and the end is said."""
 
-import shutil
-
 import numpy as np
 import pytest
+from explore.browser import opened
 
 from cogvideo.data.video import write_video
 from cogvideo.evaluation.human_study import Study, make_pairs, read_ratings
@@ -37,26 +36,11 @@ def test_buttons_and_keys_answer(clips, tmp_path):
     assert "Done" in again.where.value and again.clips.value == "" and again.buttons["left"].disabled
 
 
-def test_arrow_keys_in_a_browser(tmp_path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on PATH")
-    from playwright.sync_api import sync_playwright
-
+@pytest.mark.browser
+def test_arrow_keys_in_a_browser():
     script = Keys._esm if isinstance(Keys._esm, str) else str(Keys._esm)
     module = script.replace("export default { render };", "window.render = render;")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-quic",
-                "--no-first-run",
-                "--disable-background-networking",
-            ],
-        )
-        page = browser.new_page()
+    with opened() as page:
         page.set_content("<div id=keys></div>")
         page.add_script_tag(content=f"(() => {{ {module} }})()")
         page.evaluate(
@@ -68,4 +52,3 @@ def test_arrow_keys_in_a_browser(tmp_path):
         for key in ("ArrowLeft", "x", "ArrowDown", "ArrowRight"):
             page.keyboard.press(key)
         assert page.evaluate("sent") == ["left", "same", "right"]
-        browser.close()

@@ -1,16 +1,13 @@
 """A real headless Chromium, and what it shows of the explorer."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pytest
+from conftest import CHROMIUM
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 # Nothing that Chromium does on its own: no look-ups, no updates.
 FLAGS = [
     "--no-sandbox",
@@ -22,7 +19,7 @@ FLAGS = [
     "--disable-sync",
 ]
 WAIT = 120_000  # ms; machines may be busy
-VIRIDIS = np.array(matplotlib.colormaps["viridis"].colors) * 255  # type: ignore[attr-defined]
+VIRIDIS = matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255
 
 # For every heat canvas: the colour in the middle of each patch, and whether it is hatched.
 READ_HEAT = """([rows, columns]) =>

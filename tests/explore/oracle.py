@@ -2,39 +2,43 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from einops import rearrange
+
+from cogvideo.explore.recording import CHANNELS, query_groups
 
 
 def sees(c, kind: str, layer: int, query: tuple[int, int], key: tuple[int, int]) -> bool:
-    """The rule in words of the paper: may the frame place `query` (time, place) attend to `key`?"""
-    (time, place), (other_time, other) = query, key
+    """The rule in words of the paper: may the frame position `query` (time, position) attend to `key`?"""
+    (time, position), (other_time, other) = query, key
     given = {t for t in range(c.num_frames) if c.order == "interpolation" and t % 2 == 0}
     if kind == "spatial":
-        return time == other_time and (time in given or other <= place)
+        return time == other_time and (time in given or other <= position)
     if c.window:
         shift = c.window // 2 if layer % 2 else 0
         cells = [
             ((p // c.frame_width - shift) // c.window, (p % c.frame_width - shift) // c.window)
-            for p in (place, other)
+            for p in (position, other)
         ]
         if cells[0] != cells[1]:
             return False
     if other_time in given:
         return True
-    return time not in given and (other_time, other) <= (time, place)
+    return time not in given and (other_time, other) <= (time, position)
 
 
 @lru_cache
 def frame_mask(c, kind: str, parity: int, frames: int) -> torch.Tensor:
-    places = [(time, place) for time in range(frames) for place in range(c.frame_tokens)]
-    return torch.tensor([[sees(c, kind, parity, query, key) for key in places] for query in places])
+    positions = [(time, position) for time in range(frames) for position in range(c.frame_tokens)]
+    return torch.tensor([[sees(c, kind, parity, query, key) for key in positions] for query in positions])
 
 
 def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head: (), silent=()):
     """For every layer the "mixed" output [P,D] and by channel: maps [H,P,L+P], visible [P,L+P], out [P,D].
     P = T * N positions. Then the logits.
 
-    hidden: the text slots that a head's frame places cannot see; silent: layers without a temporal channel.
+    hidden: text slots that a head cannot see from frames; silent: layers without a temporal channel.
     """
     c = model.config
     length, (t, n) = len(text_ids), frames.shape
@@ -53,7 +57,7 @@ def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head
     result = []
     for index, block in enumerate(model.blocks):
         h = block.attention_norm(x)
-        layer = {}
+        layer, mixed = {}, torch.empty(0)
         for kind in ("spatial", "temporal") if c.temporal else ("spatial",):
             channel = getattr(block, kind)
             visible = torch.zeros(len(x), len(x), dtype=torch.bool)
@@ -69,11 +73,29 @@ def dense(model, text_ids, frames, text_mask, hidden=lambda layer, channel, head
             if kind == "spatial":
                 mixed = out
             else:
-                share = torch.ones_like(block.gate) if index in silent else block.gate.sigmoid()
-                mixed = torch.cat([mixed[:length], (share * mixed + (1 - share) * out)[length:]])
+                weight = torch.ones_like(block.gate) if index in silent else block.gate.sigmoid()
+                mixed = torch.cat([mixed[:length], (weight * mixed + (1 - weight) * out)[length:]])
         layer["mixed"] = mixed[length:]
         result.append(layer)
         x = x + block.attention_out_norm(mixed)
         x = x + block.mlp_out_norm(block.mlp(block.mlp_norm(x)))
     result.append(model.head(x[length:]))
     return result
+
+
+@torch.inference_mode()
+def mix(recording, captured) -> np.ndarray:
+    """[layers,Q,D]: each layer's attention output, computed from captured maps of all heads and channels."""
+    c = recording.model.config
+    out = np.empty((len(captured.layers), len(captured.queries), c.hidden_size), np.float32)
+    for number, index in enumerate(captured.layers):
+        block, read = recording.model.blocks[index], []
+        for kind in CHANNELS if c.temporal else CHANNELS[:1]:
+            rows = torch.empty(len(captured.queries), c.hidden_size)
+            _, _, v, _ = recording.project(block, index, kind)
+            for some, time in query_groups(captured.queries, kind):
+                weights = torch.from_numpy(captured.maps(kind)[number][:, some])
+                rows[some] = rearrange(weights @ v[time], "h q d -> q (h d)")
+            read.append(rows)
+        out[number] = block.merge(*read) if c.temporal else block.spatial.dense(read[0])
+    return out

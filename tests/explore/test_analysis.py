@@ -1,6 +1,8 @@
 """Tables against sums over one key after another."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +21,12 @@ def captured(request):
     return capture(small_model(config), TEXT, clip(config), layers=None, text_mask=MASK)
 
 
-def keys_of(channel: str, time: int, count: int):
+def keys_of(channel: str, time: int, count: int) -> Iterator[tuple[Any, ...]]:
     """Every key of a row in order: ("text", slot), ("begin", frame) or ("patch", frame, row, column)."""
     yield from (("text", slot) for slot in range(L))
     for frame in [time] if channel == "spatial" else range(count):
         yield "begin", frame
-        yield from (("patch", frame, *divmod(place - 1, WIDTH)) for place in range(1, N))
+        yield from (("patch", frame, *divmod(position - 1, WIDTH)) for position in range(1, N))
 
 
 def test_shares_entropy_and_distances_are_sums_over_keys(captured):
@@ -33,8 +35,8 @@ def test_shares_entropy_and_distances_are_sums_over_keys(captured):
     t = len(captured.frames)
     channels = ["spatial", "temporal"][: 1 + (captured.temporal is not None)]
     assert len(table) == len(channels) * 2 * 2 * t
-    shares = table.filter(regex="text|begin|frame")
-    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    parts = table.filter(regex="text|begin|frame")
+    np.testing.assert_allclose(parts.sum(axis=1), 1, atol=1e-5)
     for channel in channels:
         maps, visible = captured.maps(channel), captured.visible(channel)
         for layer, head, time in np.ndindex(2, 2, t):
@@ -50,7 +52,7 @@ def test_shares_entropy_and_distances_are_sums_over_keys(captured):
                     if key[0] != "patch":
                         one[key[0]] += weight
                         continue
-                    _, frame, y, x = key
+                    frame, y, x = key[1:]
                     one[f"frame {frame - time:+d}" if frame != time else "frame 0"] += weight
                     one["patches"] += weight
                     one["distance"] += weight * math.hypot(y - row, x - column)
@@ -95,13 +97,13 @@ def test_gates_by_layer(captured):
         ordered = np.sort(gate)
         assert (row.least, row.most) == (ordered[0], ordered[-1]) and row.mean == pytest.approx(gate.mean())
         assert ordered[7] <= row.median <= ordered[8] and row.lower < row.median < row.upper
-        share, s, t = gate.mean(), captured.spatial_norm[row.layer], captured.temporal_norm[row.layer]
-        expected = np.mean((1 - share) * t / (share * s + (1 - share) * t))
+        weight, s, t = gate.mean(), captured.spatial_norm[row.layer], captured.temporal_norm[row.layer]
+        expected = np.mean((1 - weight) * t / (weight * s + (1 - weight) * t))
         assert row[-1] == pytest.approx(expected, rel=1e-5) and row.spatial == pytest.approx(s.mean())
 
 
 def test_rollout_follows_every_path(captured):
-    """Against the sum over all paths of two layers, place by place."""
+    """Against the sum over all paths of two layers, position by position."""
     found = analysis.rollout(captured)
     t = len(captured.frames)
     total = L + t * N
@@ -111,8 +113,8 @@ def test_rollout_follows_every_path(captured):
         step = np.zeros((total, total))
         step[range(L), range(L)] = 1  # what has reached a word stays
         part = analysis.spatial_part(captured)[layer]
-        for q, (time, place) in enumerate(captured.queries):
-            row = L + time * N + place
+        for q, (time, position) in enumerate(captured.queries):
+            row = L + time * N + position
             step[row, row] += 0.5
             own = [*range(L), *range(L + time * N, L + (time + 1) * N)]
             step[row, own] += 0.5 * part[q] * captured.spatial[layer, :, q].mean(0)
@@ -127,7 +129,7 @@ def test_heat_of_a_word_over_the_clip(captured):
     assert heat.shape == (len(captured.frames), 3, 4)
     reader = (
         6 if captured.gate is None else 7
-    )  # frame 0 of a video is known: its patches are held one place later
+    )  # frame 0 of a video is known: its patches are held one position later
     assert heat[0, 1, 2] == pytest.approx(captured.spatial[:, :, captured.row(0, reader), 3].mean())
     most = analysis.word_heat(captured, 3, "spatial", reduce="max")
     assert most[0, 1, 2] == captured.spatial[:, :, reader, 3].max()

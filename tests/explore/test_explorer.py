@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from explore.browser import assert_colors, click_patch, heat, needs_chromium, opened, percent, shown, wait_for
+from explore.browser import assert_colors, click_patch, heat, opened, percent, shown, wait_for
 from explore.small import CONFIGS, clip, small_model
 
 import cogvideo
@@ -110,11 +110,11 @@ def assert_row(page, captured, head: str, channel: str, query: int) -> None:
             assert "cannot attend" in caption
     for number, button in enumerate(page.locator(".cv-words button").all_inner_texts()):
         for letter, one in (("S", "spatial"), ("T", "temporal")):
-            told = float(re.search(rf"{letter} ([\d.]+) %", button)[1]) / 100
+            told = float(re.findall(rf"{letter} ([\d.]+) %", button)[0]) / 100
             assert told == pytest.approx(expected(captured, head, one, query)[0].words[number], abs=0.005)
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_random_patches_show_the_captured_arrays(demo, demo_page):
     rng = np.random.default_rng(0)
     with opened() as page:
@@ -141,7 +141,7 @@ def test_random_patches_show_the_captured_arrays(demo, demo_page):
     assert [url for url in asked if not url.startswith(("file:", "data:image/png", "blob:"))] == []
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_a_clicked_word_shows_who_reads_it(demo, demo_page):
     with opened() as page:
         page.goto(demo_page.as_uri())
@@ -169,7 +169,7 @@ def test_a_clicked_word_shows_who_reads_it(demo, demo_page):
             page.keyboard.press("Escape")
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_windows_are_hatched_in_both_parities_of_layers(tmp_path):
     """Small random models, whose masks differ between layers; text that looks like markup stays text."""
     scenes = [random_scene("windowed stage 1", "One"), random_scene("windowed stage 2", "Two")]
@@ -196,7 +196,7 @@ def test_windows_are_hatched_in_both_parities_of_layers(tmp_path):
                 assert_row(page, scene.record([layer]).capture(), "1", channel, int(12 * time + place))
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_keys_sliders_and_pointer(demo, demo_page):
     start = 2 * 64 + 3 * 8 + 4
     steps = masks.decoding_steps(demo[0].model.config, demo[0].made).numpy()
@@ -303,7 +303,7 @@ def test_the_size_is_kept_or_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_chromium
+@pytest.mark.browser
 def test_in_a_notebook_the_page_lies_in_a_frame_of_its_own(tmp_path):
     """What nbconvert writes for a cell's HTML: styles around it do not reach it, and it works."""
     html = explorer.page([random_scene("stage 1")])._repr_html_()
@@ -384,6 +384,6 @@ def test_masked_frames_of_a_given_model(demo):
 
         for layer in captured.layers:
             temporal = bits(packed["temporal"][layer % len(packed["temporal"])], places)
-            np.testing.assert_array_equal(temporal, captured.temporal_visible[layer][:, length:])
+            np.testing.assert_array_equal(temporal, captured.visible("temporal")[layer][:, length:])
             spatial = bits(packed["spatial"], scene.frames.shape[1])
-            np.testing.assert_array_equal(spatial, captured.spatial_visible[layer][:, length:])
+            np.testing.assert_array_equal(spatial, captured.visible("spatial")[layer][:, length:])

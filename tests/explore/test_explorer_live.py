@@ -11,9 +11,10 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from explore.browser import WAIT, needs_chromium, opened
+from explore.browser import WAIT, opened
 from explore.test_explorer import random_scene
 
+import cogvideo
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import explorer
 
@@ -25,7 +26,6 @@ from cogvideo.explore import explorer
 pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
 explorer.live([explorer.clip_scene(pipe, "a lion rings a bell", np.load("clip.npy"))])
 """
-CROWDED = 1.3  # processes for each core, above which a slow answer says nothing about the explorer
 # Press a key and tell how many milliseconds pass until what it asks for is drawn.
 TIMED = """async (key) => {
   const root = document.querySelector(".cv-explorer");
@@ -79,6 +79,13 @@ def test_without_anywidget_one_sentence(monkeypatch):
         explorer.live([random_scene("stage 1")])
 
 
+def falling_bar() -> np.ndarray:
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[8 * number : 8 * number + 16, 24:32] = (230, 30, 30)
+    return frames
+
+
 @pytest.fixture
 def lab(tmp_path) -> Iterator[str]:
     """The address of a notebook with one cell in a JupyterLab of its own, away from the user's settings."""
@@ -87,10 +94,7 @@ def lab(tmp_path) -> Iterator[str]:
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=spec)
     nbformat.write(notebook, tmp_path / "live.ipynb")
-    frames = np.zeros((5, 64, 64, 3), np.uint8)
-    for time_, frame in enumerate(frames):  # a red bar that falls
-        frame[8 * time_ : 8 * time_ + 16, 24:32] = (230, 30, 30)
-    np.save(tmp_path / "clip.npy", frames)
+    np.save(tmp_path / "clip.npy", falling_bar())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,22 +114,28 @@ def lab(tmp_path) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?token={token}"
     server.terminate()
     try:
-        server.wait(60)
+        server.wait(600)
     except subprocess.TimeoutExpired:
         server.kill()
 
 
-def processes_for_each_core() -> float:
-    """By the last minute's load, or by how long half a second of work takes right now."""
-    began, end = time.monotonic(), time.process_time() + 0.5
-    while time.process_time() < end:
-        pass
-    return max(os.getloadavg()[0] / (os.cpu_count() or 1), (time.monotonic() - began) / 0.5)
+def test_a_question_takes_less_than_half_a_second_of_computing():
+    """Time of the processor, which does not depend on what else the machine does."""
+    pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
+    widget = explorer.live([explorer.clip_scene(pipe, "a lion rings a bell", falling_bar())])
+    for kind, questions in {"place": (70, 134, 199), "word": (1, 2, 3)}.items():
+        taken = []
+        for layer, number in enumerate(questions):  # each of a new layer, so that every one is computed
+            began = time.process_time()
+            widget.answer({"scene": 0, "layer": layer, kind: number})
+            taken.append(time.process_time() - began)
+        assert min(taken) < 0.5, (kind, taken)
 
 
-@needs_chromium
+@pytest.mark.browser
 @pytest.mark.skipif(find_spec("jupyterlab") is None, reason="needs jupyterlab")
-def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
+@pytest.mark.slow
+def test_in_jupyterlab_keys_ask_and_answers_are_drawn(lab):
     from playwright.sync_api import Error
 
     with opened(offline=False) as page:
@@ -158,9 +168,4 @@ def test_in_jupyterlab_a_question_takes_less_than_half_a_second(lab):
         assert page.locator(".cv-status").inner_text().startswith("“a” is read most by frame")
         # Keys are the explorer's, not the notebook's: there is still one cell.
         assert page.locator(".jp-Notebook .jp-Cell").count() == 1
-    quickest = {kind: min(taken) for kind, taken in times.items()}
-    crowd = processes_for_each_core()
-    print(f"milliseconds: {times}; processes for each core: {crowd:.1f}")
-    if max(quickest.values()) >= 500 and crowd > CROWDED:
-        pytest.skip(f"{quickest} ms, with {crowd:.1f} processes for each core: too many to time anything")
-    assert max(quickest.values()) < 500, times
+    print(f"milliseconds: {times}")

@@ -1,6 +1,7 @@
 """Pictures hold the numbers of the arrays and tables that they are drawn from."""
 
 import matplotlib
+from matplotlib.colors import to_rgba
 
 matplotlib.use("Agg")
 
@@ -126,5 +127,5 @@ def test_gallery_draws_what_sequence_says(name):
         seen = mask[time * 16 + place].reshape(5, 16)[:, 1:]
         for frame in range(5):
             colours = [patch.get_facecolor() for patch in line[1 + frame].patches[:15]]
-            marked = [not np.allclose(colour, matplotlib.colors.to_rgba("#f2f2f2")) for colour in colours]
+            marked = [not np.allclose(colour, to_rgba("#f2f2f2")) for colour in colours]
             assert marked == seen[frame].tolist()

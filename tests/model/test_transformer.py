@@ -1,6 +1,7 @@
 """The model against the release's outputs, against a dense computation, and in its own invariants."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ def dense_forward(model: CogVideoTransformer, text_ids, frames):
         model.base_position_embedding.weight[first : first + n],
     ]
     if t > 1:
+        assert model.extra_position_embedding is not None
         positions.append(model.extra_position_embedding.weight[: (t - 1) * n])
     x = model.word_embedding(ids) + torch.cat(positions)
     total = length + t * n
@@ -68,7 +70,8 @@ def dense_forward(model: CogVideoTransformer, text_ids, frames):
         out = torch.where(visible, scores, torch.tensor(-10000.0)).softmax(-1) @ v
         return channel.dense(rearrange(out, "b h p d -> b p (h d)"))
 
-    for index, block in enumerate(model.blocks):
+    blocks: list[Any] = list(model.blocks)
+    for index, block in enumerate(blocks):
         h = block.attention_norm(x)
         out = attention(block.spatial, h, spatial)
         if c.temporal:
@@ -89,6 +92,7 @@ def dense_forward(model: CogVideoTransformer, text_ids, frames):
 def test_forward_equals_a_dense_computation_at_other_geometries(order, window, frames):
     model = CogVideoTransformer(TINY.video(num_frames=frames, order=order, window=window)).initialize(1)
     for block in model.blocks:
+        assert block.gate is not None
         block.gate.normal_(generator=torch.Generator().manual_seed(2))
     generator = torch.Generator().manual_seed(3)
     text = torch.randint(10, 19, (2, 4), generator=generator)
@@ -131,11 +135,14 @@ def test_inheriting_keeps_the_image_model_and_copies_it_into_the_new_channel():
     assert all(torch.equal(video.state_dict()[name], weight) for name, weight in inherited.items())
     assert set(video.state_dict()) - set(inherited) == set(video.temporal_parameters())
     for block in video.blocks:
+        assert block.temporal is not None and block.gate is not None
         assert torch.equal(block.temporal.qkv.weight, block.spatial.qkv.weight) and not block.gate.any()
     frame = image.base_position_embedding.weight[6:18]
+    assert video.extra_position_embedding is not None
     assert torch.equal(video.extra_position_embedding.weight[12:24], frame)
     # With the temporal channel muted (a = 1), frame 0 is the image model's frame.
     for block in video.blocks:
+        assert block.gate is not None
         block.gate.fill_(1e4)
     text, tokens = (
         torch.tensor([[12, 13]]),

@@ -13,8 +13,8 @@ class Page(HTMLParser):
         self._table: list[list[str]] | None = None
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        attributes = {name: value or "" for name, value in attributes}
+    def handle_starttag(self, tag, attrs):
+        attributes = {name: value or "" for name, value in attrs}
         self.loaded += [attributes[name] for name in ("src", "href", "poster") if name in attributes]
         if tag == "table":
             self._table = self.tables.setdefault(attributes.get("id", "clips"), [])

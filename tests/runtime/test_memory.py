@@ -91,6 +91,7 @@ def test_a_missing_gpu_is_one_sentence(tmp_path):
         load_model(tmp_path, device="cuda")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_free_memory_of_a_gpu():
     before = free_memory("cuda")

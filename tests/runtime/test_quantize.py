@@ -136,6 +136,7 @@ for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
 """
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch's CUDA wheels")
 def test_the_gpu_kernel_in_triton_s_interpreter():
     """In a process of its own: the interpreter is chosen at import. It has no dot product in bfloat16."""

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from killing import start_held
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.data.video import read_video
@@ -126,19 +128,8 @@ def test_two_processes_of_torchrun_fill_one_folder_as_one_does(prompts_file, by_
 def test_a_killed_run_goes_on_and_other_settings_are_not_taken_for_these(
     pipe, prompts_file, by_one_process, tmp_path
 ):
-    command = [
-        "-m",
-        "cogvideo",
-        "generate",
-        "--prompts",
-        prompts_file,
-        "--out-dir",
-        tmp_path,
-        "--at-once",
-        "1",
-        *OPTIONS,
-    ]
-    process = subprocess.Popen([sys.executable, *command], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = ["generate", "--prompts", prompts_file, "--out-dir", tmp_path, "--at-once", "1", *OPTIONS]
+    process = start_held("*.json", 4, *command)
     while len(list(tmp_path.glob("*.json"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
@@ -146,7 +137,8 @@ def test_a_killed_run_goes_on_and_other_settings_are_not_taken_for_these(
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     assert len(done) < 5
-    subprocess.run([sys.executable, *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    again = [sys.executable, "-m", "cogvideo", *command]
+    subprocess.run(again, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert same(files(tmp_path), by_one_process)
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     settings = {"seconds": 0.5, "enlarge": False, "progress": False}
@@ -162,7 +154,7 @@ def test_files_of_prompts_that_cannot_be_used(tmp_path):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "file").write_text("")
     with pytest.raises(CogVideoError, match="cannot be made"):
-        fill_folder(None, PROMPTS, tmp_path / "file")  # type: ignore[arg-type]
+        fill_folder(cast(Pipeline, None), PROMPTS, tmp_path / "file")
 
 
 def test_weights_are_told_apart(tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ def test_a_fused_block_is_the_block(positions, frames, both):
     block = tiny("sequential", None).blocks[0]
     for parameter in block.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert block.gate is not None
     size, heads, length = len(block.gate), block.spatial.num_heads, 4
     x = torch.randn(2, frames, positions, size)
     text = [torch.randn(2, heads, length, size // heads) for _ in range(4)]
@@ -73,7 +74,7 @@ def test_a_fused_block_is_the_block(positions, frames, both):
 
 def test_blocks_with_other_layers_are_not_fused():
     model = tiny("sequential", None)
-    model.blocks[0].mlp = nn.Identity()
+    model.blocks[0].add_module("mlp", nn.Identity())
     assert [type(block) is FusedBlock for block in packed_view(model).blocks][:2] == [False, True]
 
 

@@ -1,5 +1,7 @@
 """Cached decoding against the release's clips, and against the model's own training forward."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import DATA
@@ -7,7 +9,7 @@ from safetensors.torch import load_file
 
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.checkpoints.sat import load_sat_checkpoint
-from cogvideo.config import ModelConfig
+from cogvideo.config import ModelConfig, Order
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
@@ -66,7 +68,7 @@ def test_first_frame_and_guided_key_frames_equal_the_release():
 def test_interpolation_equals_the_release(guided):
     model, io = released("interpolation"), fixture("interpolation_sampling" + "_guided" * guided)
     draw = FixtureDraw()
-    settings = {"guidance_ids": io["guide_ids"], "text_bonus": 0.0} if guided else {"text_bonus": 1.4}
+    settings: Any = {"guidance_ids": io["guide_ids"], "text_bonus": 0.0} if guided else {"text_bonus": 1.4}
     frames = interpolate_frames(
         model, io["text_ids"], io["given_frames"].long(), strategy=draw, release_quirks=True, **settings
     )
@@ -80,7 +82,7 @@ def test_the_quirks_matter():
     assert not torch.equal(frames, io["generated_frames"].long())
 
 
-def tiny(order: str, window: int | None) -> CogVideoTransformer:
+def tiny(order: Order, window: int | None) -> CogVideoTransformer:
     image = CogVideoTransformer(TINY).initialize(0)
     return inherit_image_model(image, config=TINY.video(num_frames=5, order=order, window=window), seed=1)
 
@@ -149,7 +151,8 @@ def test_frames_of_another_codebook_are_refused():
 
 
 def test_an_unknown_keyword_is_a_type_error():
+    misspelt: Any = {"wavefrond": 1}
     with pytest.raises(TypeError, match="wavefrond"):
         generate_first_frame(
-            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), wavefrond=1
+            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), **misspelt
         )

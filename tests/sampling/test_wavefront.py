@@ -1,5 +1,7 @@
 """Wavefront decoding against one token after the other."""
 
+from typing import Any
+
 import pytest
 import torch
 from sampling.test_decode import FixtureDraw, fixture, released, tiny
@@ -27,7 +29,7 @@ class ByStep(FixtureDraw):
 def test_stage_2_equals_the_release(guided):
     model, io = released("interpolation"), fixture("interpolation_sampling" + "_guided" * guided)
     draw = ByStep()
-    settings = {"guidance_ids": io["guide_ids"], "text_bonus": 0.0} if guided else {"text_bonus": 1.4}
+    settings: Any = {"guidance_ids": io["guide_ids"], "text_bonus": 0.0} if guided else {"text_bonus": 1.4}
     frames = interpolate_frames(
         model,
         io["text_ids"],

@@ -67,12 +67,12 @@ def test_who_sees_whom():
     text, low = inputs()[0], torch.randint(0, 10, (2, 36))
     before = model.hidden_states(text, low)
     other_text = model.hidden_states(text.flip(1), low)
-    assert torch.equal(before, other_text)  # in one layer no enlarged place sees the text
+    assert torch.equal(before, other_text)  # in one layer no enlarged position sees the text
     changed = (model.hidden_states(text, (low + F.one_hot(torch.tensor(14), 36)) % 10) - before).abs().amax(
         (0, 2)
     ) > 0
     rows, columns = rearrange(changed, "(y x) -> y x", x=18).nonzero().unbind(1)
-    # low place (2, 2) lies in the 5x5 windows around low places 0..4 = enlarged places 0..14
+    # low position (2, 2) lies in the 5x5 windows around low positions 0..4 = enlarged positions 0..14
     assert sorted(set(rows.tolist())) == sorted(set(columns.tolist())) == list(range(15))
 
 
@@ -84,7 +84,7 @@ def test_loss_is_the_mean_cross_entropy_and_reaches_every_used_weight():
     expected = -logits.log_softmax(-1).gather(-1, high[..., None]).mean()
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    # The last layer's low-resolution places reach nobody beyond their keys and values. A bias of the keys
+    # The last layer's low-resolution positions reach nobody beyond their keys and values. A bias of the keys
     # moves all scores of a query alike, so that the gradient of qkv.bias is partly zero.
     unused = [name for name, p in model.named_parameters() if p.grad is None]
     assert unused == ["blocks.1.given.dense.weight", "blocks.1.given.dense.bias"]

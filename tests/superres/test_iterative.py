@@ -33,7 +33,7 @@ def test_equals_the_release(case, length, tmp_path):
 
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_schedule_equals_the_release(case):
-    """All six steps by arg-max; a strategy also sees how many places each step draws."""
+    """All six steps by arg-max; a strategy also sees how many positions each step draws."""
     weights = load_file(DATA / "itersr" / "checkpoint.safetensors")
     model = IterativeSuperResolution.from_sat(weights, num_heads=2, image_tokens=256, begin_of_image=290)
     io = load_file(DATA / "itersr" / "io.safetensors")

@@ -32,7 +32,13 @@ def slow(q, k, v, height, width, windows, always):
     ("height", "width", "windows", "always", "tile"),
     [
         (12, 18, (Window(3, 5, 5), Window(1, 9, 5)), 0, 6),
-        (6, 21, (Window(3, 3, 5), Window(1, 3, 1)), 0, 7),  # tiles that begin inside a low-resolution place
+        (
+            6,
+            21,
+            (Window(3, 3, 5), Window(1, 3, 1)),
+            0,
+            7,
+        ),  # tiles that begin inside a low-resolution position
         (7, 10, (Window(1, 9, 5),), 3, 5),
         (5, 5, (Window(5, 1, 1), Window(1, 9, 11)), 1, 12),  # windows larger than the map
         (
@@ -45,10 +51,10 @@ def slow(q, k, v, height, width, windows, always):
     ],
 )
 def test_equals_the_slow_oracle(height, width, windows, always, tile):
-    places = always + sum((height // w.scale) * (width // w.scale) for w in windows)
+    positions = always + sum((height // w.scale) * (width // w.scale) for w in windows)
     torch.manual_seed(0)
     q = torch.randn(2, 3, height * width, 4, dtype=torch.double, requires_grad=True)
-    k, v = (torch.randn(2, 3, places, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
+    k, v = (torch.randn(2, 3, positions, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
     weight = torch.randn_like(q)
     tiles = make_tiles(height, width, windows, always, tile).to(q)
     assert tiles.down * tiles.across > 1 or tile > height

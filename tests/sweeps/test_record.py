@@ -23,9 +23,11 @@ def test_by_hand_into_the_output_folder(tmp_path, capsys):
         {"clips": [str(tmp_path / "clips" / "a.mp4")], "first": tmp_path / "clips" / "a.mp4"},
         output_dir=tmp_path,
     )
-    assert place == tmp_path / "result.json" and [p.name for p in tmp_path.iterdir() if p.is_file()] == [
-        "result.json"
-    ]
+    assert (
+        place is not None
+        and place == tmp_path / "result.json"
+        and [p.name for p in tmp_path.iterdir() if p.is_file()] == ["result.json"]
+    )
     assert json.loads(place.read_text()) == {
         "metrics": {"fvd": 1.5, "n": 3, "name": "x", "loss": None, "none": None},
         "files": {"clips": ["clips/a.mp4"], "first": "clips/a.mp4"},

@@ -197,10 +197,10 @@ def test_frame_rate_control_of_real_and_of_frozen_clips():
             return self.frames[begin : begin + len(prompts)]
 
     real = Oracle(asked.real_frames())
-    assert frame_rate_control(real, 70, 2) == 1  # type: ignore[arg-type]
+    assert frame_rate_control(real, 70, 2) == 1  # type: ignore[arg-type]  # a stand-in
     assert real.answered == list(zip(asked.prompts, asked.spans.tolist(), asked.seeds.tolist(), strict=True))
     frozen = Oracle(asked.real_frames()[:, :1].expand(-1, 5, -1, -1, -1))
-    assert 0 < frame_rate_control(frozen, 70, 2) < 0.5  # type: ignore[arg-type]
+    assert 0 < frame_rate_control(frozen, 70, 2) < 0.5  # type: ignore[arg-type]  # a stand-in
 
 
 def test_what_is_refused(base, tmp_path):

@@ -68,8 +68,8 @@ def test_following_compares_one_patch_with_its_controls():
                     continue  # outside of the frame: no control, not counted
                 for name, column in places.items():
                     key = len(TEXT) + other * 12 + row * 4 + column + 1  # patch i enters at place i + 1
-                    sums[name].append(captured.temporal[:, :, q, key])
-                sums["even"].append(np.full((2, 2), 1 / captured.temporal_visible[0, q].sum()))
+                    sums[name].append(captured.maps("temporal")[:, :, q, key])
+                sums["even"].append(np.full((2, 2), 1 / captured.visible("temporal")[0, q].sum()))
     # In frame 4 it stands in column 0, where the other way lies outside of the frame: nothing is counted.
     for name, values in sums.items():
         np.testing.assert_allclose(table[name], np.mean(values, 0).flatten(), atol=1e-6)
@@ -92,8 +92,9 @@ def test_silencing_is_the_rise_without_the_temporal_channel():
         assert row.rise == pytest.approx(float(np.mean(rises)), abs=1e-5) and not math.isclose(
             row.rise, 0, abs_tol=1e-4
         )
-    gate = clips[0].model.blocks[1].gate.sigmoid().mean().item()
-    assert table["temporal share"][1] == pytest.approx(1 - gate, abs=1e-5)
+    gate = clips[0].model.blocks[1].gate
+    assert gate is not None
+    assert table["temporal share"][1] == pytest.approx(1 - gate.sigmoid().mean().item(), abs=1e-5)
 
 
 def test_controls_hide_and_swap_words():

@@ -158,8 +158,8 @@ def test_report_in_closed_form(tmp_path):
     tokenizer = train(tmp_path, steps=1)
     frames = torch.zeros(1, 3, 16, 16)
     frames[..., :8, :8] = 0.5
-    tokenizer.encode = lambda chunk: torch.tensor([[[3, 0], [0, 0]]])  # type: ignore[method-assign]
-    tokenizer.decode = lambda ids: frames + 0.1  # type: ignore[method-assign]
+    tokenizer.encode = lambda chunk: torch.tensor([[[3, 0], [0, 0]]])  # type: ignore[method-assign]  # a stand-in
+    tokenizer.decode = lambda ids: frames + 0.1  # type: ignore[method-assign]  # a stand-in
     report = codebook_report(tokenizer, frames)
     assert report["codes_used"] == 2
     assert report["perplexity"] == pytest.approx(4 / 3**0.75, rel=1e-5)

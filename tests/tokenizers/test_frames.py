@@ -39,7 +39,7 @@ def patches() -> FrameTokenizer:
     torch.manual_seed(0)
     network = PatchVQVAE(codes=64, widths=(16, 12, 8, 4))
     network.codebook[1:] = torch.rand(63, 192)
-    torch.nn.init.normal_(network.mend[-1].weight, std=0.1)  # type: ignore[arg-type]
+    torch.nn.init.normal_(network.get_parameter(f"mend.{len(network.mend) - 1}.weight"), std=0.1)
     return FrameTokenizer(network).eval()
 
 

@@ -23,6 +23,7 @@ from cogvideo.training.run import train
 from cogvideo.training.sharded import state_of
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

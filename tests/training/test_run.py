@@ -1,18 +1,16 @@
 """Training on tokenized folders: what each stage moves, parts of a batch, the log, what is refused."""
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import start_held
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from training.tiny_tokens import (
@@ -101,7 +99,7 @@ def test_image_model_and_super_resolution(tmp_path, capsys):
     after = load_model(tmp_path / "run/model")
     before = weights_of(tmp_path / "weights")
     assert after.config.num_frames == 1
-    assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])  # type: ignore[union-attr]
+    assert not torch.equal(after.blocks[0].mlp.up.weight, before["blocks.0.mlp.up.weight"])
     write_tokens(tmp_path / "large", kind="superres")
     write_superres(tmp_path / "superres")
     changes = {
@@ -217,20 +215,20 @@ def test_a_finished_run_is_not_run_again(base):
     assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(base, tmp_path):
     """kill -9 anywhere in the run, and the same command again: bitwise the losses of the undisturbed run."""
     optimizer = {"steps": 60, "batch_size": 4, "warmup": 1}
     train(write_config(base, run_dir=str(tmp_path / "straight"), optimizer=optimizer, log_every=7))
     path = write_config(base, run_dir=str(tmp_path / "killed"), optimizer=optimizer, log_every=7)
-    command = [sys.executable, "-m", "cogvideo", "train", str(path)]
     checkpoint, reached, kills = tmp_path / "killed/checkpoint.pt", -1, 0
     while kills < 2:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = start_held("checkpoint.pt", 25, "train", path)
         while process.poll() is None and step_of(checkpoint) <= reached:
             time.sleep(0.01)
         time.sleep(0.05 * kills)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         kills, reached = kills + 1, step_of(checkpoint)
     assert reached < 60
     train(path)

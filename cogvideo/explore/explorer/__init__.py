@@ -8,7 +8,7 @@ Both have one front end, in app/: plain JavaScript without a build step, nothing
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.page import Page, page
@@ -21,16 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Page", "Scene", "clip_scene", "live", "page", "scenes", "select"]
 
 
-def live(
-    scenes: Sequence[Scene],
-    *,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    patch: Sequence[int] | None = None,
-) -> "LiveExplorer":
-    """A Jupyter widget over scenes that computes maps when they are asked for; arguments as in `page`."""
+def live(scenes: Sequence[Scene], **chosen: Any) -> "LiveExplorer":
+    """A Jupyter widget over scenes that computes maps on demand. chosen: as in `page`."""
     try:
         from cogvideo.explore.explorer.widget import LiveExplorer
     except ImportError:
         raise CogVideoError('The live explorer needs anywidget: pip install "cogvideo[notebooks]".') from None
-    return LiveExplorer(scenes, layers=layers, heads=heads, patch=patch)
+    return LiveExplorer(scenes, **chosen)

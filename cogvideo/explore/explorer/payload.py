@@ -1,8 +1,7 @@
 """What the front end is given: what there is to see as plain values (`describe`), and packed maps (`pack`).
 
-A weight a of a row whose largest is m is stored as the byte round(255 sqrt(a / m)) and read back as
-m (byte / 255)^2. The error is at most sqrt(a m) / 255 + m / 260100: under 0.4 % of the largest weight, and
-less for small ones.
+A weight a of a row whose largest is m is stored as the byte round(255 sqrt(a / m)): the error is at most
+sqrt(a m) / 255 + m / 260100.
 """
 
 import base64
@@ -29,20 +28,22 @@ class Selection(NamedTuple):
 
 
 def select(
-    c: ModelConfig, layers: Sequence[int] | None, heads: Sequence[int] | None, patch: Sequence[int] | None
+    c: ModelConfig,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    patch: Sequence[int] | None = None,
 ) -> Selection:
     """Layers and heads (None: all) and a patch (frame, row, column), checked and spelled out."""
     shape, start = (c.num_frames, c.frame_height, c.frame_width), None
     if patch is not None:
-        if len(patch) != 3 or not all(0 <= value < size for value, size in zip(patch, shape, strict=True)):
-            t, h, w = (size - 1 for size in shape)
+        try:
+            start = int(np.ravel_multi_index(tuple(patch), shape))
+        except ValueError:
+            ranges = "frame 0..{}, row 0..{} and column 0..{}".format(*(size - 1 for size in shape))
             given = ",".join(map(str, patch))
-            raise CogVideoError(
-                f"There is no patch {given}: give frame 0..{t}, row 0..{h} and column 0..{w}."
-            )
-        start = int(np.ravel_multi_index(tuple(patch), shape))
-    layers = numbers("layers", layers, c.num_layers, range(c.num_layers))
-    return Selection(layers, numbers("heads", heads, c.num_heads, range(c.num_heads)), start)
+            raise CogVideoError(f"There is no patch {given}: give {ranges}.") from None
+    layers, heads = numbers("layers", layers, c.num_layers), numbers("heads", heads, c.num_heads)
+    return Selection(layers, heads, start)
 
 
 def describe(scenes: Sequence[Scene], selection: Selection) -> dict[str, Any]:
@@ -92,7 +93,9 @@ def _describe_scene(scene: Scene, layers: list[int]) -> dict[str, Any]:
     steps = np.zeros(scene.frames.shape, int)
     steps[made] = masks.decoding_steps(c, made).numpy()
     blocks: list[Any] = list(scene.model.blocks)
-    gates = [block.gate.detach().sigmoid().float().cpu().numpy() for block in blocks]
+    gates = np.stack([blocks[layer].gate.detach().sigmoid().float().cpu().numpy() for layer in layers])
+    low, high = np.quantile(gates, [0.1, 0.9], 1)
+    spread = {"mean": gates.mean(1), "low": low, "high": high}
     return {
         "title": scene.title,
         "stage": scene.stage,
@@ -102,13 +105,8 @@ def _describe_scene(scene: Scene, layers: list[int]) -> dict[str, Any]:
             for time, (pixels, seconds) in enumerate(zip(scene.pixels, scene.seconds, strict=True))
         ],
         "steps": steps.ravel().tolist(),
-        "gates": [_spread(gates[layer]) for layer in layers],
+        "gates": [{name: float(value[i]) for name, value in spread.items()} for i in range(len(layers))],
     }
-
-
-def _spread(gate: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(gate, [0.1, 0.9])
-    return {"mean": float(gate.mean()), "low": float(low), "high": float(high)}
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -68,9 +68,8 @@ def scenes(
     settings = f"{seconds:g} s · seed {seed}"
     made = [_scene(pipe, "Key frames", prompt, settings, tokens[0], seconds)]
     for number in range(1, (most if rounds is None else min(rounds, most)) + 1):
-        title = f"frames between {number}/{most}"
-        tokens = pipe.interpolate_once(tokens, [prompt], seconds, number, seed, title=title, progress=progress)
-        span = seconds / 2**number
+        span, shown = seconds / 2**number, {"title": f"frames between {number}/{most}", "progress": progress}
+        tokens = pipe.interpolate_once(tokens, [prompt], seconds, number, seed, **shown)
         for start in range(0, tokens.shape[1] - 4, 4):
             begin, some = start / 4 * span, tokens[0, start : start + 5]
             name = f"Between, round {number}: {begin:g} to {begin + span:g} s"
@@ -98,15 +97,9 @@ def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: floa
 
 
 def _scene(
-    pipe: Pipeline,
-    title: str,
-    prompt: str,
-    settings: str,
-    tokens: Tensor,
-    span: float,
-    begin: float = 0.0,
+    pipe: Pipeline, title: str, prompt: str, settings: str, tokens: Tensor, span: float, begin: float = 0.0,
     stage: int = 1,
-) -> Scene:
+) -> Scene:  # fmt: skip
     """tokens [T,N] that span `span` seconds from `begin` on."""
     ids = pipe._text([prompt], [span], pipe.sampling.key_frame_suffix)[0][0]
     rate = frame_rate_text(span)

@@ -12,7 +12,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.page import front_end
 from cogvideo.explore.explorer.payload import describe, select
 from cogvideo.explore.explorer.scenes import Scene
-from cogvideo.explore.recording import CHANNELS, Recording
+from cogvideo.explore.recording import CHANNELS
 
 KEPT_RECORDINGS = 2  # each holds the inputs of all layers: 1.2 GB at full size, 1 MB for the demo
 
@@ -23,22 +23,12 @@ class LiveExplorer(anywidget.AnyWidget):
     _esm, _css = front_end()
     info = traitlets.Dict().tag(sync=True)
 
-    def __init__(
-        self,
-        scenes: Sequence[Scene],
-        *,
-        layers: Sequence[int] | None,
-        heads: Sequence[int] | None,
-        patch: Sequence[int] | None,
-    ):
-        super().__init__(info=describe(scenes, select(scenes[0].model.config, layers, heads, patch)))
-        self._scenes = list(scenes)
-        self._recording = lru_cache(KEPT_RECORDINGS)(self._record)
+    def __init__(self, scenes: Sequence[Scene], **chosen: Any):
+        super().__init__(info=describe(scenes, select(scenes[0].model.config, **chosen)))
+        record = lambda scene: scenes[scene].record(self.info["layers"])  # noqa: E731
+        self._recording = lru_cache(KEPT_RECORDINGS)(record)
         self._recording(0)  # now, not at the first click
         self.on_msg(self._answer)
-
-    def _record(self, scene: int) -> Recording:
-        return self._scenes[scene].record(self.info["layers"])
 
     def _answer(self, _, question: dict[str, Any], __) -> None:
         number = question["number"]
@@ -52,8 +42,8 @@ class LiveExplorer(anywidget.AnyWidget):
     def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         """{scene, layer, place} or {scene, layer, word} -> values, [spatial, temporal].
 
-        place: the number of a position of the clip. scene and layer count what was chosen. The two buffers
-        hold float32 [heads, keys], or for a word [heads, positions].
+        place: the number of a position of the clip. The buffers hold float32 [heads, keys or, for a word,
+        positions].
         """
         column = "word" in question
         n = self.info["height"] * self.info["width"]
