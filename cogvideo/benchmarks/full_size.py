@@ -32,7 +32,7 @@ from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.text import TextTokenizer
 
-PROMPT = "a red 3 moves right"  # words of the demo's text model, which stands for the released one
+PROMPT = "a lion drinks milk"  # words of the demo's text model, which stands for the released one
 
 
 @dataclass(frozen=True)

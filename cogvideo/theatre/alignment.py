@@ -1,18 +1,19 @@
-"""Do generated clips show what their prompts say? Scores of a demo model, read from pixels by `judge.Judge`.
+"""Do generated clips show what their sentences say? Scores of a demo model, read from pixels.
 
-`evaluate("demo")` asks two sets of questions with test seeds. Whole actions: the frame-rate text that holds all of the
-action (paper section 3.1); are digit, colour and action those of the prompt, and is it one object all the time? Parts:
-frame-rate texts of 4, 2, 1 and 0.5 s; is the share of the action that is shown the one that fits in that time?
-Real clips, and real clips passed through the frame tokenizer, answer the same questions: the second are the ceiling.
+Two sets of questions for each group of `scenes.groups`. Whole actions: the frame-rate text that holds all
+of the action (paper section 3.1), five key frames, and the interpolated clip. Parts: frame-rate texts of 4,
+2, 1 and 0.5 s. Real clips, and real clips passed through the frame tokenizer, answer the same questions:
+the second are the ceiling.
 """
 
 import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,57 +22,29 @@ from torch import Tensor
 
 from cogvideo.errors import CogVideoError
 from cogvideo.io import commit, write_json
-from cogvideo.theatre.digits import ACTION_NAMES, DURATIONS, Clips, World, is_held_out, render, sample_clips
-from cogvideo.theatre.judge import Judge
+from cogvideo.theatre.judge import DAMAGES, Judge, damage
+from cogvideo.theatre.questions import FRAMES, GROUPS, Questions, draw_questions
+from cogvideo.theatre.scenes import FPS
+from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS, score_key_frames, score_whole_clips
 from cogvideo.tokenizers.frames import FrameTokenizer
 
-PART_TOLERANCE = 0.15
-PART_SPANS = (4.0, 2.0, 1.0, 0.5)  # seconds
-TARGETS = {"digit": 0.90, "color": 0.98, "action": 0.90, "same": 0.90, "part": 0.80}
-LABELS = {
-    "digit": "digit",
-    "color": "colour",
-    "action": "action and direction",
-    "same": "same object in all frames",
-    "part": "part shown (frame rate)",
-}
+if TYPE_CHECKING:
+    from cogvideo.sampling.pipeline import Pipeline
+
 SOURCES = {"model": "model", "ceiling": "ceiling (tokenizer)", "real": "real clips"}
-KEYS = re.compile("first_|key_|temperature|top_k|clusters")  # settings that touch key frames
-BATCH = 50  # prompts that are generated together
+SETTINGS = re.compile(
+    "first_|key_|fill_|temperature|top_k|clusters"
+)  # sampling settings that touch these clips
+BATCH, FRAMES_TOGETHER = 50, 600  # prompts, and frames of whole clips, that are generated together
+DAMAGED = 96  # real clips that are damaged on purpose
+SYMMETRIC = ("throws", "rings")  # key frames of these actions are the same backwards
 
-
-def score_key_frames(
-    frames: np.ndarray | Tensor, clips: Clips, spans: float | np.ndarray, *, judge: Judge | None = None
-) -> dict[str, np.ndarray]:
-    """Score clips [n, T, H, W, 3] (uint8, or floats in 0..1) whose T frames span `spans` (a number or n) seconds.
-
-    Returns arrays [n]: booleans "digit", "color", "action" (right kind and direction, all the way: to be asked where
-    the span holds the whole action), "same" (one object with one digit and colour in every frame) and "part" (the share
-    of the prompt's action that is shown lies within 0.15 of what it should be), and the shares themselves, "shown" (NaN
-    where the object moves in another way) and "expected".
-    Raises CogVideoError for clips of two objects or of shapes, and for frames of another form.
-    """
-    if clips.world.objects != 1 or clips.world.glyphs == "shapes":
-        raise CogVideoError(
-            "The judge reads clips of one digit: evaluate a world with objects=1 and digits as glyphs."
-        )
-    seen = (judge or Judge.from_pretrained()).observe(frames)
-    digit, color, action, duration = (
-        field[:, 0] for field in (clips.kind, clips.color, clips.action, clips.duration)
-    )
-    ratio = np.broadcast_to(spans, digit.shape) / duration
-    expected = np.minimum(1, ratio)
-    shown = seen.part(action, expected)
-    part = abs(shown - expected) <= PART_TOLERANCE
-    return {
-        "digit": seen.digit == digit,
-        "color": seen.clip_color == color,
-        "action": (seen.action(ratio) == action) & part,
-        "same": seen.same_object,
-        "part": part,
-        "shown": shown,
-        "expected": expected,
-    }
+KeyFrames = Callable[
+    [list[str], list[float], list[int]], np.ndarray | Tensor
+]  # prompts, seconds, seeds -> [b,5,H,W,3]
+WholeClips = Callable[
+    [list[str], float, list[int]], np.ndarray | Tensor
+]  # the same, seconds shared -> [b,T,H,W,3]
 
 
 def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -84,98 +57,141 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-@dataclass(frozen=True)
-class Questions:
-    """n clips of the test split: what to ask for, and how the model's answers are told apart."""
-
-    clips: Clips
-    spans: np.ndarray  # [n] seconds that the frames span
-    languages: np.ndarray  # [n] "en" or "zh"
-    seeds: np.ndarray  # [n] of the model's random numbers, so that answers are independent
-
-    @property
-    def prompts(self) -> list[str]:
-        return [self.clips.caption(i, language) for i, language in enumerate(self.languages)]
-
-    def real_frames(self, num_frames: int = 5) -> Tensor:
-        """The clips themselves as the world draws them, float [n, T, 64, 64, 3] in 0..1."""
-        times = np.linspace(0, self.spans, num_frames, axis=1)
-        return rearrange(render(self.clips, times), "n t c h w -> n t h w c")
-
-    def groups(self) -> dict[str, np.ndarray]:
-        """Names [n] by which answers are told apart."""
-        kind, color, action = self.clips.kind[:, 0], self.clips.color[:, 0], self.clips.action[:, 0]
-        return {
-            "language": self.languages,
-            "combination": np.where(is_held_out(kind, color, action), "never told", "trained"),
-            "action": np.array(ACTION_NAMES)[action],
-            "digit": np.array(self.clips.world.names)[kind],
-            "span": np.array([f"{span:g} s" for span in self.spans]),
-            "share that fits": np.array([f"{min(1, r):.3g}" for r in self.spans / self.clips.duration[:, 0]]),
-        }
-
-
-def draw_questions(n: int, seed: int, *, parts: bool, world: World = World()) -> Questions:
-    """n questions of the test split, balanced over actions, durations, languages and (if `parts`) spans."""
-    rng = np.random.default_rng([seed, parts])
-    pool = sample_clips(40 * n + 200, rng, split="test", world=world)
-    wanted = rng.permutation(np.arange(n) % len(ACTION_NAMES))
-    chosen = np.zeros(n, int)
-    for action in range(len(ACTION_NAMES)):
-        rows = wanted == action
-        chosen[rows] = np.flatnonzero(pool.action[:, 0] == action)[: rows.sum()]
-    durations = rng.permutation(np.array(DURATIONS)[np.arange(n) % len(DURATIONS)])[:, None]
-    fields = {name: getattr(pool, name)[chosen] for name in ("kind", "color", "action", "x", "y", "scan")}
-    clips = replace(pool, **fields, duration=durations)
-    whole = np.array([clips.span(i) for i in range(n)])
-    spans = rng.permutation(np.array(PART_SPANS)[np.arange(n) % len(PART_SPANS)]) if parts else whole
-    languages = rng.permutation(np.array(["en", "zh"])[np.arange(n) % 2])
-    return Questions(clips, spans, languages, rng.integers(2**31, size=n))
-
-
 def compare(
-    generate: Callable[[list[str], list[float], list[int]], np.ndarray | Tensor],
+    generate: KeyFrames,
     tokenizer: FrameTokenizer,
     *,
+    whole: WholeClips | None = None,
     n: int = 200,
     seed: int = 0,
-    world: World = World(),
+    ask: Sequence[str] = GROUPS,
     progress: bool = True,
 ) -> dict:
-    """Score `generate(prompts, seconds, seeds) -> frames [b, T, 64, 64, 3]`, the tokenizer's ceiling and real clips.
+    """Score a model, the tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
 
-    Returns {"model" | "ceiling" | "real": {measure: counts}, "groups": {group: {name: {measure: counts}}}}, where
-    counts hold right, n, rate and the 95 % interval low..high; the groups are those of the model.
+    generate makes key frames; whole makes interpolated clips, of which the first and every so many are the
+    key frames of whole actions (without it, whole clips are not scored).
+
+    Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}},
+    "damages": {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by"
+    is about the model.
     """
-    judge = Judge.from_pretrained()
-    result: dict = {source: {} for source in SOURCES} | {"groups": {}}
-    for parts in (False, True):
-        questions = draw_questions(n, seed, parts=parts, world=world)
-        made = []
-        for start in range(0, n, BATCH):
-            if progress:
-                what = "parts of actions" if parts else "whole actions"
-                print(f"\ralignment, {what}: {start} of {n} clips ", end="", file=sys.stderr, flush=True)
-            rows = slice(start, start + BATCH)
-            spans, seeds = questions.spans[rows].tolist(), questions.seeds[rows].tolist()
-            frames = generate(questions.prompts[rows], spans, seeds)
-            made.append(torch.as_tensor(frames))
-        model = torch.cat(made)
-        real = questions.real_frames(model.shape[1])
-        measures = ["part"] if parts else [name for name in TARGETS if name != "part"]
-        for source, frames in (("model", model), ("ceiling", _rebuild(real, tokenizer)), ("real", real)):
-            scores = score_key_frames(frames, questions.clips, questions.spans, judge=judge)
-            result[source] |= {name: _count(scores[name]) for name in measures}
-            if source == "model":
-                for group, names in questions.groups().items():
-                    for name in np.unique(names):
-                        entry = result["groups"].setdefault(group, {}).setdefault(str(name), {})
-                        entry.update(
-                            {measure: _count(scores[measure][names == name]) for measure in measures}
-                        )
+    judge, result = Judge(), {}
+    for group in ask:
+        result[group] = found = {source: {} for source in SOURCES} | {"by": {}}
+        for parts in (False, True):
+            asked = draw_questions(n, seed, parts=parts, group=group)
+            done = 0
+            for some in _batches(asked, whole=whole is not None and not parts):
+                if progress:
+                    what = "parts of actions" if parts else "whole actions"
+                    print(
+                        f"\ralignment, {group}, {what}: {done} of {n} clips   ",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                done += len(some)
+                for source, frames in _answers(some, generate, None if parts else whole, tokenizer):
+                    scores = _scores(frames, some, judge, parts)
+                    _add(found[source], scores)
+                    if source == "model":
+                        for kind, names in some.kinds.items():
+                            for name in np.unique(names):
+                                entry = found["by"].setdefault(kind, {}).setdefault(str(name), {})
+                                _add(entry, {score: right[names == name] for score, right in scores.items()})
+    result["damages"] = score_damages(min(n, DAMAGED), seed, judge)
     if progress:
         print(file=sys.stderr)
+    return _with_rates(result)
+
+
+def _batches(asked: Questions, whole: bool) -> Iterator[Questions]:
+    """Questions in batches; whole clips in one batch are of one length."""
+    if not whole:
+        yield from (asked[slice(start, start + BATCH)] for start in range(0, len(asked), BATCH))
+        return
+    for span in np.unique(asked.spans):
+        rows = np.flatnonzero(asked.spans == span)
+        size = max(1, min(BATCH, FRAMES_TOGETHER // round(FPS * span)))
+        yield from (asked[rows[start : start + size]] for start in range(0, len(rows), size))
+
+
+def _answers(
+    asked: Questions, generate: KeyFrames, whole: WholeClips | None, tokenizer: FrameTokenizer
+) -> Iterator[tuple[str, Tensor]]:
+    """The clips of every source; what a "real" clip is depends on the number of frames of the model's."""
+    prompts, seeds = asked.prompts, asked.seeds.tolist()
+    made = (
+        whole(prompts, float(asked.spans[0]), seeds)
+        if whole
+        else generate(prompts, asked.spans.tolist(), seeds)
+    )
+    model = torch.as_tensor(made)
+    yield "model", model
+    real = asked.real_frames(model.shape[1])
+    yield "ceiling", _rebuild(real, tokenizer)
+    yield "real", real
+
+
+def _scores(frames: Tensor, asked: Questions, judge: Judge, parts: bool) -> dict[str, np.ndarray]:
+    """Booleans [n] of the scores that this kind of question asks for."""
+    keys = frames[:, :: (frames.shape[1] - 1) // (FRAMES - 1)]
+    scores = score_key_frames(keys, asked.clips, asked.spans, judge=judge)
+    if parts:
+        return {"part": scores["part"]}
+    scores = {name: scores[name] for name in ("actor", "object", "background", "same", "order")}
+    if frames.shape[1] > FRAMES:
+        scores |= score_whole_clips(frames, asked.clips, float(asked.spans[0]), judge=judge)
+    return scores
+
+
+def score_damages(n: int, seed: int, judge: Judge) -> dict[str, dict]:
+    """{damage: {score: [right, n]}} of real clips that are damaged on purpose: what each score feels.
+
+    "reversed" leaves out actions whose key frames are the same backwards.
+    """
+    result: dict[str, dict] = {}
+    for kind in ("none", *DAMAGES):
+        asked = draw_questions(n, seed, parts=False)
+        if kind == "reversed":
+            asked = asked[~np.isin(asked.kinds["action"], SYMMETRIC)]
+        result[kind] = {}
+        for some in _batches(asked, whole=True):
+            frames = damage(some.clips, some.times(round(FPS * some.spans[0]) + 1), kind)
+            _add(result[kind], _scores(frames, some, judge, parts=False))
     return result
+
+
+def _add(counts: dict, scores: dict[str, np.ndarray]) -> None:
+    """Add to counts {score: [right, n]} what arrays of booleans say."""
+    for name, right in scores.items():
+        before = counts.get(name, (0, 0))
+        counts[name] = [before[0] + int(right.sum()), before[1] + right.size]
+
+
+def _with_rates(counts: dict) -> dict:
+    """Counts [right, n], at any depth, with their rates and intervals."""
+    result = {}
+    for name, entry in counts.items():
+        if isinstance(entry, dict):
+            result[name] = _with_rates(entry)
+        else:
+            (right, n), (low, high) = entry, wilson(*entry)
+            result[name] = {"right": right, "n": n, "rate": right / n, "low": low, "high": high}
+    return result
+
+
+def _rebuild(frames: Tensor, tokenizer: FrameTokenizer) -> Tensor:
+    """[n, T, 64, 64, 3] -> the same after tokens and back; each distinct picture is rebuilt once."""
+    flat = rearrange((frames * 255).round().byte(), "n t h w c -> (n t) (h w c)").numpy()
+    _, first, again = np.unique([row.tobytes() for row in flat], return_index=True, return_inverse=True)
+    pictures = rearrange(frames, "n t h w c -> (n t) c h w")[torch.from_numpy(first)]
+    device = tokenizer.codebook.device
+    rebuilt = [
+        tokenizer.decode(tokenizer.encode(some.to(device))).clamp(0, 1).cpu() for some in pictures.split(100)
+    ]
+    return rearrange(torch.cat(rebuilt)[torch.from_numpy(again)], "(n t) c h w -> n t h w c", n=len(frames))
 
 
 def evaluate(
@@ -188,11 +204,15 @@ def evaluate(
     progress: bool = True,
     device: str = "auto",
 ) -> dict:
-    """Ask a demo model 2 n questions, print the table of answers and return it (see `compare`) with its settings.
+    """Ask a demo model 2 n questions of each group, print the scores and return them with the settings.
 
-    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the pipeline's own.
+    The result is that of `compare`, and "settings".
+
+    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the
+    pipeline's own.
     out: a JSON file.
-    Raises CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
+
+    Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
     """
     if n < 1:
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
@@ -204,7 +224,7 @@ def evaluate(
     pipe = Pipeline.from_pretrained(weights, device=device)
     if guidance is not None:
         pipe = pipe.with_sampling(key_guidance=guidance)
-    result = compare(pipe.key_frames, pipe.frames, n=n, seed=seed, progress=progress)
+    result = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=n, seed=seed, progress=progress)
     result["settings"] = {
         "weights": str(weights),
         "sha256": weights_hash(DEMO if str(weights) == "demo" else weights),
@@ -220,24 +240,46 @@ def evaluate(
     return result
 
 
+def whole_clips(pipe: "Pipeline") -> WholeClips:
+    """Interpolated small clips of a pipeline, as `compare` asks for them."""
+
+    def make(prompts: list[str], seconds: float, seeds: list[int]) -> np.ndarray:
+        videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+        assert isinstance(videos, list)  # one for each prompt
+        return np.stack([video.frames for video in videos])
+
+    return make
+
+
 def table(result: dict, *, details: bool = False) -> str:
-    """The result as plain text: rates in percent with 95 % intervals; `details` adds the model's rates by group."""
-    settings = result.get("settings", {})
-    lines = ["  ".join(f"{key} {value}" for key, value in settings.items() if key != "sampling")]
-    lines.append(
-        "  ".join(f"{key}={value}" for key, value in settings.get("sampling", {}).items() if KEYS.match(key))
-    )
+    """The result as plain text: percent and 95 % intervals; `details` adds the model's rates by kind."""
+    settings = dict(result.get("settings", {}))
+    sampling = settings.pop("sampling", {})
+    lines = ["  ".join(f"{key} {value}" for key, value in settings.items())]
+    lines.append("  ".join(f"{key}={value}" for key, value in sampling.items() if SETTINGS.match(key)))
     row = "{:<28}" + "{:<24}" * len(SOURCES) + "{}"
-    lines.append(row.format("right, in %", *(f"{label} (n)" for label in SOURCES.values()), "target"))
-    for measure, label in LABELS.items():
-        cells = [_cell(result[source][measure]) for source in SOURCES]
-        lines.append(row.format(label, *cells, f">= {100 * TARGETS[measure]:.0f}"))
-    for group, entries in result["groups"].items():
-        if details or group in ("language", "combination"):
-            lines += ["", f"model, by {group}"]
+    for group in (group for group in GROUPS if group in result):
+        found = result[group]
+        lines += [
+            "",
+            row.format(f"{group}: right, in %", *(f"{label} (n)" for label in SOURCES.values()), "target"),
+        ]
+        for score in (score for score in LABELS if score in found["model"]):
+            goal = TARGETS[group].get(score)
+            target = f">= {100 * goal:.0f}" if goal else ""
+            lines.append(
+                row.format(LABELS[score], *(_cell(found[source][score]) for source in SOURCES), target)
+            )
+        for kind, entries in found["by"].items() if details else ():
+            lines += ["", f"{group}: model, by {kind}"]
             for name, entry in entries.items():
-                rates = [f"{LABELS[m].split()[0]} {_cell(entry[m])}" for m in LABELS if m in entry]
-                lines.append(f"  {name:<16}" + "  ".join(rates))
+                rates = [f"{LABELS[s]} {_cell(entry[s])}" for s in LABELS if s in entry]
+                lines.append(f"  {name:<14}" + "  ".join(rates))
+    scores = ("background", "same", "order", "whole clip")
+    lines += ["", "{:<24}".format("real clips, damaged") + "".join(f"{LABELS[s]:<20}" for s in scores)]
+    for kind, entry in result["damages"].items():
+        lines.append(f"{kind:<24}" + "".join(f"{100 * entry[s]['rate']:<20.0f}" for s in scores))
+    lines += ["", *(f"{label}: {MEANINGS[score]}" for score, label in LABELS.items())]
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
@@ -248,22 +290,6 @@ def weights_hash(folder: str | Path) -> str:
         digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _rebuild(frames: Tensor, tokenizer: FrameTokenizer) -> Tensor:
-    """[n, T, 64, 64, 3] -> the same after tokens and back."""
-    pictures = rearrange(frames, "n t h w c -> (n t) c h w")
-    device = tokenizer.codebook.device
-    rebuilt = [
-        tokenizer.decode(tokenizer.encode(some.to(device))).clamp(0, 1).cpu() for some in pictures.split(100)
-    ]
-    return rearrange(torch.cat(rebuilt), "(n t) c h w -> n t h w c", n=len(frames))
-
-
-def _count(right: np.ndarray) -> dict:
-    k, n = int(right.sum()), len(right)
-    low, high = wilson(k, n)
-    return {"right": k, "n": n, "rate": k / n, "low": low, "high": high}
 
 
 def _cell(counts: dict) -> str:

@@ -1,4 +1,4 @@
-"""The recipe of the demo weights, from a YAML file: tokenizers, image model, stages, super-resolution."""
+"""The recipe of the demo weights: tokenizers, image model, stages 1 and 2, super-resolution."""
 
 import os
 import shutil
@@ -24,9 +24,9 @@ from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, write_json, write_whole
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
-from cogvideo.theatre.batches import OPENING, PICTURES, STRAYS, UNSURE, UNTOLD, DigitsBatches
-from cogvideo.theatre.digits import World, random_frames
-from cogvideo.theatre.moments import Moments
+from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, TheatreBatches
+from cogvideo.theatre.conditioning import PhaseConditioning
+from cogvideo.theatre.drawing import random_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 from cogvideo.training.checkpoints import fingerprint, read_checkpoint
@@ -40,9 +40,11 @@ PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
 @dataclass(frozen=True)
 class FramesConfig:
     codes: int
-    codebook_steps: int
     decoder: OptimizerConfig
-    pool_frames: tuple[int, ...] = (6000, 600)  # small and large frames that are drawn once
+    pool_frames: tuple[int, ...] = (
+        4000,
+        1000,
+    )  # small and large frames that the decoder's crops are cut from
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class RecipeConfig:
     parts: tuple[str, ...]
     seed: int
     threads: int
-    world: World
     frames: FramesConfig
     model: TransformerConfig
     image: OptimizerConfig
@@ -109,7 +110,7 @@ class Recipe:
             make_writable("output", Path(config.output))  # now, not after hours of training
 
     def text(self) -> None:
-        from cogvideo.theatre.dataset import train_demo_text_model
+        from cogvideo.theatre.captions import train_demo_text_model
 
         path = self.run_dir / "text.model"
         if not path.exists():
@@ -120,12 +121,9 @@ class Recipe:
 
         path, c = self.run_dir / "frames.safetensors", self.config.frames
         tokenizer = train_frame_tokenizer(
-            lambda seed, n, size: random_frames(seed, n, size, world=self.config.world),
             codes=c.codes,
-            codebook_steps=c.codebook_steps,
             decoder=c.decoder,
             pool_frames=c.pool_frames,
-            what=to_dict(self.config.world),
             checkpoint_seconds=self.config.checkpoint_seconds,
             seed=self.config.seed,
             run_dir=self.run_dir / "frames",
@@ -133,7 +131,7 @@ class Recipe:
         if not path.exists():
             tokenizer.save(path, dtype=torch.float16)
             for size in (64, 192):
-                held_out = random_frames(10**6, 64, size, world=self.config.world, split="test")
+                held_out = random_frames(10**6, 128, size, split="pictures")
                 report = codebook_report(FrameTokenizer.load(path), held_out)
                 values = ", ".join(f"{key} {value:.4g}" for key, value in report.items())
                 print(f"frame tokenizer, {size} px: {values}")
@@ -141,16 +139,16 @@ class Recipe:
     def image(self) -> None:
         _, frames = self._tokenizers()
         model = CogVideoTransformer(self._image_config()).initialize(self.config.seed, frames.codebook)
-        moments = Moments(model.config.hidden_size, self.config.seed)
-        both = nn.ModuleDict({"image": model, "moments": moments})
+        phase = PhaseConditioning(model.config.hidden_size, self.config.seed)
+        both = nn.ModuleDict({"image": model, "phase": phase})
 
         def save(folder: Path) -> None:
-            (folder / "moments").mkdir(exist_ok=True)
-            write_weights(folder / "moments", moments.state_dict())
+            (folder / "phase").mkdir(exist_ok=True)
+            write_weights(folder / "phase", phase.state_dict())
             save_model(model, folder)
 
-        own = {"model": to_dict(model.config), "shown": [PICTURES, OPENING, STRAYS, UNTOLD, UNSURE]}
-        self._fit("image", both, both.parameters(), lambda batch: moments.loss(model, batch), save, own)
+        own = {"model": to_dict(model.config), "shown": [OPENING, ANY_PHASE, WHOLE, SHORTER, UNSURE]}
+        self._fit("image", both, both.parameters(), lambda batch: phase.loss(model, batch), save, own)
 
     def stage1(self) -> None:
         self._video_stage("stage1", "sequential")
@@ -163,9 +161,9 @@ class Recipe:
         image = load_model(self._need("image"))
         model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
         if order == "sequential":
-            moments = Moments(image.config.hidden_size)
-            moments.load_state_dict(read_weights(self.run_dir / "image" / "moments"))
-            moments.tell_frames(model)
+            phase = PhaseConditioning(image.config.hidden_size)
+            phase.load_state_dict(read_weights(self.run_dir / "image" / "phase"))
+            phase.start_stage(model)
         share_frame_vectors(model)
 
         # Another image model makes another stage.
@@ -208,7 +206,7 @@ class Recipe:
             first_frame_position=c.text_length, temporal=False, **self._sizes(text, frames),
         )  # fmt: skip
 
-    def _sizes(self, text: TextTokenizer, frames: FrameTokenizer) -> dict[str, Any]:
+    def _sizes(self, text: TextTokenizer, frames: FrameTokenizer) -> dict[str, int]:
         """What the image model and super-resolution have in common."""
         c = self.config.model
         return {
@@ -241,19 +239,24 @@ class Recipe:
         text, frames = self._tokenizers()
         optimizer: OptimizerConfig = getattr(self.config, part)
         settings = {"part": part, "optimizer": to_dict(optimizer), "seed": self.config.seed} | own
-        settings |= {"world": to_dict(self.config.world), "tokens": frames.digest}
+        settings |= {"tokens": frames.digest}
         if (folder / "model.safetensors").exists():
             read_checkpoint(folder / "checkpoint.pt", settings)  # refuses what other settings trained
             return
         model.to(self.device)
         frames.to(self.device)
-        own_world = {"world": self.config.world, "seed": self.config.seed}
-        batches = DigitsBatches(stage or part, optimizer.batch_size, text=text, frames=frames, **own_world)
-        validation = [batches(step, self.device, split="test") for step in range(4)]
+        batches = TheatreBatches(
+            stage or part, optimizer.batch_size, text=text, frames=frames, seed=self.config.seed
+        )
+        kinds = ("seen", "unseen", "picture-only") if batches.split == "train" else ("pictures",)
+        held_out = {kind: [batches(step, self.device, split=kind) for step in range(4)] for kind in kinds}
 
         @torch.no_grad()
         def evaluate() -> dict[str, float]:
-            return {"test_loss": sum(float(loss(batch)) for batch in validation) / len(validation)}
+            return {
+                f"test_loss {kind}": sum(float(loss(batch)) for batch in found) / len(found)
+                for kind, found in held_out.items()
+            }
 
         def loss_of_step(step: int) -> Tensor:
             return loss(batches(step, self.device))
@@ -276,7 +279,7 @@ class Recipe:
 
 
 def share_frame_vectors(model: CogVideoTransformer) -> None:
-    """Let all tokens of a later frame learn one vector: its positions are frame 0's plus that.
+    """Let all tokens of a later frame learn one vector: their positions are frame 0's plus one vector a frame.
 
     Learned token by token, as in the release, a small model gets noise instead (rows wander by half their
     length), and does not know which frame it is drawing. The shapes of the weights are the release's.

@@ -24,7 +24,7 @@ import cogvideo
 from cogvideo.explore import explorer
 
 pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
-explorer.live([explorer.clip_scene(pipe, "a red 3 bounces", np.load("clip.npy"))])
+explorer.live([explorer.clip_scene(pipe, "a lion rings a bell", np.load("clip.npy"))])
 """
 # Press a key and tell how many milliseconds pass until what it asks for is drawn.
 TIMED = """async (key) => {
@@ -122,7 +122,7 @@ def lab(tmp_path) -> Iterator[str]:
 def test_a_question_takes_less_than_half_a_second_of_computing():
     """Time of the processor, which does not depend on what else the machine does."""
     pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
-    widget = explorer.live([explorer.clip_scene(pipe, "a red 3 bounces", falling_bar())])
+    widget = explorer.live([explorer.clip_scene(pipe, "a lion rings a bell", falling_bar())])
     for kind, questions in {"place": (70, 134, 199), "word": (1, 2, 3)}.items():
         taken = []
         for layer, number in enumerate(questions):  # each of a new layer, so that every one is computed

@@ -1,0 +1,63 @@
+"""How the demo's image model is conditioned on the action's phase, and why a frozen base needs it.
+
+Stages 1 and 2 cannot change the image model that they inherit. Which phase of the action a key frame shows
+depends on the frame's number, on the span and on the adverb together: frame k of five that span S seconds of
+an action of D seconds shows the part k / 4 * S / D of it. A small image model that has to find this out from
+its text does not; it draws any phase, and a temporal channel above it would have to replace the whole
+picture. So the image model is given the part while it is trained, as a logarithm along one direction of its
+stream, in which the three factors add up. What depends on the frame's number is added to the frame's inputs,
+where stage 1 has its positions; what depends on span and duration joins the stream with the attention output
+of the first layer, which is where stage 1's temporal channel, which reads the two words, can add it. Stage 1
+then has one number to say instead of a picture to paint.
+
+Pictures without a number (frame 0) come from any phase: first frames, and the frames that stage 2
+interpolates.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cogvideo.model.initialization import EMBEDDING_SCALE
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.theatre.batches import PictureBatch
+
+LAST = 4  # number of a clip's last key frame
+
+
+class PhaseConditioning(nn.Module):
+    """Two vectors [2,D] of the stream: that a phase is given, and two octaves of the action's part."""
+
+    def __init__(self, hidden_size: int, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.vectors = nn.Parameter(2 * EMBEDDING_SCALE * torch.randn(2, hidden_size, generator=generator))
+
+    def of_frames(self, numbers: Tensor) -> Tensor:
+        """Frame numbers [B] in 0..4 -> the vectors [B,D] added to these frames' inputs: 0 for frame 0."""
+        octaves = torch.log2(numbers.clamp(min=1) / LAST)
+        given = self.vectors[0] + (octaves[:, None] + 1) / 2 * self.vectors[1]
+        return given * (numbers > 0)[:, None]
+
+    def of_texts(self, octaves: Tensor) -> Tensor:
+        """log2(span / duration) [B] -> what joins the stream after the first layer's attention [B,D]."""
+        return octaves[:, None] / 2 * self.vectors[1]
+
+    def loss(self, model: CogVideoTransformer, batch: PictureBatch) -> Tensor:
+        """Mean cross entropy (nats) of an image model on pictures [B,1,N] conditioned on their phase."""
+        numbers, octaves = batch.numbers, batch.octaves
+        conditioning = self.of_frames(numbers)[:, None, None]
+        added = (self.of_texts(octaves) * (numbers > 0)[:, None])[:, None, None]
+
+        def add(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
+            return out + added if out.ndim == added.ndim else out  # the text's has fewer dimensions
+
+        with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(add):
+            return model.frame_losses(*batch.inputs, conditioning=conditioning).mean()
+
+    @torch.no_grad()
+    def start_stage(self, model: CogVideoTransformer) -> None:
+        """Give a stage 1 that is about to be trained its frames' numbers, as part of their positions."""
+        assert model.extra_position_embedding is not None
+        table, n = model.extra_position_embedding.weight, model.config.frame_tokens
+        for row, vector in enumerate(self.of_frames(torch.arange(1, model.config.num_frames))):
+            table[row * n : (row + 1) * n] += vector
