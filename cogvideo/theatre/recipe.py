@@ -61,6 +61,7 @@ class RecipeConfig:
 
     run_dir: str
     output: str
+    log_dir: str  # where the losses of the parts and their curves are kept
     parts: tuple[str, ...]
     seed: int
     threads: int
@@ -187,7 +188,9 @@ class Recipe:
         self._fit("superres", model, model.parameters(), loss, model.save_pretrained, own)
 
     def assemble(self) -> None:
-        """Put the finished parts into one pipeline folder, in half precision."""
+        """Put the finished parts into one pipeline folder, in half precision, and their log into another."""
+        from cogvideo.theatre.training_log import keep_log
+
         output = Path(self.config.output)
         (output / "tokenizers").mkdir(parents=True, exist_ok=True)
         for name in ("text.model", "frames.safetensors"):
@@ -197,6 +200,7 @@ class Recipe:
         superres = DirectSuperResolution.from_pretrained(self._need("superres"))
         superres.save_pretrained(output / "superres", dtype=torch.float16)
         write_json(output / "pipeline.json", to_dict(self.config.sampling))
+        keep_log(self.run_dir, Path(self.config.log_dir), to_dict(self.config))
 
     def _image_config(self) -> ModelConfig:
         text, frames = self._tokenizers()
