@@ -1,8 +1,9 @@
 """Do generated clips show what their sentences say? Scores of a demo model, read from pixels by `judge.Judge`.
 
-Two sets of questions for each group of `scenes.groups`. Whole actions: the frame-rate text that holds all of the action
-(paper section 3.1), five key frames, and the interpolated clip. Parts: frame-rate texts of 4, 2, 1 and 0.5 s.
-Real clips, and real clips passed through the frame tokenizer, answer the same questions: the second are the ceiling.
+Two sets of questions for each group of `scenes.groups`. Whole actions: the frame-rate text that holds all of
+the action (paper section 3.1), five key frames, and the interpolated clip. Parts: frame-rate texts of 4, 2, 1
+and 0.5 s. Real clips, and real clips passed through the frame tokenizer, answer the same questions: the
+second are the ceiling.
 """
 
 import os
@@ -67,11 +68,12 @@ def compare(
 ) -> dict:
     """Score a model, the frame tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
 
-    generate makes key frames; whole makes interpolated clips, of which the first and every so many are the key frames of
-    whole actions (without it, whole clips are not scored).
+    generate makes key frames; whole makes interpolated clips, of which the first and every so many are the
+    key frames of whole actions (without it, whole clips are not scored).
 
-    Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}}, "damages":
-    {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by" is about the model.
+    Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}},
+    "damages": {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by" is
+    about the model.
     """
     judge, result = Judge(), {}
     for group in ask:
@@ -198,8 +200,8 @@ def evaluate(
 ) -> dict:
     """Ask a demo model 2 n questions of each group, print the scores and return them (see `compare`) with the settings.
 
-    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the pipeline's own.
-    out: a JSON file.
+    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the
+    pipeline's own. out: a JSON file.
 
     Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
     """

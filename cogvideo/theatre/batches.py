@@ -31,7 +31,8 @@ UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exa
 class PictureBatch(Batch):
     """The image model's batch.
 
-    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]: log2(span / duration).
+    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]: log2(span /
+    duration).
     """
 
     numbers: Tensor

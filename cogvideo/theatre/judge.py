@@ -1,9 +1,9 @@
 """A judge of theatre clips that reads pixels: who is on the stage, with what, before which wall, in which state?
 
-Every frame is compared with all pictures that the theatre can show: first actor and background from the parts of the frame
-that nothing moves over, then the nearest of the 220 looks (arm and object) of that actor before that wall. A frame that is
-far from its nearest picture in any 8 x 8 block is unreadable. Scenes that look alike are one picture: which state a frame
-shows is therefore a set, and order is found from the sequence.
+Every frame is compared with all pictures that the theatre can show: first actor and background from the parts
+of the frame that nothing moves over, then the nearest of the 220 looks (arm and object) of that actor before
+that wall. A frame that is far from its nearest picture in any 8 x 8 block is unreadable. Scenes that look
+alike are one picture: which state a frame shows is therefore a set, and order is found from the sequence.
 """
 
 from dataclasses import dataclass
@@ -162,8 +162,8 @@ DAMAGES = {  # what is done to a real clip: the scores that must feel it
 def damage(clips: Clips, times: np.ndarray, kind: str, seed: int = 0) -> Tensor:
     """Real clips at `times` [n, T], damaged on purpose -> float [n, T, 64, 64, 3] in 0..1. kind: one of DAMAGES.
 
-    Exchanged things change half-way, an object for another of the same action (a bell has none); torn: 8 x 8 patches of
-    the middle frame change places.
+    Exchanged things change half-way, an object for another of the same action (a bell has none); torn: 8 x 8
+    patches of the middle frame change places.
     """
     rng, half = np.random.default_rng(seed), times.shape[1] // 2
     if kind == "twice as fast":

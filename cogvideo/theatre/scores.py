@@ -55,9 +55,9 @@ def score_key_frames(
 ) -> dict[str, np.ndarray]:
     """Score clips [n, T, H, W, 3] (uint8, or floats in 0..1) whose T frames span `spans` (a number or n) seconds.
 
-    Returns arrays [n]: booleans "actor", "object", "background", "same", "order" and "part" (see MEANINGS), and "shown" and
-    "expected", the parts of the action that the last frame shows (NaN where it shows none) and that it should show.
-    Raises: CogVideoError for frames of another form.
+    Returns arrays [n]: booleans "actor", "object", "background", "same", "order" and "part" (see MEANINGS),
+    and "shown" and "expected", the parts of the action that the last frame shows (NaN where it shows none)
+    and that it should show. Raises: CogVideoError for frames of another form.
     """
     seen = (judge or Judge()).read(frames)
     n, length = seen.look.shape
@@ -123,9 +123,10 @@ def near(shown: np.ndarray, truth: np.ndarray, steps: int = 1) -> np.ndarray:
 def part_shown(shown: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """The part 0..1 of the action that the last frame shows [n]; NaN where it shows nothing of the action.
 
-    shown: bool [n, T, 17], the states that frames at even times can show. expected [n]: span / duration. States that look
-    alike are told apart by the frames before: the part counts at which an even pace agrees with most frames (within one
-    state), of equal ones that nearest to what is expected. Beyond the whole action only the expected pace is tried.
+    shown: bool [n, T, 17], the states that frames at even times can show. expected [n]: span / duration.
+    States that look alike are told apart by the frames before: the part counts at which an even pace agrees
+    with most frames (within one state), of equal ones that nearest to what is expected. Beyond the whole
+    action only the expected pace is tried.
     """
     part = np.full(len(shown), np.nan)
     for i, (seen, ratio) in enumerate(zip(shown, expected, strict=True)):
