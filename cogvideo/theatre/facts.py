@@ -154,7 +154,7 @@ def recordings(
     key = pipe.key_frame_tokens(prompts, seconds, seed)
     clips = {"first frame": key[:, :1], "stage 1": key}
     if "stage 2" in stages:
-        clips["stage 2"] = pipe.fill_once(key, prompts, seconds, 1, seed)[:, :5]
+        clips["stage 2"] = pipe.interpolate_once(key, prompts, seconds, 1, seed)[:, :5]
     made = {}
     for stage in stages:
         texts = [prompt + suffixes.get(stage, s.key_frame_suffix) for prompt in prompts]
