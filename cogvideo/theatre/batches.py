@@ -18,7 +18,7 @@ ENGLISH = 0.5  # part of the captions that are English; the others are Chinese
 CAPTION_DROPOUT = 0.05  # captions replaced by the unguided prompt, for classifier-free guidance
 FRAMES = 5
 # Of stage 1's clips: those that span the whole action, those that span less; the others have any span.
-WHOLE, SHORTER = 0.45, 0.35
+WHOLE, SHORTER = 0.4, 0.45
 # Of the image model's pictures: first frames under the bare caption; any phase under any span and without a
 # number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
 # with a number.
@@ -28,15 +28,17 @@ UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exa
 
 
 @dataclass(kw_only=True)
-class PictureBatch(Batch):
-    """The image model's batch.
+class PhaseBatch(Batch):
+    """octaves [B]: log2(span / duration), which says what part of the action the frames span."""
 
-    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]:
-    log2(span / duration).
-    """
+    octaves: Tensor
+
+
+@dataclass(kw_only=True)
+class PictureBatch(PhaseBatch):
+    """The image model's. numbers [B]: of its pictures among five key frames, 0 where no phase is given."""
 
     numbers: Tensor
-    octaves: Tensor
 
 
 def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
@@ -117,6 +119,9 @@ class TheatreBatches:
         ids, mask = self._texts(clips, spans, rng, device)
         small = self.scenes(clips, shown, FRAME_SIZE).to(device)
         large = self.scenes(clips, shown, LARGE_SIZE)[:, 0].to(device) if self.stage == "superres" else None
+        if self.stage == "sequential":
+            octaves = torch.from_numpy(np.log2(np.array(spans, float) / clips.duration)).float()
+            return PhaseBatch(ids, mask, small, octaves=octaves.to(device))
         return Batch(ids, mask, small, large)
 
     def _pictures(self, clips: Clips, rng: np.random.Generator, device: str | torch.device) -> PictureBatch:

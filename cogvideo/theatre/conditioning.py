@@ -8,7 +8,9 @@ picture. So the image model is given the part while it is trained, as a logarith
 stream, in which the three factors add up. What depends on the frame's number is added to the frame's inputs,
 where stage 1 has its positions; what depends on span and duration joins the stream with the attention output
 of the first layer, which is where stage 1's temporal channel, which reads the two words, can add it. Stage 1
-then has one number to say instead of a picture to paint.
+then has one number to say instead of a picture to paint. Its loss alone teaches it that number late: two bits
+in 256 tokens, and later frames copy them from earlier ones. So its first layer is trained first, to add the
+vector that the image model was given.
 
 Pictures without a number (frame 0) come from any phase: first frames, and the frames that stage 2
 interpolates.
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.model.initialization import EMBEDDING_SCALE
-from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.theatre.batches import PictureBatch
+from cogvideo.model.transformer import Block, CogVideoTransformer
+from cogvideo.theatre.batches import PhaseBatch, PictureBatch
 
 LAST = 4  # number of a clip's last key frame
 
@@ -53,6 +55,27 @@ class PhaseConditioning(nn.Module):
 
         with model.blocks[0].get_submodule("attention_out_norm").register_forward_hook(add):
             return model.frame_losses(*batch.inputs, conditioning=conditioning).mean()
+
+    def first_layer_error(self, model: CogVideoTransformer, batch: PhaseBatch) -> Tensor:
+        """Squared error of what stage 1 adds in its first layer, relative to a step of two octaves.
+
+        It should add `of_texts`, to every frame after the first. Only the first two frames are computed.
+        """
+        frames = batch.frames[:, :2]
+        x, text, spatial, temporal = model.prepare(batch.text_ids, frames, batch.text_mask)
+        block, memory, found = model.blocks[0], text.layers[0], []
+        assert isinstance(block, Block) and temporal is not None
+
+        def keep(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+            found.append(out)
+
+        with block.attention_out_norm.register_forward_hook(keep):
+            with torch.no_grad():
+                block(x, memory, spatial)
+            block(x, memory, spatial, temporal[0])
+        wanted = found[0] + self.of_texts(batch.octaves)[:, None, None]
+        error = (found[1] - wanted)[:, 1:].square().sum(-1).mean()
+        return error / self.vectors[1].square().sum()
 
     @torch.no_grad()
     def start_stage(self, model: CogVideoTransformer) -> None:

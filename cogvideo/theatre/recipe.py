@@ -24,7 +24,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, write_json, write_whole
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
-from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, TheatreBatches
+from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, PhaseBatch, TheatreBatches
 from cogvideo.theatre.conditioning import PhaseConditioning
 from cogvideo.theatre.drawing import random_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -61,12 +61,14 @@ class RecipeConfig:
 
     run_dir: str
     output: str
+    log_dir: str  # where the losses of the parts and their curves are kept
     parts: tuple[str, ...]
     seed: int
     threads: int
     frames: FramesConfig
     model: TransformerConfig
     image: OptimizerConfig
+    first_layer: OptimizerConfig
     stage1: OptimizerConfig
     stage2: OptimizerConfig
     superres: OptimizerConfig
@@ -164,12 +166,32 @@ class Recipe:
             phase = PhaseConditioning(image.config.hidden_size)
             phase.load_state_dict(read_weights(self.run_dir / "image" / "phase"))
             phase.start_stage(model)
+            self._first_layer(model, phase)
         share_frame_vectors(model)
 
         # Another image model makes another stage.
         own = {"model": to_dict(model.config), "start": fingerprint(model)}
         trained, save = model.temporal_parameters().values(), partial(save_model, model)
         self._fit(part, model, trained, lambda batch: model.loss(*batch.inputs), save, own, stage=order)
+
+    def _first_layer(self, model: CogVideoTransformer, phase: PhaseConditioning) -> None:
+        """Train what stage 1's first layer adds for span and duration, see `conditioning`."""
+        text, frames = self._tokenizers()
+        optimizer, folder = self.config.first_layer, self.run_dir / "first_layer"
+        sizes = {"text": text, "frames": frames, "seed": self.config.seed + 1}
+        batches = TheatreBatches("sequential", optimizer.batch_size, **sizes)
+        phase.requires_grad_(False)
+        trained = [p for name, p in model.temporal_parameters().items() if name.startswith("blocks.0.")]
+        settings = {"optimizer": to_dict(optimizer), "seed": self.config.seed, "start": fingerprint(model)}
+
+        def loss(step: int) -> Tensor:
+            batch = batches(step, self.device)
+            assert isinstance(batch, PhaseBatch)
+            return phase.first_layer_error(model, batch)
+
+        model.to(self.device)
+        fit(Job(model, trained, loss, optimizer, folder, settings, label="first layer"))
+        model.to("cpu")
 
     def superres(self) -> None:
         text, frames = self._tokenizers()
@@ -187,7 +209,9 @@ class Recipe:
         self._fit("superres", model, model.parameters(), loss, model.save_pretrained, own)
 
     def assemble(self) -> None:
-        """Put the finished parts into one pipeline folder, in half precision."""
+        """Put the finished parts into one pipeline folder, in half precision, and their log into another."""
+        from cogvideo.theatre.training_log import keep_log
+
         output = Path(self.config.output)
         (output / "tokenizers").mkdir(parents=True, exist_ok=True)
         for name in ("text.model", "frames.safetensors"):
@@ -197,6 +221,7 @@ class Recipe:
         superres = DirectSuperResolution.from_pretrained(self._need("superres"))
         superres.save_pretrained(output / "superres", dtype=torch.float16)
         write_json(output / "pipeline.json", to_dict(self.config.sampling))
+        keep_log(self.run_dir, Path(self.config.log_dir), to_dict(self.config))
 
     def _image_config(self) -> ModelConfig:
         text, frames = self._tokenizers()
@@ -279,7 +304,7 @@ class Recipe:
 
 
 def share_frame_vectors(model: CogVideoTransformer) -> None:
-    """Let all tokens of a later frame learn one vector: their positions are frame 0's plus one vector a frame.
+    """Let all tokens of a later frame learn one vector: their positions are frame 0's plus that vector.
 
     Learned token by token, as in the release, a small model gets noise instead (rows wander by half their
     length), and does not know which frame it is drawing. The shapes of the weights are the release's.

@@ -1,0 +1,38 @@
+"""What a run of the recipe leaves beside its weights: the losses of every part, their curves, what made them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cogvideo.io import commit, file_hash, write_json, write_whole
+
+LOGGED = ("frames", "image", "stage1", "stage2", "superres")
+
+
+def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Copy the parts' metrics into `folder`, draw loss_curves.png -> commit, settings and the hash of each log."""
+    hashes, rows = {}, {}
+    for part in LOGGED:
+        text = (run_dir / part / "metrics.jsonl").read_text(encoding="utf-8")
+        rows[part] = [json.loads(line) for line in text.splitlines()]
+        hashes[part] = file_hash(write_whole(folder / f"{part}.jsonl", text, parents=True))
+    _draw(rows, folder / "loss_curves.png")
+    record = {"commit": commit(), "settings": settings, "sha256 of the logs": hashes}
+    write_json(folder / "record.json", record)
+    return record
+
+
+def _draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Loss of every part against its steps, and its losses on held-out clips; both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(rows), 2.8), layout="constrained")
+    for axis, (part, logged) in zip(figure.subplots(1, len(rows)), rows.items(), strict=True):
+        axis.loglog([row["step"] for row in logged], [row["loss"] for row in logged], label="training")
+        for name in sorted({name for row in logged for name in row if name.startswith("test_loss ")}):
+            points = [(row["step"], row[name]) for row in logged if name in row]
+            axis.loglog(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("test_loss "))
+        unit = "squared and absolute error" if part == "frames" else "nats a token"
+        axis.set(title=part, xlabel="step", ylabel=unit)
+        axis.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
