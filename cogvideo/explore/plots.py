@@ -148,7 +148,9 @@ def plot_words(
 
 
 def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
-    """Weight on a word beside what hiding it costs (`facts.reading`); a row for each stage."""
+    """Weight on a word beside what hiding it costs (`facts.reading`); a row for each stage that reads it."""
+    tables = {stage: table[table["word"] == word] for stage, table in tables.items()}
+    tables = {stage: table for stage, table in tables.items() if len(table)}
     figure, axes = _grid(len(tables), 4, 2.5, 1.9)
     for row, (stage, table) in zip(axes, tables.items(), strict=True):
         for number, channel in enumerate(CHANNELS):
@@ -164,37 +166,36 @@ def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
     return _labelled(figure, f"where {word} is read")
 
 
-def plot_following(tables: Mapping[str, Any]) -> Any:
-    """Attention from a moving object to where it was, beside its controls (`facts.following`)."""
-    most = max(len(table) for table in tables.values())
-    figure, axes = _grid(1, len(tables), 4.2, 0.9 + 0.2 * most, sharey=True)
-    shown = {
-        "follow": ("o", BLUE, 7, "where it was"),
-        "stay": ("s", YELLOW, 5, "same position"),
-        "opposite": ("X", ORANGE, 5, "as far, other way"),
-        "even": ("|", "black", 7, "all keys alike"),
-    }
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        lines = np.arange(len(table))
-        for measure, (mark, color, size, label) in shown.items():
-            axis.plot(table[measure], lines, mark, color=color, ms=size, label=label)
-        labels = _names(table.set_index(["layer", "head"]))
-        axis.set(xlabel="weight on one patch of another frame", yticks=lines, yticklabels=labels)
+def plot_sources(tables: Mapping[str, Any]) -> Any:
+    """How far back heads look from what moves, and on patches that move as well (`facts.sources`)."""
+    most = max(len(table[table["of"] == "phase"]) for table in tables.values())
+    panels = [(stage, measure) for stage in tables for measure in ("back", "own patches")]
+    figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.2 * most, sharey=True)
+    labels = {"back": "frames back", "own patches": "part on patches that show it, too"}
+    marks = {"actor": ("o", BLUE), "object": ("s", YELLOW), "phase": ("X", ORANGE)}
+    for axis, (stage, measure) in zip(axes[0], panels, strict=True):
+        for of, part in tables[stage].groupby("of", sort=False):
+            mark, color = marks[of]
+            lines = np.arange(len(part))
+            axis.plot(part[measure], lines, mark, color=color, ms=6, label=of)
+            axis.plot(part[f"even {measure}"], lines, "|", color=color, ms=9, label=f"{of}, evenly")
+        axis.set(xlabel=labels[measure], yticks=lines, yticklabels=_names(part.set_index(["layer", "head"])))
         axis.grid(axis="y", lw=0.3)
-        _dress(axis, name)
+        _dress(axis, stage)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_ylabel("layer.head")
-    axes[0, -1].legend(frameon=False, fontsize=8)
-    return _labelled(figure, "what follows the moving object")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, ncol=6, loc="outside lower center", frameon=False, fontsize=8)
+    return _labelled(figure, "from which frames and patches the temporal channel reads")
 
 
 def plot_silencing(tables: Mapping[str, Any]) -> Any:
-    """What a token of the object, and of the ground, costs without a temporal channel (`facts.silencing`)."""
+    """What a token that changes, and any other, costs without a temporal channel (`facts.silencing`)."""
     figure, axes = _grid(1, len(tables), 3.6, 2.6, sharey=True)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         x = np.arange(len(table))
-        axis.bar(x - 0.2, table["rise"], 0.4, color=BLUE, label="object's patches")
-        axis.bar(x + 0.2, table["ground rise"], 0.4, color=GREY, label="ground")
+        axis.bar(x - 0.2, table["rise"], 0.4, color=BLUE, label="patches that change")
+        axis.bar(x + 0.2, table["rise elsewhere"], 0.4, color=GREY, label="all others")
         labels = ["all" if layer == -1 else str(layer) for layer in table["layer"]]
         axis.set(xlabel="layer without its temporal channel", xticks=x, xticklabels=labels)
         _dress(axis, name)

@@ -1,8 +1,8 @@
-"""Questions to a model: where it reads a word, what follows a moving object, what gates do.
+"""Questions to a model of the theatre: where it reads who acts, with what, and in which phase the action is.
 
-They are asked of finished clips whose ground is one token and whose object is everything else, as in the demo
-world. Attention weights stand beside what they are good for (knockout.py) and beside controls that could
-prove them wrong.
+They are asked of clips that the model itself generates. Attention weights stand beside what they are good for
+(knockout.py: how many nats a token costs more without them) and beside controls that could prove them wrong:
+other patches, other words, even attention, and the action that shows the same pictures in opposite order.
 """
 
 import itertools
@@ -16,121 +16,247 @@ from einops import rearrange
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.analysis import gate_table, object_patches
+from cogvideo.explore.analysis import gate_table
 from cogvideo.explore.knockout import token_losses
 from cogvideo.explore.recording import CHANNELS, Recording, record
 from cogvideo.model import masks
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.theatre.digits import ACTION_NAMES, COLOR_NAMES, DURATIONS, Clips, sample_clips
+from cogvideo.theatre.drawing import render
 from cogvideo.theatre.inheritance import image_model_of
+from cogvideo.theatre.scenes import (
+    ACTION_NAMES,
+    ACTIONS,
+    ACTOR_NAMES,
+    ADVERBS,
+    DURATIONS,
+    OBJECT_NAMES,
+    PAIRS,
+    Clips,
+    sample_clips,
+)
+from cogvideo.tokenizers.patches import SIDE
 
-WHOLE = 0.2  # of a patch: how far from whole patches a movement may be to count as such
 STAGES = ("first frame", "stage 1", "stage 2")
+MIRRORED = (("puts on", "takes off"), ("pushes away", "pulls near"))  # the same pictures in opposite order
+WORDS = {"actor": "actor", "object": "object", "phase": "moving"}  # what is asked: the patches that show it
+LONE = "bell"  # no other object of its action: nothing can be exchanged for it
 
 
 class Study(NamedTuple):
     """Tables by stage; those of the temporal channel are without the first frame."""
 
     reading: dict[str, Any]
-    words: dict[str, Any]
-    following: dict[str, Any]
+    costs: dict[str, Any]
+    sources: dict[str, Any]
+    mirrored: dict[str, Any]
     silencing: dict[str, Any]
 
 
-def moving_clips(n: int, seed: int = 0, seconds: float = 4.0) -> Clips:
-    """n clips of the demo world's test split whose digit moves to one side for `seconds`.
+def draw_clips(n: int, seed: int = 0, seconds: float = 4.0, *, action: str | None = None) -> Clips:
+    """n clips of the theatre's seen combinations (not the bell), whose action takes `seconds`.
 
-    Raises CogVideoError for seconds that no action takes.
+    action: only this one. The same seed gives mirrored actions the same actors, objects and backgrounds.
+
+    Raises: CogVideoError for seconds that no action takes.
     """
     if seconds not in DURATIONS:
         raise CogVideoError(
-            f"No action of the demo world takes {seconds:g} s: choose of "
-            f"{', '.join(f'{one:g}' for one in DURATIONS)}."
+            f"No action of the theatre takes {seconds:g} s: choose of {', '.join(f'{d:g}' for d in DURATIONS)}."
         )
-    pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="test")
-    moves = np.array([name.startswith("moves") for name in ACTION_NAMES])
-    fit = np.flatnonzero(moves[pool.action[:, 0]] & (pool.duration[:, 0] == seconds))[:n]
-    fields = ("kind", "color", "action", "duration", "x", "y", "scan")
-    return replace(pool, **{name: getattr(pool, name)[fit] for name in fields})
+    opposite = {second: first for first, second in MIRRORED}
+    pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="seen")
+    drawn = np.array(ACTION_NAMES)[pool.action]
+    fit = drawn == opposite.get(action, action) if action else np.array(OBJECT_NAMES)[pool.object] != LONE
+    found = replace(pool[fit][:n], duration=np.full(n, seconds))
+    if action in opposite:
+        found = replace(found, pair=np.array([PAIRS.index((action, PAIRS[p][1])) for p in found.pair]))
+    return found
+
+
+def regions(clips: Clips, times: np.ndarray) -> dict[str, np.ndarray]:
+    """Which patches of n clips at `times` [n,T] seconds show what, bool [n,T,N], from the true pictures.
+
+    "actor", "object": those that look different with another animal, or another object of the same action.
+    "moving": those that look different at another of the times.
+    """
+    others = [[p for p, pair in enumerate(PAIRS) if pair[0] == action] for action, _ in PAIRS]
+    pair = np.array([others[p][(others[p].index(p) + 1) % len(others[p])] for p in clips.pair])
+    own = _cut(clips, times)
+    return {
+        "actor": (own != _cut(replace(clips, actor=(clips.actor + 1) % len(ACTOR_NAMES)), times)).any(-1),
+        "object": (own != _cut(replace(clips, pair=pair), times)).any(-1),
+        "moving": (own[:, :, None] != own[:, None]).any((2, -1)),
+    }
+
+
+def _cut(clips: Clips, times: np.ndarray) -> np.ndarray:
+    """True pictures as patches [n,T,N,values]."""
+    return rearrange(render(clips, times), "n t c (h a) (w b) -> n t (h w) (c a b)", a=SIDE, b=SIDE).numpy()
 
 
 def study(
     pipe: Pipeline, n: int = 2, *, seed: int = 0, seconds: float = 4.0, progress: bool = False
 ) -> Study:
-    """Ask a model of the demo world everything of this file, about n clips that it generates itself.
+    """Ask a model of the theatre everything of this file, about n clips of each kind that it generates itself.
 
-    The digit is swapped for the one that is four larger. Raises CogVideoError for a model without the demo's
-    words.
+    Raises: CogVideoError for a model without the theatre's words.
     """
-    asked = moving_clips(n, seed, seconds)
-    kinds, colors = asked.kind[:, 0], [COLOR_NAMES[color] for color in asked.color[:, 0]]
-    directions = [ACTION_NAMES[action].split()[-1] for action in asked.action[:, 0]]
-    found, digits, others = Study({}, {}, {}, {}), asked.world.names, [(int(kind) + 4) % 10 for kind in kinds]
-    made = recordings(pipe, [asked.caption(index) for index in range(n)], seconds=seconds, seed=seed)
+    found = Study({}, {}, {}, {}, {})
+    asked = draw_clips(n, seed, seconds)
+    made = recordings(pipe, [asked.caption(i) for i in range(n)], seconds=seconds, seed=seed)
     for stage, clips in tqdm(made.items(), desc="facts", unit="stage", disable=not progress):
-        words = {"digit": [digits[kind] for kind in kinds], "colour": colors, "direction": directions}
-        slots = {
-            name: [slot_of(pipe, clip, word) for clip, word in zip(clips, chosen, strict=True)]
-            for name, chosen in words.items()
-        }
-        swaps = {"digit": [pipe.text.encode(digits[other])[-1] for other in others]}
-        found.reading[stage] = reading(clips, slots["digit"])
-        found.words[stage] = word_controls(clips, slots, swaps)
-        if stage != "first frame":
-            found.following[stage], found.silencing[stage] = following(clips), silencing(clips)
+        there = regions(asked, _times(n, stage, clips, seconds))
+        slots, hidden, swapped = _words(pipe, asked, clips)
+        temporal = stage != "first frame"
+        asked_of = {word: there[where] for word, where in WORDS.items() if temporal or word != "phase"}
+        if temporal:
+            hidden |= {
+                "first frame hidden": [{"frames": [0]}] * n,
+                "last frame hidden": [{"frames": [clips[0].model.config.num_frames - 1]}] * n,
+            }
+        if stage == "stage 1":
+            hidden.pop("last frame hidden")  # it is generated: nothing but itself sees it
+        found.reading[stage] = _stack({w: reading(clips, slots[w], a) for w, a in asked_of.items()}, "word")
+        found.costs[stage] = _stack({w: costs(clips, hidden, swapped, a) for w, a in asked_of.items()}, "of")
+        if temporal:
+            found.sources[stage] = _stack({w: sources(clips, slots[w], a) for w, a in asked_of.items()}, "of")
+            found.silencing[stage] = silencing(clips, there["moving"])
+    tables: dict[str, dict[str, Any]] = {}
+    for action in itertools.chain(*MIRRORED):
+        asked = draw_clips(n, seed, seconds, action=action)
+        stages = STAGES[1:]
+        made = recordings(
+            pipe, [asked.caption(i) for i in range(n)], seconds=seconds, seed=seed, stages=stages
+        )
+        for stage, clips in made.items():
+            there = regions(asked, _times(n, stage, clips, seconds))["moving"]
+            tables.setdefault(stage, {})[action] = mirrored(clips, there)
+    found.mirrored.update({stage: _stack(table, "action") for stage, table in tables.items()})
     return found
+
+
+def _times(n: int, stage: str, clips: Sequence[Recording], seconds: float) -> np.ndarray:
+    """Seconds [n,T] of a stage's frames; those of a first frame's clip are of the whole action, cut to one."""
+    last = seconds / 2 if stage == "stage 2" else seconds if stage == "stage 1" else 0.0
+    return np.tile(np.linspace(0, last, len(clips[0].frames)), (n, 1))
+
+
+def _words(
+    pipe: Pipeline, asked: Clips, clips: Sequence[Recording]
+) -> tuple[dict[str, list[list[int]]], dict[str, list[dict]], dict[str, list[dict[int, int]]]]:
+    """Slots of the words that are asked about, and what is hidden and swapped as their controls, by clip."""
+    slots: dict[str, list[list[int]]] = {
+        "actor": [],
+        "action": [],
+        "object": [],
+        "adverb": [],
+        "frame rate": [],
+    }
+    swapped: dict[str, list[dict[int, int]]] = {"actor swapped": [], "object swapped": []}
+    for index, clip in enumerate(clips):
+        actor, action, thing = asked.names(index)
+        adverb = ADVERBS[float(asked.duration[index])][0]
+        for name, words in zip(slots, (actor, action, thing, adverb), strict=False):
+            slots[name].append(slots_of(pipe, clip, words))
+        slots["frame rate"].append([0] if clip.model.config.temporal else [])
+        things = ACTIONS[action][1]
+        others = {
+            "actor swapped": (actor, ACTOR_NAMES[(ACTOR_NAMES.index(actor) + 1) % len(ACTOR_NAMES)]),
+            "object swapped": (thing, things[(things.index(thing) + 1) % len(things)]),
+        }
+        for name, (word, other) in others.items():
+            swapped[name].append({slots_of(pipe, clip, word)[0]: pipe.text.encode(other)[-1]})
+    hidden = {
+        f"{name} hidden": [{"hide": some} for some in found] for name, found in slots.items() if all(found)
+    }
+    phase = [
+        sum(some, []) for some in zip(slots["action"], slots["adverb"], slots["frame rate"], strict=True)
+    ]
+    return slots | {"phase": phase}, hidden, swapped
+
+
+def _stack(tables: Mapping[str, Any], label: str) -> Any:
+    """Tables below each other, with a first column that names each."""
+    import pandas as pd
+
+    return pd.concat(tables, names=[label]).reset_index(level=0).reset_index(drop=True)
 
 
 def sentences(found: Study) -> list[str]:
     """What a study found, with its numbers and controls, in Markdown."""
-    said = [_reading(stage, table, found.words[stage]) for stage, table in found.reading.items()]
-    said += [_following(stage, table) for stage, table in found.following.items()]
+    said = [
+        _reading(stage, word, table[table["word"] == word], found.costs[stage])
+        for stage, table in found.reading.items()
+        for word in table["word"].unique()
+    ]
+    said += [_sources(stage, table, found.costs[stage]) for stage, table in found.sources.items()]
+    said += [_mirrored(stage, table) for stage, table in found.mirrored.items()]
     return said + [_silencing(stage, table) for stage, table in found.silencing.items()]
 
 
-def _reading(stage: str, table: Any, words: Any) -> str:
-    heads, words = table[table["head"] >= 0], words.set_index(["word", "change"])["rise"]
+def _reading(stage: str, word: str, table: Any, costs: Any) -> str:
+    heads = table[table["head"] >= 0]
     first, second = (heads.sort_values("rise", ascending=False).iloc[i] for i in (0, 1))
     most = heads.sort_values("weight", ascending=False).iloc[0]
+    rise = costs[costs["of"] == word].set_index("change")["rise"]
+    title = {"phase": "Which heads carry the phase"}.get(word, f"Where the {word} is read")
+    patches = {"actor": "of the animal", "object": "of the object", "phase": "that changes"}[word]
+    controls = ", ".join(f"{change} {value:+.3f}" for change, value in rise.items())
     return (
-        f"**Where the digit is read, {stage}**: most in the {first['channel']} channel, layer "
-        f"{first['layer']}, head {first['head']}. When it alone cannot see the word, a token of the object "
-        f"costs {first['rise']:+.3f} nats (ground {first['ground rise']:+.3f}); the next head, "
-        f"{second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. Hidden from all "
-        f"heads: {words['digit', 'hidden']:+.3f}; another digit instead: "
-        f"{words['digit', 'swapped']:+.3f}; controls: colour hidden {words['colour', 'hidden']:+.3f}, "
-        f"direction hidden {words['direction', 'hidden']:+.3f}. The head that looks at the digit most is "
-        f"{most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of its attention, worth "
-        f"{most['rise']:+.3f})."
+        f"**{title}, {stage}**: most in the {first['channel']} channel, layer {first['layer']}, head "
+        f"{first['head']}. When it alone cannot see {'these words' if word == 'phase' else 'the word'}, a token "
+        f"{patches} costs {first['rise']:+.3f} nats (elsewhere {first['rise elsewhere']:+.3f}, deviation between "
+        f"clips {first['deviation']:.3f}); the next head, {second['channel']} {second['layer']}."
+        f"{second['head']}, {second['rise']:+.3f}. All heads at once, and controls: {controls}. The head that "
+        f"looks there most is {most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of its "
+        f"attention, worth {most['rise']:+.3f})."
     )
 
 
-def _following(stage: str, table: Any) -> str:
-    controls = ["stay", "opposite", "even"]
-    best = table.loc[(table["follow"] - table[controls].max(axis=1)).idxmax()]
-    layers = table.groupby("layer")[["follow", *controls, "object", "even object"]].mean()
-    follows = [str(layer) for layer, row in layers.iterrows() if row["follow"] > row[controls].max()]
-    objects = ", ".join(f"{row.object:.0%} (layer {layer})" for layer, row in layers.iterrows())
+def _sources(stage: str, table: Any, costs: Any) -> str:
+    means = table.groupby("of", sort=False)[["word", "own patches", "even own patches"]].mean()
+    looks = "; ".join(
+        f"{of}: {row['word']:.1%} on its words, {row['own patches']:.0%} of what goes to other frames on "
+        f"patches that show it there, too (evenly {row['even own patches']:.0%})"
+        for of, row in means.iterrows()
+    )
+    frames = costs[costs["change"].str.contains("frame hidden")]
+    without = ", ".join(f"{row.of} {row.change} {row.rise:+.3f}" for row in frames.itertuples())
     return (
-        f"**What follows the moving digit, {stage}** ({best['pairs']:.0f} pairs of patches and frames): as a "
-        f"whole layers {', '.join(follows) or 'none'} look more at the patch where the object's patch was "
-        f"than at the same position, as far the other way, and evenly. Most layer {best['layer']:.0f}, head "
-        f"{best['head']:.0f}: {best['follow']:.1%} on that one patch (same position {best['stay']:.1%}, "
-        f"other way {best['opposite']:.1%}, evenly {best['even']:.1%}). Of the attention to other frames' "
-        f"patches, {objects} goes to objects; evenly it would be {layers['even object'].mean():.0%}."
+        f"**From which frames, {stage}**: the temporal channel, mean over layers and heads, by what a patch "
+        f"shows: {looks}. Nats a token more without a frame: {without}."
+    )
+
+
+def _mirrored(stage: str, table: Any) -> str:
+    every = table.groupby("action", sort=False).mean(numeric_only=True)
+    measure, what = ("back", "frames back") if stage == "stage 1" else ("earlier", "of it to earlier frames")
+    said = []
+    for first, second in MIRRORED:
+        values = [
+            f"'{action}' {every[measure][action]:.2f} (evenly {every['even ' + measure][action]:.2f}; first "
+            f"frame hidden {every['without first'][action]:+.3f}"
+            + (f", last {every['without last'][action]:+.3f})" if stage != "stage 1" else ")")
+            for action in (second, first)
+        ]
+        said.append(" against ".join(values))
+    return (
+        f"**Does 'takes off' look backwards in time, {stage}?** Attention of moving patches to other frames, "
+        f"{what}: {said[0]}. The same of the other mirrored pair: {said[1]}. The deviation between clips is "
+        f"{table['deviation'].mean():.2f}: a difference that is not larger is none."
     )
 
 
 def _silencing(stage: str, table: Any) -> str:
     every, layers = table[table["layer"] == -1].iloc[0], table[table["layer"] >= 0]
-    worst, bare = layers.loc[layers["rise"].idxmax()], layers.loc[layers["ground rise"].idxmax()]
+    worst, rest = layers.loc[layers["rise"].idxmax()], layers.loc[layers["rise elsewhere"].idxmax()]
     weights = ", ".join(f"{value:.0%}" for value in layers["temporal share"])
     return (
         f"**What gates do, {stage}**: they give the temporal channel {weights} by layer, and it makes "
-        f"{every['temporal part']:.0%} of what is mixed. Without it a token of the object costs "
-        f"{every['rise']:+.3f} nats (ground {every['ground rise']:+.3f}); without that of one layer alone, "
-        f"the object suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the ground in "
-        f"layer {bare['layer']:.0f} ({bare['ground rise']:+.3f})."
+        f"{every['temporal part']:.0%} of what is mixed. Without it a token that changes costs "
+        f"{every['rise']:+.3f} nats (elsewhere {every['rise elsewhere']:+.3f}); without that of one layer "
+        f"alone, what changes suffers most in layer {worst['layer']:.0f} ({worst['rise']:+.3f}) and the rest "
+        f"in layer {rest['layer']:.0f} ({rest['rise elsewhere']:+.3f})."
     )
 
 
@@ -165,39 +291,40 @@ def recordings(
     return made
 
 
-def slot_of(pipe: Pipeline, recording: Recording, word: str) -> int:
-    """The text slot of a word that is one piece of the text tokenizer."""
-    pieces = pipe.text.pieces(recording.text_ids.tolist())
-    if word not in pieces:
-        raise CogVideoError(f"The text has no piece {word!r}: its pieces are {', '.join(pieces)}.")
-    return pieces.index(word)
+def slots_of(pipe: Pipeline, recording: Recording, words: str) -> list[int]:
+    """The text slots of words that follow each other, each one piece of the text tokenizer."""
+    pieces, wanted = pipe.text.pieces(recording.text_ids.tolist()), words.split()
+    for start in range(len(pieces)):
+        if pieces[start : start + len(wanted)] == wanted:
+            return list(range(start, start + len(wanted)))
+    raise CogVideoError(f"The text has no piece {words!r}: its pieces are {', '.join(pieces)}.")
 
 
-def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
-    """Where a word is read: DataFrame by channel, layer and head, with all heads together as head -1.
+def reading(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
+    """Where words are read: DataFrame by channel, layer and head, with all heads together as head -1.
 
-    slots: the word's slot in every clip. "weight" and "on ground": mean attention to it from the object's
-    patches and from the ground's. "rise" and "ground rise": how many nats more a token of the object, of the
-    ground costs when these heads cannot see the word. Of generated frames, mean over clips; "deviation" of
-    the rise between clips.
+    slots: the words' slots in every clip; there [T,N] bool of every clip: the patches that show what they
+    say. "weight", "weight elsewhere": mean attention to them from these patches and from all others. "rise",
+    "rise elsewhere": how many nats more such a token costs when these heads cannot see the words. Of
+    generated frames, mean over clips; "deviation" of the rise between clips.
     """
     import pandas as pd
 
     c, rows = clips[0].model.config, {}
-    for clip, slot in zip(clips, slots, strict=True):
-        there, ground = _patches(clip)
+    for clip, own_slots, shown in zip(clips, slots, there, strict=True):
+        inside, outside = _split(clip, shown)
         own, captured = token_losses(clip).cpu().numpy(), clip.capture()
         for channel in CHANNELS if c.temporal else CHANNELS[:1]:
-            weights = captured.maps(channel)[..., slot]
+            weights = captured.maps(channel)[..., list(own_slots)].sum(-1)
             weights = rearrange(weights, "l h (t n) -> l h t n", n=c.frame_tokens)
             for layer, head in itertools.product(range(c.num_layers), (-1, *range(c.num_heads))):
                 heads = None if head == -1 else [head]
-                cut = token_losses(clip, hide=[slot], channels=[channel], layers=[layer], heads=heads)
+                cut = token_losses(clip, hide=own_slots, channels=[channel], layers=[layer], heads=heads)
                 rise = cut.cpu().numpy() - own
                 looks = weights[layer].mean(0) if head == -1 else weights[layer, head]
-                values = [part[where].mean() for part in (looks, rise) for where in (there, ground)]
+                values = [_mean(part, where) for part in (looks, rise) for where in (inside, outside)]
                 rows.setdefault((channel, layer, head), []).append(values)
-    measures = ("weight", "on ground", "rise", "ground rise")
+    measures = ("weight", "weight elsewhere", "rise", "rise elsewhere")
     return pd.DataFrame(
         dict(zip(("channel", "layer", "head"), key, strict=True))
         | dict(zip(measures, np.mean(values, 0), strict=True))
@@ -206,98 +333,97 @@ def reading(clips: Sequence[Recording], slots: Sequence[int]) -> Any:
     )
 
 
-def word_controls(
-    clips: Sequence[Recording], slots: Mapping[str, Sequence[int]], swaps: Mapping[str, Sequence[int]]
+def costs(
+    clips: Sequence[Recording],
+    hidden: Mapping[str, Sequence[dict]],
+    swapped: Mapping[str, Sequence[dict[int, int]]],
+    there: Sequence[np.ndarray],
 ) -> Any:
-    """How much words matter: DataFrame of the nats that a token of the object, and of the ground, costs more.
+    """What changes cost: DataFrame of the nats that a token of the patches `there` [T,N], and elsewhere, costs more.
 
-    slots: name -> the slot of a word in every clip; it is hidden from all positions in all layers, so that
-    only the other words can still carry it. swaps: name -> the id of another word instead of it.
+    hidden: by name, what `token_losses` hides in every clip, from all positions, heads and layers.
+    swapped: by name, the ids of other words in the slots of every clip.
     """
     import pandas as pd
 
     rows = []
-    for name in slots:
-        for change in ("hidden", "swapped") if name in swaps else ("hidden",):
-            rises = []
-            for index, clip in enumerate(clips):
-                slot = slots[name][index]
-                if change == "hidden":
-                    after = token_losses(clip, hide=[slot])
-                else:
-                    ids = clip.text_ids.clone()
-                    ids[slot] = swaps[name][index]
-                    after = token_losses(record(clip.model, ids, clip.frames))
-                rises.append(_rise(clip, after))
-            there, ground = np.mean(rises, 0)
-            rows.append({"word": name, "change": change, "rise": there, "ground rise": ground})
+    for name, changes in {**hidden, **swapped}.items():
+        rises = []
+        for clip, change, shown in zip(clips, changes, there, strict=True):
+            if name in swapped:
+                ids = clip.text_ids.clone()
+                ids[list(change)] = torch.tensor(list(change.values()), device=ids.device)
+                after = token_losses(record(clip.model, ids, clip.frames))
+            else:
+                after = token_losses(clip, **change)
+            rises.append(_rise(clip, after, shown))
+        inside, outside = np.mean(rises, 0)
+        rows.append({"change": name, "rise": inside, "rise elsewhere": outside})
     return pd.DataFrame(rows)
 
 
-def following(clips: Sequence[Recording]) -> Any:
-    """What follows a moving object: DataFrame with a row for every layer and head of the temporal channel.
+def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
+    """Where patches get from what they show: DataFrame by layer and head of the temporal channel.
 
-    From the object's patches to every other frame that may be seen. "follow": mean weight on the patch where
-    the same part of the object was; its controls: "stay", the same position; "opposite", as far the other
-    way; "even", equal weights on all visible keys. "object": the part of the attention to patches that goes
-    to objects, with its control "even object". "pairs": of patches and frames that count, those between which
-    the object moved by whole patches and all controls can be seen.
+    From the patches `there` [T,N] of generated frames. "word": attention on `slots`. Of the attention to
+    patches of other frames: "own patches", the part on those that are `there` as well; "back", how many
+    frames back it goes; "earlier", the part on earlier frames; each beside its control of "even" attention.
+    Mean over patches and clips; "deviation" of "back" between clips.
     """
     import pandas as pd
 
-    c, sums = clips[0].model.config, {}
-    for clip in clips:
+    c, found = clips[0].model.config, []
+    for clip, own_slots, shown in zip(clips, slots, there, strict=True):
         captured = clip.capture(channels=["temporal"])
-        frames = captured.frames
-        there = object_patches(frames).reshape(-1, c.frame_height, c.frame_width)
-        made, _ = _patches(clip)
-        centres = np.array([np.argwhere(frame).mean(0) if frame.any() else [np.nan] * 2 for frame in there])
-        grids = captured.patches(captured.maps("temporal")).grid  # [layers, heads, Q, F, rows, columns]
-        seen = captured.patches(captured.visible("temporal")).grid  # [layers, Q, F, rows, columns]
-        counts = captured.visible("temporal").sum(-1)
-        for q in np.flatnonzero(made.flatten()):
-            time, position = captured.queries[q]
-            spot = np.array(divmod(int(position), c.frame_width))
-            for other in range(len(frames)):
-                if other == time or np.isnan(centres[[other, time]]).any():
-                    continue
-                exact = centres[time] - centres[other]
-                moved = np.rint(exact).astype(int)
-                spots = {"follow": spot - moved, "stay": spot, "opposite": spot + moved}
-                visible = all(
-                    _inside(s, there[0].shape) and seen[:, q, other, s[0], s[1]].all() for s in spots.values()
-                )
-                if not moved.any() or abs(exact - moved).max() > WHOLE or not visible:
-                    continue  # all of them or none, so that they can be compared
-                for name, (row, column) in spots.items():
-                    sums.setdefault(name, []).append(grids[:, :, q, other, row, column])
-                sums.setdefault("even", []).append(np.repeat(1 / counts[:, q, None], grids.shape[1], 1))
-            others = np.arange(len(frames)) != time
-            on = grids[:, :, q, others].sum((-1, -2, -3))
-            part = (grids[:, :, q, others] * there[others]).sum((-1, -2, -3)) / np.where(on > 0, on, np.nan)
-            sums.setdefault("object", []).append(part)
-            visible = seen[:, q, others]
-            part = (visible & there[others]).sum((-1, -2, -3)) / visible.sum((-1, -2, -3))
-            sums.setdefault("even object", []).append(np.repeat(part[:, None], grids.shape[1], 1))
-    if "follow" not in sums:
-        raise CogVideoError(
-            "No object moves by whole patches in these clips: give prompts such as 'a red 3 moves left'."
-        )
-    means = {name: np.nanmean(values, 0) for name, values in sums.items()}
+        asking = _split(clip, shown)[0].flatten()
+        maps, seen = captured.maps("temporal")[:, :, asking], captured.visible("temporal")[:, None, asking]
+        times = captured.queries[asking, 0]
+        lag = times[:, None] - np.arange(len(clip.frames))  # [Q,F]
+        values = {"word": maps[..., list(own_slots)].sum(-1)}
+        for even, keys in (("", maps), ("even ", seen.astype(np.float32))):
+            grid = rearrange(captured.patches(keys).grid, "l h q f a b -> l h q f (a b)")
+            grid = grid * (lag != 0)[..., None]
+            total = grid.sum((-1, -2))
+            total = np.where(total > 0, total, np.nan)
+            by_frame = grid.sum(-1)
+            values |= {
+                f"{even}own patches": (grid * shown).sum((-1, -2)) / total,
+                f"{even}back": (by_frame * lag).sum(-1) / total,
+                f"{even}earlier": (by_frame * (lag > 0)).sum(-1) / total,
+            }
+        shape = (c.num_layers, c.num_heads)
+        found.append({name: np.broadcast_to(_nanmean(value), shape) for name, value in values.items()})
+    means = {name: np.mean([one[name] for one in found], 0) for name in found[0]}
+    means["deviation"] = np.std([one["back"] for one in found], 0)
     return pd.DataFrame(
-        {"layer": layer, "head": head}
-        | {name: float(mean[layer, head]) for name, mean in means.items()}
-        | {"pairs": len(sums["follow"])}
+        {"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()}
         for layer, head in np.ndindex(c.num_layers, c.num_heads)
     )
 
 
-def silencing(clips: Sequence[Recording]) -> Any:
+def mirrored(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
+    """One row that says how far back moving patches look (`sources`), and what the outermost frames are worth.
+
+    "without first", "without last": nats a moving token costs more when the clip's first, or last, frame is hidden.
+    """
+    import pandas as pd
+
+    table = sources(clips, [[]] * len(clips), there).mean(numeric_only=True).drop(["layer", "head", "word"])
+    last = clips[0].model.config.num_frames - 1
+    hidden = {
+        "without first": [{"frames": [0]}] * len(clips),
+        "without last": [{"frames": [last]}] * len(clips),
+    }
+    worth = costs(clips, hidden, {}, there).set_index("change")["rise"]
+    return pd.DataFrame([{**table, **worth}])
+
+
+def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     """What gates let through: DataFrame with a row a layer, and one for all layers (layer -1).
 
     "temporal share": the gate weight 1 - sigmoid(gate), mean over dimensions; "temporal part": of the mixed
-    output (gate_table). "rise" and "ground rise": how many nats more a token of the object, of the ground
-    costs in generated frames with the layer's temporal channel silent.
+    output (gate_table). "rise" and "rise elsewhere": how many nats more a token of the patches `there` [T,N],
+    and of others, costs in generated frames with the layer's temporal channel silent.
     """
     import pandas as pd
 
@@ -309,26 +435,35 @@ def silencing(clips: Sequence[Recording]) -> Any:
     rows, layers = [], range(clips[0].model.config.num_layers)
     for layer in (*layers, -1):
         silent = list(layers) if layer == -1 else [layer]
-        there, ground = np.mean([_rise(clip, token_losses(clip, silent=silent)) for clip in clips], 0)
+        rises = [
+            _rise(clip, token_losses(clip, silent=silent), shown)
+            for clip, shown in zip(clips, there, strict=True)
+        ]
+        inside, outside = np.mean(rises, 0)
         values = {name: mean.mean() if layer == -1 else mean[layer] for name, mean in means.items()}
-        rows.append({"layer": layer} | values | {"rise": there, "ground rise": ground})
+        rows.append({"layer": layer} | values | {"rise": inside, "rise elsewhere": outside})
     return pd.DataFrame(rows)
 
 
-def _rise(clip: Recording, losses: torch.Tensor) -> list[float]:
-    """How much larger losses [T,N] are than the model's own, at the object's patches and the ground's."""
+def _rise(clip: Recording, losses: torch.Tensor, there: np.ndarray) -> list[float]:
+    """How much larger losses [T,N] are than the model's own, at the patches `there` and at all others."""
     rise = (losses - token_losses(clip)).cpu().numpy()
-    return [rise[part].mean() for part in _patches(clip)]
+    return [_mean(rise, part) for part in _split(clip, there)]
 
 
-def _patches(clip: Recording) -> tuple[np.ndarray, np.ndarray]:
-    """[T,N] bool: the object's patches, and the ground's, of generated frames."""
+def _split(clip: Recording, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T,N] bool: the patches `there`, and all others, of generated frames."""
     times = masks.trained_frames(clip.model.config)
     made = np.zeros((len(clip.frames), 1), bool)
     made[[time for time in times if time < len(made)]] = True
-    there = object_patches(clip.frames.cpu().numpy())
     return made & there, made & ~there
 
 
-def _inside(spot: np.ndarray, shape: tuple[int, ...]) -> bool:
-    return bool(((spot >= 0) & (spot < shape)).all())
+def _mean(values: np.ndarray, where: np.ndarray) -> float:
+    return float(values[where].mean()) if where.any() else 0.0
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis; 0 where nothing is known."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1)
