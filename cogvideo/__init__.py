@@ -2,7 +2,7 @@
 
     import cogvideo
     pipe = cogvideo.Pipeline.from_pretrained("demo")
-    pipe("a red 3 bounces slowly", seconds=4, seed=0).save("clip.mp4")
+    pipe("a lion drinks milk slowly", seconds=4, seed=0).save("clip.mp4")
 
 Names are loaded when they are first used, so that `import cogvideo` is quick and needs torch, einops, numpy and safetensors
 alone.

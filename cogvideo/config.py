@@ -112,6 +112,7 @@ class SamplingConfig:
     large_inner_temperature: float = 0.6
     clusters: bool = False  # top_k counts clusters of clusters.npy (CogLM's rule), else tokens
     release_quirks: bool = False  # see sampling.interpolate_frames
+    examples: tuple[str, ...] = ()  # prompts that the weights understand, named beside unknown words
 
     def __post_init__(self):
         positive = ("fps", "first_temperature", "temperature", "inner_temperature", "large_temperature")

@@ -33,7 +33,7 @@ from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.text import TextTokenizer
 
 PROMPT = (
-    "a red 3 moves right"  # words of the demo's text model, which is used: the released one is not at hand
+    "a lion drinks milk"  # words of the demo's text model, which is used: the released one is not at hand
 )
 
 

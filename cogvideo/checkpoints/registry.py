@@ -46,10 +46,7 @@ def _folder(name: str, purpose: str, size: float, project: str, page: str) -> Kn
 KNOWN = {
     known.name: known
     for known in (
-        Known("demo", "the whole pipeline for bouncing digits", 12.7e6, "packaged", packaged=True),
-        Known(
-            "judge", "scores clips of the demo", 0.12e6, "packaged", file="judge.safetensors", packaged=True
-        ),
+        Known("demo", "the whole pipeline for a puppet theatre", 20e6, "packaged", packaged=True),
         _folder("coglm", "image model; to inherit from", 11.8e9, "cogview/cogview2", COGVIEW2_PAGE),
         _folder("cogvideo-stage1", "first frame and key frames", 15.4e9, "cogvideo", COGVIDEO_PAGE),
         _folder("cogvideo-stage2", "frames between", 15.4e9, "cogvideo", COGVIDEO_PAGE),

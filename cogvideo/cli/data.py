@@ -15,7 +15,7 @@ DataSet = Annotated[
         help="A folder with captions.jsonl or captions.csv (path, caption, perhaps start and end), or such a "
         "file; ucf101:FOLDER?split=trainlist01.txt; kinetics:FOLDER?split=FILE.csv; "
         "vatex:FOLDER?captions=FILE.json&language=zh; webvid:FOLDER?captions=FILE.csv; "
-        "digits:train?clips=1000."
+        "theatre:train?clips=1000."
     ),
 ]
 KINDS = (
@@ -29,19 +29,16 @@ MinRate = Annotated[float, typer.Option(help="Leave out lower frame rates.")]
 
 
 @app.command()
-def make_digits(
+def make_theatre(
     out: Annotated[Path, typer.Argument(help="A folder, made if missing.")],
     clips: Annotated[int, typer.Option(help="Number of clips.")],
     seed: Seed = 0,
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    glyphs: Annotated[str, typer.Option(help="clean, handwriting or shapes.")] = "clean",
-    objects: Annotated[int, typer.Option(help="1 or 2 in every clip.")] = 1,
+    split: Annotated[str, typer.Option(help="train, seen, unseen, picture-only or pictures.")] = "train",
 ) -> None:
-    """Write captioned clips of bouncing digits. They are mp4 files beside a captions.jsonl."""
-    from cogvideo.theatre.dataset import make_digits
-    from cogvideo.theatre.digits import World
+    """Write captioned clips of the puppet theatre. They are mp4 files beside a captions.jsonl."""
+    from cogvideo.theatre.dataset import make_theatre
 
-    captions = make_digits(out, clips=clips, seed=seed, split=split, world=World(glyphs, objects))
+    captions = make_theatre(out, clips=clips, seed=seed, split=split)
     typer.echo(f"{captions}: {clips} clips")
 
 

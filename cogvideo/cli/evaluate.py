@@ -10,7 +10,7 @@ from cogvideo.cli.options import Device, Guidance, Report, Seconds, Seed, Weight
 app = typer.Typer(name="evaluate", help="Score weights and videos.", no_args_is_help=True)
 
 SIDE = (
-    "A folder of videos, or of frames in .npy and .npz; digits:test?seed=1&seconds=4; "
+    "A folder of videos, or of frames in .npy and .npz; theatre:test?seed=1&seconds=4; "
     "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; or weights to sample from."
 )
 PRESET = "paper, stylegan-v, videogpt or cd-fvd."

@@ -28,7 +28,7 @@ from cogvideo.data.classes import (
 from cogvideo.data.reading import Size, Timeline, read_frames, read_timeline
 from cogvideo.errors import CogVideoError
 
-WORLDS = {"digits": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "digits:..."
+WORLDS = {"theatre": "cogvideo.theatre.dataset"}  # the module that draws the clips of a spec "theatre:..."
 OPTIONS = {
     "ucf101": {"split", "prompts"},
     "kinetics": {"split", "prompts"},
@@ -100,9 +100,11 @@ def open_dataset(spec: str) -> Dataset:
     is the class in words, or what prompts=FILE says of it (classes.class_prompts).
     vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first
     each=1 captions. webvid:FOLDER?captions=results_2M_train.csv: files videoid.mp4, wherever in the folder.
-    digits:train?clips=1000: the demo world; seed, glyphs, objects, language=en, zh or both (in turn,
-    default). Raises CogVideoError for what is not there, for unknown options and files that do not hold what
-    they should.
+    theatre:train?clips=1000: the demo world; the split may be train, test (seen), unseen, picture-only or
+    pictures; seed; language=en, zh or both (in turn, default).
+
+    Raises CogVideoError for what is not there, for unknown options and files that do not hold what they
+    should.
     """
     scheme, colon, _ = spec.partition(":")
     if colon and scheme in WORLDS:
@@ -121,8 +123,8 @@ def open_dataset(spec: str) -> Dataset:
 def world(scheme: str) -> ModuleType:
     """The module behind a scheme of WORLDS, imported on demand: data/ itself knows no world.
 
-    It has open_clips(spec) -> Dataset; digits_clip(split, seed, index) -> one clip of the world; render(clip,
-    times); FPS.
+    It has open_clips(spec) -> Dataset; one_clip(split, seed, index) -> the truth of a clip, which has
+    caption(0); pixels(clip, times) -> its frames uint8 [T,H,W,3] at times [T]; FPS.
     """
     return importlib.import_module(WORLDS[scheme])
 

@@ -21,7 +21,7 @@ from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.recipes import KINETICS, check_frames, choose_clip
-from cogvideo.evaluation.sides import Side, dataset, demo_prompts, sampled_side
+from cogvideo.evaluation.sides import Side, dataset, drawn_prompts, sampled_side
 from cogvideo.sampling.batches import identity
 from cogvideo.sampling.pipeline import Pipeline, Seeds
 
@@ -77,7 +77,7 @@ def demo_samples(request: Request) -> Side:
     """Samples of captions of the demo world (test split, English), 4 seconds each."""
     seconds = 4.0
     check_seconds(request.weights, seconds)
-    prompts = demo_prompts("test", request.n, request.seed)
+    prompts = drawn_prompts("theatre", "test", request.n, request.seed)
     return sampled_side(
         f"{request.weights}?seed={request.seed}&seconds={seconds:g}",
         request.folder(f"{seconds:g}s-seed{request.seed}"),

@@ -196,7 +196,7 @@ def evaluate_clipsim(
 ) -> ClipSim:
     """CLIPSIM over all frames of the videos (by default 2048) of a side with known prompts; prints the card.
 
-    Such sides are weights to sample from, digits:.., and folders with captions.jsonl (as `data make-digits`
+    Such sides are weights to sample from, theatre:.., and folders with captions.jsonl (as `data make-theatre`
     writes). real: a side with real videos of the same prompts in the same order, for GODIVA's relative
     matching (RM, equation 15).
     """

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 from tqdm import tqdm
 
 from cogvideo.data.classes import VIDEOS, class_videos, videos_below
@@ -50,24 +49,23 @@ def dataset(kind: str, folder: Path, split: str | None, n: int, seed: int) -> Si
     return _of_files(label, class_videos(kind, folder, split), n, seed)
 
 
-def digits(split: str, n: int, seed: int, seconds: float) -> Side:
-    """n real clips of the demo world, 8 frames a second at 64 pixels; clip i depends on seed and i alone."""
-    demo = world("digits")
+def drawn_side(scheme: str, split: str, n: int, seed: int, seconds: float) -> Side:
+    """n real clips of a world of data.sources.WORLDS, small; clip i depends on split, seed and i alone."""
+    drawn = world(scheme)
     if not 0 < seconds <= 60:
         raise CogVideoError(f"Clips cannot last {seconds:g} seconds: choose more than 0 and at most 60.")
-    times = np.arange(round(seconds * demo.FPS) + 1)[None] / demo.FPS
+    times = np.arange(round(seconds * drawn.FPS) + 1) / drawn.FPS
 
     def read(name: str) -> np.ndarray:
-        frames = demo.render(demo.digits_clip(split, seed, int(name)), times)[0]
-        return rearrange((frames * 255).round().byte(), "t c h w -> t h w c").numpy()
+        return drawn.pixels(drawn.one_clip(split, seed, int(name)), times)
 
-    prompts = {str(i): prompt for i, prompt in enumerate(demo_prompts(split, n, seed))}
-    return Side(f"digits:{split}?seed={seed}&seconds={seconds:g}", list(prompts), read, prompts)
+    prompts = {str(i): prompt for i, prompt in enumerate(drawn_prompts(scheme, split, n, seed))}
+    return Side(f"{scheme}:{split}?seed={seed}&seconds={seconds:g}", list(prompts), read, prompts)
 
 
-def demo_prompts(split: str, n: int, seed: int) -> list[str]:
-    """English captions of the first n clips that digits() gives."""
-    return [world("digits").digits_clip(split, seed, i).caption(0) for i in range(n)]
+def drawn_prompts(scheme: str, split: str, n: int, seed: int) -> list[str]:
+    """English captions of the first n clips that drawn_side() gives."""
+    return [world(scheme).one_clip(split, seed, i).caption(0) for i in range(n)]
 
 
 def sampled_side(

@@ -5,13 +5,13 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from cogvideo.checkpoints.released import is_released
-from cogvideo.data.sources import number, parse_spec, read_options
+from cogvideo.data.sources import WORLDS, number, parse_spec, read_options
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.samples import Request, demo_samples, kinetics_predictions, ucf101_samples
-from cogvideo.evaluation.sides import Side, dataset, digits, folder_side
+from cogvideo.evaluation.sides import Side, dataset, drawn_side, folder_side
 
 OPTIONS = {
-    "digits": {"seed", "seconds"},
+    **{world: {"seed", "seconds"} for world in WORLDS},
     "ucf101": {"split"},
     "kinetics": {"split"},
     "ucf101-samples": {"split", "weights", "seconds", "prompts"},
@@ -24,7 +24,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
 
     A folder: its videos, and those in folders below it; with captions.jsonl their prompts are known. Frames
     may be stored as uint8 [T,H,W,3] in .npy, or in .npz with one array or one called frames.
-    digits:test or digits:train, also digits:test?seed=1&seconds=4: real clips of the demo world, 64 pixels.
+    theatre:test or another split, also theatre:test?seed=1&seconds=4: real clips of the demo world, small.
     ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
     kinetics:FOLDER?split=validate.csv: class folders, or one folder, and a split file of the data set.
     demo or a folder of weights: samples of captions of the demo world, 64 pixels, kept for later runs.
@@ -37,8 +37,8 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
         values = {
             name: number(options[name], spec) for name in ("seed", "seconds", "overlap") if name in options
         }
-        if kind == "digits":
-            return digits(folder, n, int(values.get("seed", seed)), values.get("seconds", 4.0))
+        if kind in WORLDS:
+            return drawn_side(kind, folder, n, int(values.get("seed", seed)), values.get("seconds", 4.0))
         split = options.get("split")
         if "weights" not in OPTIONS[kind]:
             return dataset(kind, Path(folder), split, n, seed)
@@ -76,7 +76,7 @@ def real_sides(
     spec: str, n: int, seed: int, *, device: str = "auto", progress: bool = True
 ) -> tuple[Side, Side]:
     """n real clips, and up to n others for the floor; of the demo world those of the next seed."""
-    if spec.startswith("digits:"):
+    if _is_drawn(spec):
         other = _reseeded(spec, 1) if "seed" in read_options(spec) else spec
         return open_side(spec, n, seed=seed), open_side(other, n, seed=seed + 1)
     side = open_side(spec, 2 * n, seed=seed, device=device, progress=progress)
@@ -93,13 +93,17 @@ def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
     if seeds < 1:
         raise CogVideoError(f"There cannot be {seeds} generations: give 1 or more seeds.")
     options = read_options(spec)
-    if spec.startswith("digits:") or _is_pipeline(spec):
+    if _is_drawn(spec) or _is_pipeline(spec):
         seed += 1
     elif seeds > 1 and "weights" not in options:
-        raise CogVideoError(f"{spec} cannot be generated anew: give weights or digits:..., or one seed.")
+        raise CogVideoError(f"{spec} cannot be generated anew: give weights or theatre:..., or one seed.")
     if seeds > 1 and "seed" in options:  # overrides ours
         return [(_reseeded(spec, i), seed + i) for i in range(seeds)]
     return [(spec, seed + i) for i in range(seeds)]
+
+
+def _is_drawn(spec: str) -> bool:
+    return spec.partition(":")[0] in WORLDS
 
 
 def _is_pipeline(spec: str) -> bool:

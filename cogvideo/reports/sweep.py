@@ -17,8 +17,9 @@ LABEL = " label"  # a column that no table has
 DIRTY = "-dirty"  # how a commit ends when files differed from it
 TITLES = {
     "fvd": "FVD", "kvd": "kernel distance (KVD)", "loss": "test loss, nats a token",
-    "action": "action right", "part": "part of the action right", "same": "one object all the time",
-    "digit": "digit right", "color": "colour right", "control": "frame-rate text obeyed",
+    "part": "part of the action right", "same": "the same actor and object all the time",
+    "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
+    "background": "background steady", "control": "frame-rate text obeyed",
 }  # fmt: skip
 
 

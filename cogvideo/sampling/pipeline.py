@@ -141,10 +141,10 @@ class Pipeline:
         self._spans(prompts, seconds)
         seeds = _seeds(seed, len(prompts))
         if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
-            warnings.warn(
-                f"These weights have never seen the words {', '.join(unknown)} and will not obey them.",
-                stacklevel=2,
-            )
+            words = f"These weights have never seen the words {', '.join(unknown)} and will not obey them."
+            if self.sampling.examples:
+                words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
+            warnings.warn(words, stacklevel=2)
         scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
 
         def make(part: slice) -> list[Video]:

@@ -1,20 +1,22 @@
-"""The paper's ablations at the scale of the demo world: other ways to train and to sample.
+"""The paper's ablations in the theatre: other ways to train, and other ways to make a clip.
 
-Paper section 5.3 and table 3: CogVideo against generation in one stage (the next frames after the last one or
-two), against a fixed frame rate, against an image model without the dual channel, and against training from
-nothing. All variants train on as many clips in all, draw the first frame with the same image model, and make
-clips of the same length and frame rate. Where they inherit it, positions of later frames begin as copies of
-frame 0's: none is conditioned on its moment, as the recipe's stage 1 is (theatre/moments.py).
+Paper section 5.3 and table 3: CogVideo against generation in one stage, a fixed frame rate, an image model
+without a second channel, and training from nothing. All variants see as many tokens in training, begin their
+clips with the same first frames, and make clips as long as their actions, at the same frame rate. What tells
+two variants apart is one function: how a model begins (`frozen`, `unfrozen`, `one_channel`, `from_nothing`)
+or how a clip is made (`hierarchical`, `pieces`, `one_stage`). Positions of later frames begin as copies of
+frame 0's: no variant is told the action's phase as the recipe's stage 1 is (conditioning.py).
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig, to_dict
@@ -28,17 +30,145 @@ from cogvideo.model.masks import trained_frames
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_key_frames
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.theatre.alignment import Questions, draw_questions, score_key_frames
-from cogvideo.theatre.batches import FIXED_SPAN, FRAMES, DigitsBatches
-from cogvideo.theatre.digits import World
+from cogvideo.theatre.batches import FIXED_SPAN, FRAMES, TheatreBatches
+from cogvideo.theatre.dataset import pixels
 from cogvideo.theatre.inheritance import MUTED, frame_losses, image_model_of
+from cogvideo.theatre.judge import Judge
+from cogvideo.theatre.questions import Questions, draw_questions
 from cogvideo.theatre.recipe import share_frame_vectors
+from cogvideo.theatre.scene_tokens import SceneTokens
+from cogvideo.theatre.scenes import DURATIONS, FPS
+from cogvideo.theatre.scores import score_key_frames, score_whole_clips
+from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training.loop import Job, fit
 from cogvideo.training.optimizer import OptimizerConfig
 
-SECONDS = FIXED_SPAN  # of every clip that is made; at the fixed rate five frames span just this
-REAL_SEED = 1_000_000  # of the real clips that FVD compares with: other looks than those asked for
-AT_ONCE = 64  # prompts that are sampled together
+REAL_SEED = 1_000_000  # of the real clips that FVD compares with
+FVD_SECONDS = 2.0  # FVD takes 16 frames: shorter clips rest in their last frame until then
+AT_ONCE, FRAMES_AT_ONCE = 64, 1000  # prompts, and frames of whole clips, that are made together
+KEY_SCORES = ("order", "same", "actor", "object", "background")
+
+Start = Callable[[CogVideoTransformer, ModelConfig, int], tuple[CogVideoTransformer, list[nn.Parameter]]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What clips are asked for: B first frames [B,N], as many prompts and seeds, and one length in seconds.
+
+    truth: true tokens [B,T,N]; where they are given, every frame is drawn after true frames, not drawn ones.
+    """
+
+    first: Tensor
+    prompts: list[str]
+    seeds: list[int]
+    seconds: float
+    truth: Tensor | None = None
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds * FPS) + 1
+
+
+Make = Callable[[Pipeline, Request], Tensor]  # -> tokens [B,T,N]
+
+
+# How a model begins: the model before training, and the weights that training moves.
+
+
+def frozen(image: CogVideoTransformer, config: ModelConfig, seed: int):
+    """The image model as it is beside a second, temporal channel, which is trained (section 3.2)."""
+    model = inherit_image_model(image, config=config, seed=seed)
+    return model, list(model.temporal_parameters().values())
+
+
+def unfrozen(image: CogVideoTransformer, config: ModelConfig, seed: int):
+    """Both channels, and all weights are trained (not in the paper: is it the channel, or the freezing?)."""
+    model = inherit_image_model(image, config=config, seed=seed)
+    return model, list(model.parameters())
+
+
+def one_channel(image: CogVideoTransformer, config: ModelConfig, seed: int):
+    """The image model tuned whole, without a second channel (section 5.3, "w/o dual-channel attention").
+
+    All frames attend to all frames through what was the image model's channel: here the temporal one, which
+    begins as a full copy, with a gate that mutes the other; text is read as before.
+    """
+    model = inherit_image_model(image, config=config, seed=seed)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]
+            block.gate.fill_(-MUTED)  # type: ignore[union-attr]
+    return model, [weight for name, weight in model.named_parameters() if not name.endswith(".gate")]
+
+
+def from_nothing(image: CogVideoTransformer, config: ModelConfig, seed: int):
+    """Random weights (section 5.3, "random initialization")."""
+    model = CogVideoTransformer(config).initialize(seed)
+    return model, list(model.parameters())
+
+
+# How a clip is made.
+
+
+def hierarchical(pipe: Pipeline, asked: Request) -> Tensor:
+    """Five key frames that span the action, then frames between (section 3.1)."""
+    return _hierarchy(pipe, asked, asked.first, asked.seconds, asked.seeds, asked.truth)
+
+
+def pieces(pipe: Pipeline, asked: Request) -> Tensor:
+    """The same with one frame rate: pieces of FIXED_SPAN, each from the last frame of the one before, until
+    the action is over (section 5.3, "w/o multi-frame-rate training").
+    """
+    tokens, step = asked.first[:, None], round(FIXED_SPAN * FPS)
+    for number in range(round(asked.seconds / FIXED_SPAN)):
+        truth, first = None, tokens[:, -1]
+        if asked.truth is not None:
+            truth = asked.truth[:, number * step : (number + 1) * step + 1]
+            first = truth[:, 0]
+        seeds = [1000 * seed + number for seed in asked.seeds]  # other random numbers in every piece
+        made = _hierarchy(pipe, asked, first, FIXED_SPAN, seeds, truth)
+        tokens = torch.cat([tokens, made[:, 1:]], 1)
+    return tokens
+
+
+def one_stage(pipe: Pipeline, asked: Request, overlap: int) -> Tensor:
+    """Window after window of five neighbouring frames, of which the first `overlap` are the last so far
+    (section 5.3, "1-stage generation").
+    """
+    span = (FRAMES - 1) / FPS
+    ids, mask = pipe.text.left_pad([pipe.text.encode_prompt(prompt, span) for prompt in asked.prompts])
+    strategy = TopKStrategy(temperature=pipe.sampling.temperature, top_k=pipe.sampling.top_k)
+    generators = [torch.Generator().manual_seed(seed) for seed in asked.seeds]
+    tokens = asked.first[:, None]
+    while tokens.shape[1] < asked.frames:
+        known = tokens if asked.truth is None else asked.truth[:, : tokens.shape[1]]
+        given = known[:, -overlap:]
+        made = generate_key_frames(
+            pipe.stage1, ids, given, text_mask=mask, strategy=strategy, generator=generators,
+            num_frames=FRAMES,
+        )  # fmt: skip
+        tokens = torch.cat([tokens, made[:, given.shape[1] :]], 1)
+    return tokens[:, : asked.frames]
+
+
+def _hierarchy(
+    pipe: Pipeline, asked: Request, first: Tensor, seconds: float, seeds: list[int], truth: Tensor | None
+) -> Tensor:
+    """Key frames that span `seconds`, and the frames between them at the pipeline's frame rate."""
+    if truth is None:
+        keys = pipe.later_key_frame_tokens(first, asked.prompts, seconds, seeds)
+        return pipe.fill(keys, asked.prompts, seconds, seeds)
+    stride = (truth.shape[1] - 1) // (FRAMES - 1)
+    made = truth.clone()
+    for number in range(1, FRAMES):
+        given = truth[:, : number * stride : stride]
+        keys = pipe.later_key_frame_tokens(given, asked.prompts, seconds, seeds)
+        made[:, number * stride] = keys[:, number]
+    for round_ in range(1, pipe.rounds(FRAMES, seconds) + 1):
+        between = pipe.fill_once(truth[:, ::stride], asked.prompts, seconds, round_, seeds)[:, 1::2]
+        made[:, stride // 2 :: stride] = between
+        stride //= 2
+    return made
 
 
 @dataclass(frozen=True)
@@ -46,21 +176,32 @@ class Variant:
     """One line of the table."""
 
     title: str
-    shown: str = "sequential"  # what the first model trains on (batches.clip_times)
-    overlap: int = 0  # frames so far that the next ones are made from; 0: key frames, then frames between
-    start: str = "inherited"  # the image model, frozen; "one channel": the same, all of it trained; "nothing"
+    paper: str  # the section that describes it
+    start: Start = frozen
+    make: Make = hierarchical
+    # What the models are trained on (batches.clip_times); the second makes the frames between.
+    stages: tuple[str, ...] = ("sequential", "interpolation")
 
 
+WINDOWS = ("one stage",)
 VARIANTS = {
-    "cogvideo": Variant("CogVideo: hierarchical, several frame rates, image model frozen, two channels"),
-    "overlap-1": Variant("one stage, from the last frame", shown="one stage", overlap=1),
-    "overlap-2": Variant("one stage, from the last two frames", shown="one stage", overlap=2),
-    "fixed-rate": Variant("hierarchical, one fixed frame rate", shown="fixed rate"),
-    "one-channel": Variant(
-        "hierarchical, image model without the dual channel, all of it trained", start="one channel"
+    "cogvideo": Variant(
+        "CogVideo: hierarchical, several frame rates, image model frozen, second channel", "3.1, 3.2"
     ),
-    "from-nothing": Variant("hierarchical, from random weights", start="nothing"),
-}
+    "fixed-rate": Variant(
+        "hierarchical, one fixed frame rate, piece after piece", "5.3",
+        make=pieces, stages=("fixed rate", "fixed interpolation"),
+    ),
+    "overlap-1": Variant(
+        "one stage, from the last frame", "5.3", make=partial(one_stage, overlap=1), stages=WINDOWS
+    ),
+    "overlap-2": Variant(
+        "one stage, from the last two frames", "5.3", make=partial(one_stage, overlap=2), stages=WINDOWS
+    ),
+    "one-channel": Variant("image model tuned whole, without a second channel", "5.3", start=one_channel),
+    "unfrozen": Variant("second channel, nothing frozen", "not in the paper", start=unfrozen),
+    "from-nothing": Variant("from random weights", "5.3", start=from_nothing),
+}  # fmt: skip
 
 
 def find_variant(name: str) -> Variant:
@@ -68,27 +209,6 @@ def find_variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise CogVideoError(f"There is no variant {name!r}: choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
-
-
-def start_model(
-    variant: Variant, image: CogVideoTransformer, config: ModelConfig, seed: int
-) -> tuple[CogVideoTransformer, list[nn.Parameter]]:
-    """The model before training, and the weights that training moves.
-
-    "one channel": all frames attend to all frames through what was the image model's channel (here the
-    temporal one, begun as a full copy, with a gate that mutes the other); text is read as before.
-    """
-    if variant.start == "nothing":
-        model = CogVideoTransformer(config).initialize(seed)
-        return model, list(model.parameters())
-    model = inherit_image_model(image, config=config, seed=seed)
-    if variant.start == "inherited":
-        return model, list(model.temporal_parameters().values())
-    with torch.no_grad():
-        for block in model.blocks:
-            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]
-            block.gate.fill_(-MUTED)  # type: ignore[union-attr]
-    return model, [weight for name, weight in model.named_parameters() if not name.endswith(".gate")]
 
 
 def train_variant(
@@ -102,13 +222,13 @@ def train_variant(
     muon_lr: float = 1e-2,
     lr: float = 2e-3,
     clips: int | None = None,
-    world: World = World(),
 ) -> tuple[Pipeline, dict[str, float]]:
     """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats) by stage.
 
-    Two stages get half of the steps each. base: a pipeline of the demo world, whose tokenizers and image
-    model are used. muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are
-    shown (None: endless). Runs are kept under `folder` and resumed.
+    Two stages get half of the steps each. base: a pipeline of the theatre, whose tokenizers and image model
+    are used. muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are
+    shown (None: endless). Runs are kept under `folder` and resumed. Losses are on clips of the test split
+    "seen", cut as those of training.
     """
     variant = find_variant(name)
     if steps < 2:
@@ -116,22 +236,20 @@ def train_variant(
             f"steps is how long all models of a variant train and cannot be {steps}: give 2 or more."
         )
     image = image_model_of(base.stage1)
-    stages = (
-        {"stage1": variant.shown} if variant.overlap else {"stage1": variant.shown, "stage2": "interpolation"}
-    )
     models, losses = {"stage1": base.stage1, "stage2": base.stage2}, {}
-    for stage, shown in stages.items():
+    for stage, shown in zip(models, variant.stages, strict=False):
         config = image.config.video(order="interpolation" if stage == "stage2" else "sequential")
-        model, trained = start_model(variant, image, config, seed)
+        model, trained = variant.start(image, config, seed)
         share_frame_vectors(model)
-        own_steps = steps // len(stages)
+        own_steps = steps // len(variant.stages)
         optimizer = OptimizerConfig(
             steps=own_steps, batch_size=batch_size, muon_lr=muon_lr, lr=lr, warmup=min(100, own_steps // 10)
         )
-        batches = DigitsBatches(
-            shown, batch_size, text=base.text, frames=base.frames, world=world, seed=seed, clips=clips
-        )
-        test = [batches(step, split="test") for step in range(4)]
+        batches = TheatreBatches(
+            shown, batch_size, text=base.text, frames=base.frames, seed=seed, clips=clips,
+            scenes=_scenes(base.frames),
+        )  # fmt: skip
+        test = [batches(step, split="seen") for step in range(4)]
         settings = {"variant": name, "seed": seed, "clips": clips, "model": to_dict(config)}
         job = Job(
             model, trained, lambda step, model=model, batches=batches: model.loss(*batches(step).inputs),
@@ -148,79 +266,97 @@ def train_variant(
     return pipe, losses
 
 
+@lru_cache(maxsize=1)
+def _scenes(frames: FrameTokenizer) -> SceneTokens:
+    return SceneTokens(frames)
+
+
+def questions(n: int, seed: int = 0, group: str = "seen") -> Questions:
+    """n prompts of a group of scenes.groups, balanced over actions and durations, about whole actions."""
+    return draw_questions(n, seed, parts=False, group=group)
+
+
 def make_clips(
     name: str,
     pipe: Pipeline,
     base: Pipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    asked: Questions,
     *,
+    from_truth: bool = False,
     progress: bool = False,
-) -> np.ndarray:
-    """Clips of SECONDS by a trained variant -> uint8 [n,T,H,W,3] at the pipeline's frame rate.
+) -> list[np.ndarray]:
+    """A clip for each question by a trained variant: uint8 [T,H,W,3] as long as its action, at FPS.
 
-    base draws the first frames, the same for all variants.
+    base draws the first frames, the same for all variants. from_truth: teacher forcing; the true frames stand
+    before each that is drawn.
     """
-    variant, clips = find_variant(name), []
-    for begin in range(0, len(prompts), AT_ONCE):
-        texts, own = list(prompts[begin : begin + AT_ONCE]), list(seeds[begin : begin + AT_ONCE])
-        first = base.first_frame_tokens(texts, own, progress=progress)
-        if variant.overlap:
-            tokens = _one_stage(variant.overlap, pipe, first, texts, own)
-        else:
-            tokens = pipe.later_key_frame_tokens(first, texts, SECONDS, own, progress=progress)
-            tokens = pipe.fill(tokens, texts, SECONDS, own, progress=progress)
-        clips.append(pipe.pixels(tokens))
-    return np.concatenate(clips)
+    variant, clips = find_variant(name), [np.empty(0, np.uint8)] * len(asked)
+    for rows in _rows_together(asked):
+        some = asked[rows]
+        prompts, seeds, seconds = some.prompts, some.seeds.tolist(), float(some.spans[0])
+        truth = pipe.tokens(np.stack(real_clips(some))) if from_truth else None
+        drawn = base.first_frame_tokens(prompts, seeds, progress=progress) if truth is None else truth[:, 0]
+        tokens = variant.make(pipe, Request(drawn, prompts, seeds, seconds, truth))
+        for row, clip in zip(rows, pipe.pixels(tokens), strict=True):
+            clips[row] = clip
+    return clips
 
 
-def _one_stage(
-    overlap: int, pipe: Pipeline, first: torch.Tensor, prompts: list[str], seeds: list[int]
-) -> torch.Tensor:
-    """Window after window: five frames, the first `overlap` of them the last so far -> tokens [B,T,N]."""
-    count, fps = round(SECONDS * pipe.sampling.fps) + 1, pipe.sampling.fps
-    span = (FRAMES - 1) / fps
-    ids, mask = pipe.text.left_pad([pipe.text.encode_prompt(prompt, span) for prompt in prompts])
-    strategy = TopKStrategy(temperature=pipe.sampling.temperature, top_k=pipe.sampling.top_k)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    tokens = first[:, None]
-    while tokens.shape[1] < count:
-        given = tokens[:, -overlap:]
-        made = generate_key_frames(
-            pipe.stage1,
-            ids,
-            given,
-            text_mask=mask,
-            strategy=strategy,
-            generator=generators,
-            num_frames=FRAMES,
-        )
-        tokens = torch.cat([tokens, made[:, given.shape[1] :]], 1)
-    return tokens[:, :count]
+def real_clips(asked: Questions) -> list[np.ndarray]:
+    """The clips themselves as the theatre draws them, like those of `make_clips`."""
+    return [
+        pixels(asked.clips[[i]], np.arange(round(span * FPS) + 1) / FPS) for i, span in enumerate(asked.spans)
+    ]
 
 
-def questions(n: int, seed: int = 0) -> Questions:
-    """n prompts of the test split, balanced over actions and durations, about clips of SECONDS."""
-    asked = draw_questions(n, seed, parts=False)
-    return replace(asked, spans=np.full(n, SECONDS))
+def _rows_together(asked: Questions) -> list[np.ndarray]:
+    """Questions of one length each, no more than fit into memory."""
+    parts = []
+    for span in np.unique(asked.spans):
+        rows = np.flatnonzero(asked.spans == span)
+        size = max(1, min(AT_ONCE, int(FRAMES_AT_ONCE / (span * FPS))))
+        parts += [rows[at : at + size] for at in range(0, len(rows), size)]
+    return parts
 
 
-def score_clips(clips: np.ndarray, asked: Questions) -> dict[str, float]:
-    """Shares (0..1) that are right, read from five moments of every clip: see alignment.score_key_frames.
+def score_clips(clips: Sequence[np.ndarray], asked: Questions) -> dict[str, float]:
+    """Parts (0..1) of clips that are right: KEY_SCORES of five moments, "whole" of all frames (see scores.py).
 
-    "action" is asked only where a clip holds the whole of it; "part" (the share of the action that is shown)
-    always.
+    "order_1s" ... "order_8s" are of the actions that take so long.
     """
-    five = clips[:, np.linspace(0, clips.shape[1] - 1, FRAMES).round().astype(int)]
-    found = score_key_frames(five, asked.clips, asked.spans)
-    whole = asked.clips.duration[:, 0] <= SECONDS
-    return {name: float(found[name].mean()) for name in ("digit", "color", "same", "part")} | {
-        "action": float(found["action"][whole].mean())
-    }
+    keys = np.stack([clip[np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)] for clip in clips])
+    found = score_key_frames(keys, asked.clips, asked.spans)
+    scores = {name: float(found[name].mean()) for name in KEY_SCORES}
+    scores["whole"] = float(np.mean([whole for _, whole in _frames_right(clips, asked)]))
+    for duration in DURATIONS:
+        rows = asked.clips.duration == duration
+        if rows.any():
+            scores[f"order_{duration:g}s"] = float(found["order"][rows].mean())
+    return scores
+
+
+def right_by_time(clips: Sequence[np.ndarray], asked: Questions, parts: int = 8) -> np.ndarray:
+    """Frames within one state of the truth [parts], as the action goes on: how clips drift with time."""
+    curves = []
+    for frames, _ in _frames_right(clips, asked):
+        cut = np.array_split(frames[1:], parts)  # the first frame is given
+        curves.append([part.mean() for part in cut])
+    return np.mean(curves, 0)
+
+
+def _frames_right(clips: Sequence[np.ndarray], asked: Questions) -> list[tuple[np.ndarray, bool]]:
+    """Which frames of each clip are right [T], and whether the whole clip is."""
+    judge, found = Judge(), [(np.empty(0), False)] * len(clips)
+    for rows in _rows_together(asked):
+        some, frames = asked[rows], np.stack([clips[row] for row in rows])
+        scores = score_whole_clips(frames, some.clips, float(some.spans[0]), judge=judge)
+        for i, row in enumerate(rows):
+            found[row] = (scores["frames"][i], bool(scores["whole clip"][i]))
+    return found
 
 
 def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:
-    """Share (0..1) of n key-frame clips, of 4, 2, 1 and 0.5 s, that show the part of the action that fits."""
+    """Part (0..1) of n key-frame clips, of 4, 2, 1 and 0.5 s, that show the part of the action that fits."""
     asked = draw_questions(n, seed, parts=True)
     shown = [
         pipe.key_frames(asked.prompts[some], asked.spans[some].tolist(), asked.seeds[some].tolist())
@@ -229,25 +365,34 @@ def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:
     return float(score_key_frames(np.concatenate(shown), asked.clips, asked.spans)["part"].mean())
 
 
-def fvd_of(clips: np.ndarray, *, n_real: int, preset: str = "paper", progress: bool = True) -> FVDResult:
-    """FVD of clips [n,T,H,W,3] against n_real real ones of the same length, whose prompts are balanced alike.
+def fvd_of(
+    clips: Sequence[np.ndarray], *, n_real: int, preset: str = "paper", progress: bool = True
+) -> FVDResult:
+    """FVD of clips [T,H,W,3] against n_real real ones, which are as long as their actions, too.
 
     Features of real clips are kept in the cache. Raises CogVideoError without I3D's weights.
     """
     recipe = find_recipe(preset)
     network = I3D.from_pretrained(batch_norm_eps=recipe.batch_norm_eps)
-    real = (questions(n_real, REAL_SEED).real_frames(clips.shape[1]) * 255).round().byte().numpy()
+    real = real_clips(questions(n_real, REAL_SEED))
     sides, seconds = {}, {}
     for title, some in (("real", real), ("generated", clips)):
         begin = time.perf_counter()
-        side = Side(title, [str(i) for i in range(len(some))], lambda i, some=some: some[int(i)])
+        names = [str(i) for i in range(len(some))]
+        side = Side(title, names, lambda i, some=some: _with_rest(some[int(i)]))
         sides[title] = features_of(side, recipe, network, title=title, progress=progress).values
         seconds[title] = time.perf_counter() - begin
     protocol = {
-        "real": f"{n_real} clips of the demo world's test split, seed {REAL_SEED}",
-        "generated": f"{len(clips)} clips of {SECONDS:g} s, {clips.shape[1]} frames",
+        "real": f"{n_real} clips of the theatre's test split, seed {REAL_SEED}",
+        "generated": f"{len(clips)} clips as long as their actions; both rest until {FVD_SECONDS:g} s",
         "skipped": {"real": [], "generated": []},
         **versions(network),
         "seconds": seconds,
     }
     return fvd(sides["real"], sides["generated"], recipe=recipe, protocol=protocol)
+
+
+def _with_rest(clip: np.ndarray) -> np.ndarray:
+    """A clip, resting in its last frame until FVD_SECONDS."""
+    missing = max(0, round(FVD_SECONDS * FPS) + 1 - len(clip))
+    return np.concatenate([clip, np.repeat(clip[-1:], missing, 0)])

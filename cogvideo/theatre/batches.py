@@ -10,7 +10,7 @@ from cogvideo.data.tokenized import Batch
 from cogvideo.errors import CogVideoError
 from cogvideo.theatre.drawing import FRAME_SIZE, LARGE_SIZE
 from cogvideo.theatre.scene_tokens import SceneTokens
-from cogvideo.theatre.scenes import LAST_STATE, SPANS, Clips, sample_clips, states
+from cogvideo.theatre.scenes import FPS, LAST_STATE, SPANS, Clips, sample_clips, states
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import UNGUIDED_PROMPT, TextTokenizer
 
@@ -23,6 +23,7 @@ WHOLE, SHORTER = 0.45, 0.35
 # number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
 # with a number.
 OPENING, ANY_PHASE = 0.15, 0.25
+FIXED_SPAN = 1.0  # seconds of five frames where all pieces of video are equally long (ablation.py)
 UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exact; key frames are 0.4 apart
 
 
@@ -50,7 +51,9 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     """Timestamps [n,T] (s) of a stage's frames, and the span that its frame-rate text names (None: no text).
 
     sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring
-    frames as the rounds of stage 2 meet them. superres: one frame at any time.
+    frames as the rounds of stage 2 meet them. superres: one frame at any time. For ablation.py, fixed rate:
+    the action cut into pieces of FIXED_SPAN, five frames each; fixed interpolation: what stage 2 meets in
+    these; one stage: five frames that follow each other at the final frame rate, from any time.
     """
     n, steps = len(clips), np.linspace(0, 1, FRAMES)
     if stage == "sequential":
@@ -63,13 +66,20 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
         within = np.minimum(whole, clips.duration + part)  # the action, and a little of the rest after it
         start = part * np.floor(rng.random(n) * within / part)
         return start[:, None] + part[:, None] * steps, list(part)
+    if stage in ("fixed rate", "fixed interpolation"):
+        part = FIXED_SPAN if stage == "fixed rate" else FIXED_SPAN / 2
+        start = part * np.floor(rng.random(n) * clips.duration / part)
+        return start[:, None] + part * steps, [part] * n
+    if stage == "one stage":
+        start = np.floor(rng.random(n) * (clips.duration * FPS + 1)) / FPS
+        return start[:, None] + np.arange(FRAMES) / FPS, [(FRAMES - 1) / FPS] * n
     if stage == "superres":
         return rng.random((n, 1)) * (1 + 1 / LAST_STATE) * clips.duration[:, None], [None] * n
     raise CogVideoError(f"There are no timestamps for a stage {stage!r}.")
 
 
 class TheatreBatches:
-    """Batches for one stage ("image", "sequential", "interpolation" or "superres")."""
+    """Batches for one stage: "image", or one of `clip_times`."""
 
     def __init__(
         self,
@@ -89,7 +99,7 @@ class TheatreBatches:
             )
         self.stage, self.batch_size, self.seed, self.text = stage, batch_size, seed, text
         self.scenes = scenes or SceneTokens(frames)
-        self.split = "train" if stage in ("sequential", "interpolation") else "pictures"
+        self.split = "pictures" if stage in ("image", "superres") else "train"
         self.finite = None if clips is None else sample_clips(clips, np.random.default_rng([seed, clips]))
 
     def __call__(self, step: int, device: str | torch.device = "cpu", split: str | None = None) -> Batch:

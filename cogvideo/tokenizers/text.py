@@ -86,7 +86,7 @@ class TextTokenizer:
         """
         if not prompt.strip():
             raise CogVideoError(
-                'The prompt is empty: describe the clip in words, such as "a red 3 moves left".'
+                'The prompt is empty: describe the clip in words, such as "a lion drinks milk".'
             )
         if seconds is None:
             return self.encode(prompt)

@@ -1,6 +1,6 @@
 """The explorer: click a patch and see what it read, in one HTML file (`page`) or live in JupyterLab (`live`).
 
-    scenes = explorer.scenes(pipe, "a red 3 bounces", seconds=4, seed=0)
+    scenes = explorer.scenes(pipe, "a lion drinks milk", seconds=4, seed=0)
     explorer.page(scenes).save("attention.html")
     explorer.live(scenes)
 
