@@ -1,8 +1,9 @@
-"""Do generated clips show what their sentences say? Scores of a demo model, read from pixels by `judge.Judge`.
+"""Do generated clips show what their sentences say? Scores of a demo model, read from pixels.
 
-Two sets of questions for each group of `scenes.groups`. Whole actions: the frame-rate text that holds all of the action
-(paper section 3.1), five key frames, and the interpolated clip. Parts: frame-rate texts of 4, 2, 1 and 0.5 s.
-Real clips, and real clips passed through the frame tokenizer, answer the same questions: the second are the ceiling.
+Two sets of questions for each group of `scenes.groups`. Whole actions: the frame-rate text that holds all
+of the action (paper section 3.1), five key frames, and the interpolated clip. Parts: frame-rate texts of 4,
+2, 1 and 0.5 s. Real clips, and real clips passed through the frame tokenizer, answer the same questions:
+the second are the ceiling.
 """
 
 import os
@@ -35,7 +36,8 @@ SETTINGS = re.compile(
     "first_|key_|fill_|temperature|top_k|clusters"
 )  # sampling settings that touch these clips
 BATCH, FRAMES_TOGETHER = 50, 600  # prompts, and frames of whole clips, that are generated together
-DAMAGED = 100  # real clips that are damaged on purpose
+DAMAGED = 96  # real clips that are damaged on purpose
+SYMMETRIC = ("throws", "rings")  # key frames of these actions are the same backwards
 
 KeyFrames = Callable[
     [list[str], list[float], list[int]], np.ndarray | Tensor
@@ -65,13 +67,14 @@ def compare(
     ask: Sequence[str] = GROUPS,
     progress: bool = True,
 ) -> dict:
-    """Score a model, the frame tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
+    """Score a model, the tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
 
-    generate makes key frames; whole makes interpolated clips, of which the first and every so many are the key frames of
-    whole actions (without it, whole clips are not scored).
+    generate makes key frames; whole makes interpolated clips, of which the first and every so many are the
+    key frames of whole actions (without it, whole clips are not scored).
 
-    Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}}, "damages":
-    {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by" is about the model.
+    Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}},
+    "damages": {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by"
+    is about the model.
     """
     judge, result = Judge(), {}
     for group in ask:
@@ -144,10 +147,15 @@ def _scores(frames: Tensor, asked: Questions, judge: Judge, parts: bool) -> dict
 
 
 def score_damages(n: int, seed: int, judge: Judge) -> dict[str, dict]:
-    """{damage: {score: [right, n]}} of real clips that are damaged on purpose: what the judge feels."""
+    """{damage: {score: [right, n]}} of real clips that are damaged on purpose: what each score feels.
+
+    "reversed" leaves out actions whose key frames are the same backwards.
+    """
     result: dict[str, dict] = {}
     for kind in ("none", *DAMAGES):
         asked = draw_questions(n, seed, parts=False)
+        if kind == "reversed":
+            asked = asked[~np.isin(asked.kinds["action"], SYMMETRIC)]
         result[kind] = {}
         for some in _batches(asked, whole=True):
             frames = damage(some.clips, some.times(round(FPS * some.spans[0]) + 1), kind)
@@ -196,9 +204,12 @@ def evaluate(
     progress: bool = True,
     device: str = "auto",
 ) -> dict:
-    """Ask a demo model 2 n questions of each group, print the scores and return them (see `compare`) with the settings.
+    """Ask a demo model 2 n questions of each group, print the scores and return them with the settings.
 
-    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the pipeline's own.
+    The result is that of `compare`, and "settings".
+
+    weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the
+    pipeline's own.
     out: a JSON file.
 
     Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
@@ -234,13 +245,14 @@ def whole_clips(pipe: "Pipeline") -> WholeClips:
 
     def make(prompts: list[str], seconds: float, seeds: list[int]) -> np.ndarray:
         videos = pipe(prompts, seconds=seconds, seed=seeds, enlarge=False, progress=False)
+        assert isinstance(videos, list)  # one for each prompt
         return np.stack([video.frames for video in videos])
 
     return make
 
 
 def table(result: dict, *, details: bool = False) -> str:
-    """The result as plain text: rates in percent with 95 % intervals; `details` adds the model's rates by kind."""
+    """The result as plain text: percent and 95 % intervals; `details` adds the model's rates by kind."""
     settings = dict(result.get("settings", {}))
     sampling = settings.pop("sampling", {})
     lines = ["  ".join(f"{key} {value}" for key, value in settings.items())]

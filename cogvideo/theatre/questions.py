@@ -81,7 +81,8 @@ def draw_questions(n: int, seed: int, *, parts: bool, group: str = "seen") -> Qu
         chosen[rows] = np.resize(known, len(rows))  # every combination as often as every other
     actor, pair = combinations[chosen].T
     background, duration, languages, spans = (
-        rng.permutation(np.resize(values, n)) for values in (range(len(BACKGROUNDS)), DURATIONS, ["en", "zh"], PART_SPANS)
+        rng.permutation(np.resize(values, n))
+        for values in (range(len(BACKGROUNDS)), DURATIONS, ["en", "zh"], PART_SPANS)
     )
     clips = Clips(actor, pair, background, duration)
     whole = np.array([clips.span(i) for i in range(n)])

@@ -1,6 +1,7 @@
-"""Scores of "models" whose answers are known: the renderer itself, one that mixes prompts up, one that stands still."""
+"""Scores of "models" whose answers are known: the theatre itself, one that mixes sentences up, and others."""
 
 import json
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -11,21 +12,16 @@ from scipy.stats import binomtest
 
 from cogvideo.errors import CogVideoError
 from cogvideo.theatre import alignment
-from cogvideo.theatre.alignment import compare, draw_questions, evaluate, score_key_frames, table, wilson
-from cogvideo.theatre.digits import (
-    ACTION_NAMES,
-    COLORS,
-    DURATIONS,
-    Clips,
-    World,
-    is_held_out,
-    render,
-    sample_clips,
-)
+from cogvideo.theatre.alignment import compare, evaluate, table, wilson
+from cogvideo.theatre.drawing import render
+from cogvideo.theatre.judge import DAMAGES, Judge
+from cogvideo.theatre.questions import GROUPS, draw_questions
+from cogvideo.theatre.scenes import ACTION_NAMES, ACTOR_NAMES, DURATIONS, PAIRS, Clips, groups
+from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS, score_key_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
 
-N = 54  # six prompts of each action
-MEASURES = ("digit", "color", "action", "same", "part")
+N = 16  # two sentences of each action
+KEYS = ("actor", "object", "background", "same", "order", "part")
 
 
 class PatchTokenizer:
@@ -47,124 +43,169 @@ def lossless() -> FrameTokenizer:
     return cast(FrameTokenizer, PatchTokenizer())
 
 
-def every_caption() -> dict[str, tuple[int, int, int, float]]:
-    """What each prompt of either language asks for: digit, colour, action, duration."""
-    grid = np.indices((10, len(COLORS), len(ACTION_NAMES), len(DURATIONS))).reshape(4, -1, 1)
-    kind, color, action, adverb = grid
-    zero = np.zeros_like(kind)
-    clips = Clips(kind, color, action, np.array(DURATIONS)[adverb], zero, zero, zero, World(), "test")
-    fields = list(zip(*(f[:, 0].tolist() for f in (kind, color, action, clips.duration)), strict=True))
+def every_caption() -> dict[str, tuple[int, int, float]]:
+    """What each sentence of either language asks for: actor, pair, duration."""
+    grid = np.indices((len(ACTOR_NAMES), len(PAIRS), len(DURATIONS))).reshape(3, -1)
+    clips = Clips(grid[0], grid[1], np.zeros_like(grid[0]), np.array(DURATIONS)[grid[2]])
+    fields = list(zip(clips.actor.tolist(), clips.pair.tolist(), clips.duration.tolist(), strict=True))
     return {clips.caption(i, language): fields[i] for i in range(len(clips)) for language in ("en", "zh")}
 
 
 MEANING = every_caption()
 
 
-def renderer(prompts, seconds, seeds) -> torch.Tensor:
-    """A perfect model: reads the prompt, begins at a place of its own choice, draws uint8 [b, 5, 64, 64, 3]."""
-    pool = sample_clips(2000, np.random.default_rng(seeds), split="test")
-    kind, color, action, duration = (
-        np.array(field)[:, None] for field in zip(*map(MEANING.get, prompts), strict=True)
+def painter(prompts: list[str], seconds: list[float], seeds: list[int], count: int = 5) -> torch.Tensor:
+    """A perfect model: reads the sentence and draws it before the first wall, uint8 [b, count, 64, 64, 3]."""
+    actor, pair, duration = (
+        np.array(field) for field in zip(*map(MEANING.__getitem__, prompts), strict=True)
     )
-    rows = [np.flatnonzero(pool.action[:, 0] == one)[i] for i, one in enumerate(action[:, 0])]
-    clips = Clips(kind, color, action, duration, pool.x[rows], pool.y[rows], pool.scan[rows], World(), "test")
-    frames = render(clips, np.linspace(0, seconds, 5, axis=1))
+    clips = Clips(actor, pair, np.zeros(len(prompts), int), duration)
+    frames = render(clips, np.linspace(0, np.broadcast_to(seconds, len(prompts)), count, axis=1))
     return (rearrange(frames, "n t c h w -> n t h w c") * 255).round().byte()
 
 
+def whole_painter(prompts: list[str], seconds: float, seeds: list[int]) -> torch.Tensor:
+    return painter(prompts, [seconds] * len(prompts), seeds, round(8 * seconds) + 1)
+
+
+@pytest.fixture(autouse=True)
+def one_wall(monkeypatch):
+    """Ask about the first wall alone: pictures of the others would be drawn for nothing."""
+
+    def one(*arguments, **options):
+        asked = draw_questions(*arguments, **options)
+        clips = asked.clips
+        return replace(asked, clips=Clips(clips.actor, clips.pair, 0 * clips.background, clips.duration))
+
+    monkeypatch.setattr(alignment, "draw_questions", one)
+    monkeypatch.setattr(alignment, "score_damages", lambda n, seed, judge: {"none": {}})
+
+
 def test_a_perfect_model_scores_everything_and_a_lossless_tokenizer_is_no_ceiling():
-    result = compare(renderer, lossless(), n=N, seed=3, progress=False)
-    for source in ("model", "ceiling", "real"):
-        for measure in MEASURES:
-            assert result[source][measure]["right"] == result[source][measure]["n"] == N, (source, measure)
+    result = compare(painter, lossless(), whole=whole_painter, n=N, seed=3, progress=False)
+    frames = {group: result[group]["real"].pop("frames") for group in GROUPS}
+    for group in GROUPS:
+        assert frames[group]["rate"] == 1
+        assert frames[group]["n"] > 20 * N
+        for source in ("model", "ceiling", "real"):
+            for score in LABELS:
+                if score != "frames":
+                    entry = result[group][source][score]
+                    assert entry["right"] == entry["n"] == N, (group, source, score)
+        by = result[group]["by"]
+        assert set(by["action"]) == set(ACTION_NAMES)
+        assert set(by["language"]) == {"en", "zh"}
+        assert set(by["duration"]) == {"1 s", "2 s", "4 s", "8 s"}
+        for entries in by.values():
+            for score in KEYS:
+                assert sum(entry[score]["n"] for entry in entries.values() if score in entry) == N
     assert json.loads(json.dumps(result)) == result
-    groups = result["groups"]
-    assert set(groups["language"]) == {"en", "zh"}
-    assert set(groups["combination"]) == {"trained", "never told"}
-    assert set(groups["action"]) == set(ACTION_NAMES)
-    for entries in groups.values():
-        for measure in MEASURES:
-            assert sum(entry[measure]["n"] for entry in entries.values() if measure in entry) == N
 
+
+def test_the_table_names_targets_and_says_what_every_score_means(monkeypatch):
+    monkeypatch.undo()
+    result = compare(painter, lossless(), n=8, seed=3, ask=["seen"], progress=False)
     lines = table(result).splitlines()
-    assert any(
-        line.startswith("digit") and line.count("100.0 (93-100, 54)") == 3 and line.endswith(">= 90")
-        for line in lines
-    )
-    assert "moves left" not in table(result)
-    assert "moves left" in table(result, details=True)
+    assert any(line.startswith("actor") and line.count("100.0 (68-100, 8)") == 3 for line in lines)
+    assert any(line.startswith("actor") and line.endswith(">= 99") for line in lines)
+    assert all(any(line == f"{LABELS[score]}: {MEANINGS[score]}" for line in lines) for score in LABELS)
+    assert all(any(line.startswith(kind) for line in lines) for kind in DAMAGES)
+    assert "model, by action" not in table(result)
+    assert "model, by action" in table(result, details=True)
+    damages = result["damages"]
+    assert all(entry["rate"] == 1 for entry in damages["none"].values())
+    assert all(damages[kind][score]["rate"] <= 0.2 for kind, scores in DAMAGES.items() for score in scores)
 
 
-def test_a_model_that_mixes_prompts_up_scores_low():
-    def shuffled(prompts, seconds, seeds):
-        return renderer(prompts, seconds, seeds)[np.random.default_rng(seeds).permutation(len(prompts))]
+def test_a_model_that_mixes_sentences_up_scores_low():
+    def mixed(prompts, seconds, seeds):
+        return painter(prompts, seconds, seeds).roll(1, 0)
 
-    result = compare(shuffled, lossless(), n=N, seed=3, progress=False)
-    rates = {measure: result["model"][measure]["rate"] for measure in MEASURES}
-    assert max(rates["digit"], rates["action"], rates["part"]) < 0.3
-    assert rates["color"] < 0.4
-    assert rates["same"] == 1
-    assert result["real"]["digit"]["rate"] == 1
+    found = compare(mixed, lossless(), n=3 * N, seed=3, ask=["seen"], progress=False)["seen"]
+    rates = {score: found["model"][score]["rate"] for score in KEYS}
+    assert max(rates["actor"], rates["object"], rates["order"]) < 0.35
+    assert rates["same"] == rates["background"] == 1
+    assert found["real"]["order"]["rate"] == 1
 
 
-def test_a_model_that_stands_still_shows_no_action_and_only_the_smallest_parts():
+def test_a_model_that_stands_still_shows_no_order_and_only_small_parts():
     def still(prompts, seconds, seeds):
-        first = renderer(prompts, seconds, seeds)[:, :1]
-        return first.expand(-1, 5, -1, -1, -1)
+        return painter(prompts, seconds, seeds)[:, :1].expand(-1, 5, -1, -1, -1)
 
-    result = compare(still, lossless(), n=N, seed=3, progress=False)
-    assert result["model"]["action"]["rate"] == 0
-    assert result["model"]["digit"]["rate"] == 1
-    shares = result["groups"]["share that fits"]
-    assert shares["0.0625"]["part"]["rate"] == 1
-    assert shares["0.5"]["part"]["rate"] == 0
+    found = compare(still, lossless(), n=3 * N, seed=3, ask=["unseen"], progress=False)["unseen"]
+    assert found["model"]["order"]["rate"] == 0
+    assert found["model"]["actor"]["rate"] == found["model"]["same"]["rate"] == 1
+    parts = {
+        name: entry["part"]["rate"]
+        for name, entry in found["by"]["part that fits"].items()
+        if "part" in entry
+    }
+    assert parts["0.0625"] == 1
+    assert parts["0.25"] == parts["0.5"] == 0
 
 
 def test_a_model_that_ignores_the_frame_rate_is_found_out():
     def always_whole(prompts, seconds, seeds):
-        return renderer(prompts, [MEANING[prompt][3] for prompt in prompts], seeds)
+        return painter(prompts, [MEANING[prompt][2] for prompt in prompts], seeds)
 
-    result = compare(always_whole, lossless(), n=N, seed=3, progress=False)
-    assert result["model"]["action"]["rate"] == 1
-    shares = result["groups"]["share that fits"]
-    for share in ("0.0625", "0.125", "0.25", "0.5"):
-        assert shares[share]["part"]["rate"] == 0, share
+    found = compare(always_whole, lossless(), n=3 * N, seed=3, ask=["seen"], progress=False)["seen"]
+    assert found["model"]["order"]["rate"] == 1
+    for part in ("0.0625", "0.125", "0.25", "0.5"):
+        assert found["by"]["part that fits"][part]["part"]["rate"] == 0, part
+
+
+def test_a_flicker_between_key_frames_is_seen_in_whole_clips_alone():
+    def flickers(prompts, seconds, seeds):
+        frames = whole_painter(prompts, seconds, seeds)
+        frames[:, -2] = frames[:, 1]
+        return frames
+
+    found = compare(painter, lossless(), whole=flickers, n=N, seed=3, ask=["seen"], progress=False)["seen"][
+        "model"
+    ]
+    assert all(found[score]["rate"] == 1 for score in KEYS)
+    assert found["whole clip"]["rate"] <= 0.25  # a thing that was thrown lies where it lay
+    assert found["readable"]["rate"] == 1
+    assert 0.9 < found["frames"]["rate"] < 1
 
 
 def test_two_clips_scored_by_hand():
-    questions = draw_questions(2, 0, parts=False)
-    frames = questions.real_frames()
-    swapped = score_key_frames(frames.flip(0), questions.clips, questions.spans)
-    clips = questions.clips
-    assert (clips.kind[0], clips.action[0]) != (clips.kind[1], clips.action[1])
-    right = score_key_frames(frames, clips, questions.spans)
-    assert all(right[measure].all() for measure in MEASURES)
-    assert swapped["digit"].tolist() == [clips.kind[0, 0] == clips.kind[1, 0]] * 2
-    assert swapped["color"].tolist() == [clips.color[0, 0] == clips.color[1, 0]] * 2
+    lion, mouse = (ACTOR_NAMES.index(name) for name in ("lion", "mouse"))
+    pairs = [PAIRS.index(pair) for pair in (("drinks", "milk"), ("puts on", "hat"))]
+    clips = Clips(np.array([lion, mouse]), np.array(pairs), np.array([0, 0]), np.array([2.0, 4.0]))
+    frames = rearrange(render(clips, np.linspace(0, clips.duration, 5, axis=1)), "n t c h w -> n t h w c")
+    right = score_key_frames(frames, clips, clips.duration)
+    assert all(right[score].all() for score in KEYS)
+    swapped = score_key_frames(frames.flip(0), clips, clips.duration, judge=Judge())
+    assert not any(swapped[score].any() for score in ("actor", "object", "order", "part"))
+    assert swapped["same"].all()
 
 
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("parts", [False, True])
-def test_questions_are_balanced_repeatable_and_from_the_test_split(parts):
-    first, second, other = (draw_questions(200, seed, parts=parts) for seed in (5, 5, 6))
+def test_questions_are_balanced_repeatable_and_of_their_group(parts, group):
+    first, second, other = (draw_questions(200, seed, parts=parts, group=group) for seed in (5, 5, 6))
     assert first.prompts == second.prompts != other.prompts
     np.testing.assert_array_equal(first.spans, second.spans)
     np.testing.assert_array_equal(first.seeds, second.seeds)
     assert len(set(first.seeds)) == 200
-    actions = np.bincount(first.clips.action[:, 0], minlength=9)
-    assert actions.max() - actions.min() <= 1
-    places = np.concatenate([first.clips.kind, first.clips.color, first.clips.x, first.clips.y], 1)
-    assert len(np.unique(places, axis=0)) > 150
+    assert np.bincount(first.clips.action, minlength=8).tolist() == [25] * 8
+    assert np.unique(first.clips.duration, return_counts=True)[1].tolist() == [50] * 4
+    assert np.unique(first.clips.background, return_counts=True)[1].tolist() == [50] * 4
     assert (first.languages == "zh").sum() == 100
     assert all(
-        prompt.isascii() == (language == "en")
-        for prompt, language in zip(first.prompts, first.languages, strict=True)
+        p.isascii() == (language == "en") for p, language in zip(first.prompts, first.languages, strict=True)
     )
-    held_out = is_held_out(first.clips.kind, first.clips.color, first.clips.action).mean()
-    assert 0.04 < held_out < 0.16
+    assert (groups()[first.clips.actor, first.clips.pair] == group).all()
     if parts:
         assert np.unique(first.spans, return_counts=True)[1].tolist() == [50] * 4
     else:
-        assert (first.spans == first.clips.duration[:, 0]).all()  # every duration is a trained span
+        assert (first.spans == first.clips.duration).all()  # every duration is a trained span
+
+
+def test_the_targets_are_of_scores_that_are_known():
+    assert all(score in MEANINGS for goals in TARGETS.values() for score in goals)
+    assert list(LABELS) == list(MEANINGS)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (1, 3), (45, 50), (181, 200), (200, 200)])
@@ -177,15 +218,7 @@ def test_wilson_without_trials_knows_nothing():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_worlds_that_the_judge_cannot_read_are_refused():
-    frames = np.zeros((3, 5, 64, 64, 3), np.uint8)
-    for world in (World("shapes"), World(objects=2)):
-        clips = sample_clips(3, np.random.default_rng(0), world=world)
-        with pytest.raises(CogVideoError, match="one digit"):
-            score_key_frames(frames, clips, 1.0)
-
-
-def test_mistakes_are_told_before_anything_is_generated(tmp_path):
+def test_mistakes_are_reported_before_anything_is_generated(tmp_path):
     with pytest.raises(CogVideoError, match="cannot be 0"):
         evaluate(n=0)
     with pytest.raises(CogVideoError, match="nowhere"):
