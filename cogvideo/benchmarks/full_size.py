@@ -173,12 +173,12 @@ def measure(pipe: Pipeline, settings: Settings, bandwidth: float, *, progress: b
         batches = -(-sequences // (pipe.sequences_at_once or sequences))
         tokens = stages.time(
             f"between, round {number}",
-            partial(pipe.fill_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
+            partial(pipe.interpolate_once, tokens, prompts, settings.seconds, number, seeds, progress=progress),
             steps=2 * n * batches, tokens=2 * n * sequences, moved=_step_bytes(pipe.stage2),
         )  # fmt: skip
     high = tokens.shape[0] * tokens.shape[1] * pipe.superres.config.high_tokens
     large = stages.time(
-        "enlarging", lambda: pipe.enlarge(tokens, prompts, seeds, progress=progress), tokens=high
+        "enlarging", lambda: pipe.upsample(tokens, prompts, seeds, progress=progress), tokens=high
     )
     pixels = stages.time("pixels", lambda: pipe.pixels(large))
     stages.records[-1] |= {"frames": list(pixels.shape)}

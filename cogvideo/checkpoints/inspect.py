@@ -190,7 +190,7 @@ def _released(path: Path, meta: Mapping[str, Tensor], settings: dict[str, Any], 
     del facts["geometry"]["image tokens"]
     if facts["kind"] in (STAGE1, STAGE2) and "cogvideo_stage" not in settings:
         facts["note"] = (
-            "model_config.json does not tell the stage; by its windows (stage 2 has them) it loads as "
+            "model_config.json does not name the stage; by its windows (stage 2 has them) it loads as "
             f"{facts['kind']}"
         )
     return Inspection(path, **facts)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from einops import repeat
@@ -60,8 +60,8 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], *, dtype: torch.d
                 bar.update(sizes[name])
             save_tensors(tensors, folder / file)
     if count > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        file_of = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
         write_json(folder / INDEX, index)
         files.append(INDEX)
     for path in (folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
@@ -87,28 +87,26 @@ def read_weights(folder: Path) -> Weights:
     """The weights of a native folder, read when asked for."""
     if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
         files = {WEIGHTS: TensorFile(folder / WEIGHTS, _open_safetensors)}
-        places = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
+        file_of = dict.fromkeys(files[WEIGHTS].meta, WEIGHTS)
     else:
-        places: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
-        named = isinstance(places, dict) and all(
-            isinstance(v, str) and Path(v).name == v for v in places.values()
+        file_of: Any = read_json(folder / INDEX, advice=ADVICE).get("weight_map")
+        named = isinstance(file_of, dict) and all(
+            isinstance(v, str) and Path(v).name == v for v in file_of.values()
         )
         if not named:
             raise CogVideoError(
                 f"{folder / INDEX} should name a file of the folder for every weight; {ADVICE}."
             )
-        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(places.values()))}
-    for name, file in places.items():
+        files = {name: TensorFile(folder / name, _open_safetensors) for name in sorted(set(file_of.values()))}
+    for name, file in file_of.items():
         if name not in files[file].meta:
-            raise CogVideoError(
-                f"{name} is missing from {folder / file}, where the index places it; {ADVICE}."
-            )
+            raise CogVideoError(f"{name} is missing from {folder / file}, where the index has it; {ADVICE}.")
 
     def fill(name: str, out: Tensor) -> None:
-        out.copy_(files[places[name]].view(name))
+        out.copy_(files[file_of[name]].view(name))
         release_pages(files.values())
 
-    return Weights({name: files[file].meta[name] for name, file in places.items()}, fill)
+    return Weights({name: files[file].meta[name] for name, file in file_of.items()}, fill)
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -149,14 +147,14 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     """Write config.json (`model.config`) and the weights (in `dtype`, or as they are); see write_weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", to_dict(model.config))
+    write_json(folder / "config.json", to_dict(cast(Any, model.config)))
     write_weights(folder, model.state_dict(), dtype=dtype)
 
 
 def read_folder(folder: str | Path, config_class: type[C]) -> tuple[C, Weights]:
     """Configuration and weights of a folder written by save_model."""
-    file = Path(folder) / "config.json"
-    return from_dict(config_class, read_json(file, advice=ADVICE), str(file)), read_weights(Path(folder))
+    file, config_type = Path(folder) / "config.json", cast(Any, config_class)
+    return from_dict(config_type, read_json(file, advice=ADVICE), str(file)), read_weights(Path(folder))
 
 
 def load_native(

@@ -70,7 +70,7 @@ def kinetics_parts(file: Path) -> dict[str, tuple[float, float] | None]:
 
 
 def kinetics_labels(folder: Path, split: str | None) -> dict[str, str]:
-    """youtube_id -> label, where the split tells it."""
+    """youtube_id -> label, where the split has labels."""
     if split is None:
         return {}
     with find_split(folder, split).open(newline="", encoding="utf-8") as rows:
@@ -94,8 +94,7 @@ def class_prompts(classes: Sequence[str], file: str | Path | None = None) -> dic
     """A prompt for each class: its name in words, or what a file says of it.
 
     The file is JSON {class: prompt} or CSV with two columns, class and prompt (a first line "class,prompt" is
-    passed over); the released weights want Chinese. Raises CogVideoError for a file that cannot be read and a
-    class it lacks.
+    skipped); the released weights want Chinese.
     """
     if file is None:
         return {name: words(name) for name in classes}

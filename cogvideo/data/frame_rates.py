@@ -1,10 +1,10 @@
 """Which frames of a clip become a training sequence: the multi-frame-rate rule and its alternatives.
 
 Paper section 3.1: of some trained frame rates the lowest is taken at which the clip still gives five frames,
-so that the whole action is inside, and the frame rate is told by a text in front of the caption
+so that the whole action is inside, and a text in front of the caption names the frame rate
 (tokenizers.text.frame_rate_text): how many seconds the five frames span. Times are seconds from the clip's
-beginning. A clip lasts until its last frame is no longer shown; the frame of that very moment is the last
-one. So five frames at 1 a second (moments 0, 1, 2, 3, 4) fit a clip of 4 s.
+beginning. A clip lasts until its last frame disappears, and at its very end still shows that frame: so five
+frames at 1 a second (at 0, 1, 2, 3, 4 s) fit a clip of 4 s.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Window:
         return None if self.rate is None else (self.count - 1) / self.rate
 
     @property
-    def moments(self) -> np.ndarray:
+    def times(self) -> np.ndarray:
         """[count] seconds."""
         return self.start + (np.arange(self.count) / self.rate if self.rate else np.zeros(1))
 
@@ -69,14 +69,13 @@ def plan(
 ) -> list[Window]:  # fmt: skip
     """The training sequences of a clip of `seconds`; none if it is too short or has too few frames a second.
 
-    sequential (stage 1): `per_clip` sequences at the rate of the rule, spread evenly over what the clip has
-    beyond them; one lies in the middle. interpolation (stage 2): the same at each trained rate above that
-    one, where sequences in line are as many as fit or `per_clip` of them: five neighbouring frames, as the
-    rounds of interpolation meet them. The fixed rate that the paper argues against: the clip cut into pieces
-    of five frames at `rate`, each with the whole caption; neighbours share a frame. one-stage-1, one-stage-2:
-    five frames in line at the highest rate, each sequence beginning with the last one or two frames of the
-    one before. image and superres: `per_clip` single moments, the caption without a frame-rate text. Raises
-    CogVideoError for an unknown kind.
+    sequential (stage 1): `per_clip` sequences at the rate of the rule, spread evenly over the clip; a single
+    one lies in the middle. interpolation (stage 2): the same at each higher trained rate, as many as fit one
+    after another but at most `per_clip`: five neighbouring frames, as in the rounds of interpolation.
+    fixed-rate (which the paper argues against): the clip cut into parts of five frames at `rate`, each with
+    the whole caption; neighbours share a frame. one-stage-1, one-stage-2: five consecutive frames at the
+    highest rate, each sequence beginning with the last one or two frames of the one before. image and
+    superres: `per_clip` single frames, the caption without a frame-rate text.
     """
     if kind in ("image", "superres"):
         return [Window(start, None, 1) for start in _spread(seconds, per_clip)]
@@ -88,7 +87,11 @@ def plan(
         higher = [
             r for r in sorted(rates) if lowest is not None and r > lowest and gives_five(seconds, r, fps)
         ]
-        return [window for r in higher for window in _windows(seconds, r, min(per_clip, _pieces(seconds, r)))]
+        return [
+            window
+            for r in higher
+            for window in _windows(seconds, r, min(per_clip, _sequences_in(seconds, r)))
+        ]
     if kind == "fixed-rate":
         return _in_line(seconds, rate, FRAMES - 1) if gives_five(seconds, rate, fps) else []
     if kind in ("one-stage-1", "one-stage-2"):
@@ -105,12 +108,12 @@ def _windows(seconds: float, rate: float, count: int) -> list[Window]:
 
 
 def _spread(slack: float, count: int) -> list[float]:
-    """`count` places from 0 to `slack`, both included; the middle if it is one."""
+    """`count` times from 0 to `slack`, both included; the middle if it is one."""
     slack = max(slack, 0.0)
     return [slack / 2] if count == 1 else np.linspace(0, slack, count).tolist()
 
 
-def _pieces(seconds: float, rate: float) -> int:
+def _sequences_in(seconds: float, rate: float) -> int:
     """How many sequences fit into a clip when each begins with the last frame of the one before."""
     return int((seconds + ROUNDING) * rate / (FRAMES - 1))
 

@@ -101,8 +101,8 @@ def report(found: Inspection) -> str:
 def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: int = 8) -> list[str]:
     """A picture with a row for each of some clips, spread over the data set: the five frames for stage 1.
 
-    Frames are cut to squares, as for training. Returns a line for each row: its number, frame rate, moments,
-    file, caption. Raises CogVideoError where there is nothing to show and for a place that cannot be written.
+    Frames are cut to squares, as for training. Returns a line for each row: its number, frame rate, times,
+    file, caption.
     """
     from PIL import Image, ImageDraw
 
@@ -117,16 +117,17 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
     draw, lines = ImageDraw.Draw(sheet), []
     for row, i in enumerate(chosen):
         clip, timeline, top = found.dataset.clips[i], found.timelines[i], row * (CELL + gap)
-        assert timeline is not None
+        if timeline is None:  # not among the readable ones
+            continue
         (window,) = plan("sequential", timeline.end, rates=rates, fps=timeline.fps)
-        numbers = timeline.at(window.moments).tolist()
+        numbers = timeline.at(window.times).tolist()
         frames, _ = clip.frames(timeline, set(numbers), [(CELL, CELL)])
         for column, number in enumerate(numbers):
             if number in frames:  # the rest of a broken file stays white
                 sheet.paste(Image.fromarray(frames[number][0]), (60 + column * (CELL + gap), top))
         draw.text((4, top + CELL // 2 - 16), f"{row + 1}\n{window.rate:g} fps", fill="black")
-        moments = f"{window.moments[0]:.2f} to {window.moments[-1]:.2f} s"
-        lines.append(f"{row + 1}  {window.rate:g} fps, {moments}, {clip.source}: {clip.caption}")
+        times = f"{window.times[0]:.2f} to {window.times[-1]:.2f} s"
+        lines.append(f"{row + 1}  {window.rate:g} fps, {times}, {clip.source}: {clip.caption}")
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:

@@ -1,8 +1,7 @@
-"""Frames of video files at exact moments: variable frame rates, rotated recordings and files that break off.
+"""Frames of video files at exact times: variable frame rates, rotated recordings and files that break off.
 
-A file is looked through twice: first its packets, without decoding, tell when each frame is shown (Timeline);
-then the frames that are wanted are decoded. Files that end early or are damaged give what is there, with a
-note that says so.
+A file is read twice: first its packets, without decoding, for when each frame is shown (Timeline); then the
+wanted frames are decoded. Files that end early or are damaged give what is there, with a note that says so.
 """
 
 import errno
@@ -48,9 +47,9 @@ class Timeline:
         """Mean frames a second."""
         return len(self.times) / (self.end - self.times[0])
 
-    def at(self, moments: np.ndarray) -> np.ndarray:
-        """Numbers of the frames that are shown at `moments`; the last frame from the end on."""
-        return np.searchsorted(self.times, moments + EXACT, side="right").clip(1) - 1
+    def at(self, times: np.ndarray) -> np.ndarray:
+        """Numbers of the frames that are shown at `times`; the last frame from the end on."""
+        return np.searchsorted(self.times, times + EXACT, side="right").clip(1) - 1
 
     def until(self, last: int) -> "Timeline":
         """What is left when the frames after number `last` cannot be had."""
@@ -79,17 +78,21 @@ def read_timeline(path: str | Path, start: float = 0.0, end: float | None = None
             broken |= packet.is_corrupt
             if not packet.is_corrupt:
                 times[time] = _seconds(packet.duration or 0, stream)
-        told = _told_duration(container, stream)
+        stated = _stated_duration(container, stream)
     if size is None or not times:
         raise CogVideoError(
             f"{path} holds no frames that can be read{_where(start, end)}: give a whole video file."
         )
     shown = np.array(sorted(times))
     last = shown[-1] + times[shown[-1]]
-    if last == shown[-1]:  # AVI does not tell how long the last frame is shown: as long as the others
+    if last == shown[-1]:  # AVI does not say how long the last frame is shown: as long as the others
         last += (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 1 / _rate(stream)
     whole = last if end is None else end
-    note = f"breaks off at {last:.1f} of {told:.1f} s" if told and told - last > 0.25 + 0.02 * told else None
+    note = (
+        f"breaks off at {last:.1f} of {stated:.1f} s"
+        if stated and stated - last > 0.25 + 0.02 * stated
+        else None
+    )
     if end is not None and last >= end - EXACT:
         note = None  # whatever is wrong lies behind the part that is wanted
     if note is None and broken:
@@ -106,10 +109,9 @@ def read_frames(
 ) -> tuple[dict[int, list[np.ndarray]], int]:
     """Decode frames by number in the timeline -> {number: uint8 [h,w,3] in each of `sizes`}, last number.
 
-    Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it; the last
-    number is that of the last frame that could be decoded, where the file breaks off earlier than its packets
-    told, and at least the highest that was wanted otherwise. Raises CogVideoError for a file that is missing
-    or is no video, CannotReadNow as above.
+    Frames are turned upright and fitted (see fit). A damaged frame is replaced by the one before it. The last
+    number is at least the highest wanted one; where decoding breaks off earlier, it is that of the last frame
+    that could be decoded.
     """
     found: dict[int, list[np.ndarray]] = {}
     waiting, last, before = sorted(wanted), -1, None
@@ -119,9 +121,8 @@ def read_frames(
         origin = _origin(stream) + start
         latest = -np.inf
         for index, frame in enumerate(_decoded(container, stream)):
-            latest = max(
-                latest, _time(frame, index, stream) - origin
-            )  # AVI may tell the times of B-frames out of order
+            # In AVI the times of B-frames may be out of order.
+            latest = max(latest, _time(frame, index, stream) - origin)
             number = int(np.searchsorted(timeline.times, latest + EXACT, side="right")) - 1
             while waiting and waiting[0] <= number:
                 best = frame if waiting[0] == number or before is None else before
@@ -251,7 +252,7 @@ def _rate(stream: "VideoStream") -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _told_duration(container: "InputContainer", stream: "VideoStream") -> float | None:
+def _stated_duration(container: "InputContainer", stream: "VideoStream") -> float | None:
     """Seconds that the file says it lasts."""
     if stream.duration:
         return _seconds(stream.duration, stream)

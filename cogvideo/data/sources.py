@@ -156,7 +156,7 @@ def read_options(spec: str) -> dict[str, str]:
 
 
 def number(text: str | float, spec: str) -> float:
-    """A finite number that an option tells."""
+    """The finite number in an option."""
     try:
         if math.isfinite(value := float(text)):
             return value
@@ -168,7 +168,7 @@ def number(text: str | float, spec: str) -> float:
 def read_captions(file: Path) -> list[dict[str, Any]]:
     """Rows {path, caption, start, end} of a .jsonl or .csv file; start and end may be None.
 
-    The path may be called file or video, too. Raises CogVideoError that names the row that lacks something.
+    The key of the path may also be file or video.
     """
     rows = []
     for line, row in _rows(file):
@@ -305,7 +305,7 @@ def _webvid(spec: str, place: str, options: dict[str, str]) -> Dataset:
 def _captions_file(spec: str, place: str, options: dict[str, str]) -> Path:
     """The file that the option `captions` names, by its path or in the folder."""
     if "captions" not in options:
-        raise CogVideoError(f"{spec} does not tell the captions: add ?captions=FILE.")
+        raise CogVideoError(f"{spec} does not name the captions: add ?captions=FILE.")
     beside = Path(place) / options["captions"]
     return beside if beside.is_file() else Path(options["captions"])
 

@@ -207,7 +207,7 @@ def _pick(timeline: Timeline, settings: Settings) -> dict[tuple[int, ...], Windo
     """Numbers of the frames of each sequence -> its window, the last sequence first."""
     s, rates = settings, settings.rates or RATES
     windows = plan(s.kind, timeline.end, rates=rates, per_clip=s.per_clip, rate=s.rate, fps=timeline.fps)
-    return {tuple(timeline.at(window.moments).tolist()): window for window in reversed(windows)}
+    return {tuple(timeline.at(window.times).tolist()): window for window in reversed(windows)}
 
 
 def _decode(

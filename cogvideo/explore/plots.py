@@ -148,7 +148,7 @@ def plot_words(
 
 
 def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
-    """Weight on a word beside what hiding it costs (`facts.reading`); a row for each stage that reads it."""
+    """Weight on a word beside what hiding it costs (`effects.reading`); a row for each stage that does."""
     tables = {stage: table[table["word"] == word] for stage, table in tables.items()}
     tables = {stage: table for stage, table in tables.items() if len(table)}
     figure, axes = _grid(len(tables), 4, 2.5, 1.9)
@@ -167,7 +167,7 @@ def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
 
 
 def plot_sources(tables: Mapping[str, Any]) -> Any:
-    """How far back heads look from what moves, and on patches that move as well (`facts.sources`)."""
+    """How far back heads look from what moves, and on patches that move as well (`effects.sources`)."""
     most = max(len(table[table["of"] == "phase"]) for table in tables.values())
     panels = [(stage, measure) for stage in tables for measure in ("back", "own patches")]
     figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.2 * most, sharey=True)
@@ -190,7 +190,7 @@ def plot_sources(tables: Mapping[str, Any]) -> Any:
 
 
 def plot_silencing(tables: Mapping[str, Any]) -> Any:
-    """What a token that changes, and any other, costs without a temporal channel (`facts.silencing`)."""
+    """What a token that changes, and any other, costs without a temporal channel (`effects.silencing`)."""
     figure, axes = _grid(1, len(tables), 3.6, 2.6, sharey=True)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         x = np.arange(len(table))

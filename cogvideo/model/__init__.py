@@ -1,1 +1,4 @@
-"""The transformer: blocks of two attention channels, masks and positions, initialisation, loss. Pure torch."""
+"""The transformer.
+
+Blocks of two attention channels, masks and positions, initialisation, loss. Pure torch.
+"""

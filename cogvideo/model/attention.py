@@ -1,9 +1,9 @@
-"""Attention: over everything with an additive bias, or block-sparse, which leaves out most of what a mask hides.
+"""Attention with an additive bias, or block-sparse: then most of what a mask hides is left out.
 
-Training computes all frames at once, and each of them sees a part of the others. Within one window, in the order in which
-frames are computed, a frame sees a prefix: the frames before it and itself. So the queries are cut by window and by frame,
-and every block goes through torch's fused kernels with its own window and prefix as keys: exact, without a score for a
-hidden frame or window, and no kernel stores scores.
+Training computes all frames at once, and each of them sees a part of the others. Within one window, in the
+order in which frames are computed, a frame sees a prefix: the frames before it and itself. So the queries are
+cut by window and by frame, and every block goes through torch's fused kernels with its own window and prefix
+as keys: exact, without a score for a hidden frame or window, and no kernel stores scores.
 
 Shapes: B clips, H heads, L text tokens, T frames, N tokens a frame, P = T * N positions, d numbers a head.
 """
@@ -23,7 +23,10 @@ DIRECT_QUERIES = 4
 
 @dataclass(frozen=True)
 class BiasBlock:
-    """Queries first..last-1 of every window, which see keys 0..last-1 of theirs; bias [B*windows,1,Q,L+last]."""
+    """Queries first..last-1 of every window, which see keys 0..last-1 of theirs.
+
+    Bias [B*windows,1,Q,L+last].
+    """
 
     first: int
     last: int
@@ -41,7 +44,10 @@ class WindowGroup:
 
 @dataclass(frozen=True)
 class BlockSparseBias:
-    """The bias of the temporal channel in one layer. order [P]: positions sorted by window, then as frames are computed."""
+    """The bias of the temporal channel in one layer.
+
+    order [P]: positions sorted by window, then as frames are computed.
+    """
 
     order: Tensor | None  # None: they are so already
     groups: list[WindowGroup]
@@ -84,7 +90,7 @@ def _windows_of(t: Tensor, length: int, start: int, end: int, windows: int) -> T
 
 def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Tensor) -> BlockSparseBias:
     """The bias of a layer's temporal channel. visible: masks.temporal_visible; text_bias [B,1,1,L]."""
-    n, b = c.frame_tokens, len(text_bias)
+    n = c.frame_tokens
     windows = masks.windows(c, layer)
     sizes = torch.bincount(windows)
     rank = torch.tensor(masks.frame_order(c)).argsort()  # of a time among the frames as they are computed
@@ -108,10 +114,14 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | None) -> Tensor:
-    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added to the scaled scores (-inf hides)."""
+    """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d].
+
+    Bias [*,1,Q,K] is added to the scaled scores (-inf hides).
+    """
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
-    if q.ndim == 5 and bias is not None and k.stride(0) < k.stride(1):  # a cache whose memory has the frames first
+    if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
+        # A cache of several frames has them first in memory, and is read where it lies.
         q, k, v, bias = (t.transpose(0, 1) for t in (q, k, v, bias))
         return _attend(q, k, v, bias).transpose(0, 1)
     return _attend(q, k, v, bias)
@@ -124,8 +134,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
             q, k, v = (t.flatten(0, 1) for t in (q, k, v))
             bias = None if bias is None else bias.expand(*shape[:2], *bias.shape[2:]).flatten(0, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(shape)
-    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention itself.
-    q, k, v = (t.flatten(0, -3) for t in (q, k, v))  # no copy where heads and rows follow each other in memory
+    # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention
+    # itself.
+    q, k, v = (
+        t.flatten(0, -3) for t in (q, k, v)
+    )  # no copy where heads and rows follow each other in memory
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
     if bias is not None:
         scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
@@ -134,14 +147,16 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Scores to add: 0 where visible, -inf elsewhere."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, float("-inf")
+    )
 
 
 def additive_bias(visible: Tensor, text_bias: Tensor, text_bonus: float = 0.0) -> Tensor:
     """What is added to scores towards text and frames: [..,Q,L+K], the text's keys first.
 
-    visible bool [..,Q,K]: which frame positions a query sees; text_bias [..,1,L] hides padding; text_bonus is added to
-    all scores towards text.
+    visible bool [..,Q,K]: which frame positions a query sees; text_bias [..,1,L] hides padding; text_bonus is
+    added to all scores towards text.
     """
     frames = hidden_bias(visible, text_bias.dtype)
     shape = torch.broadcast_shapes(text_bias.shape[:-1], frames.shape[:-1])

@@ -12,8 +12,8 @@ KeysValues = tuple[Tensor, ...]  # two of [B,H,P,d]
 class CacheWrite(NamedTuple):
     """Where a chunk goes in a cache, and how much of the cache is read with it.
 
-    index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which follow each
-    other so that reading them copies nothing.
+    index: the chunk's positions in the cache; for a cache of several frames, one for each of `frames`, which
+    follow each other so that reading them copies nothing.
     """
 
     index: Tensor | slice
@@ -23,10 +23,10 @@ class CacheWrite(NamedTuple):
 
 @dataclass
 class KVCache:
-    """Keys and values of one channel of one layer: the text's [B,H,L,d], and room for positions that are kept.
+    """Keys and values of one channel of one layer: the text's [B,H,L,d], and room for more.
 
-    buffers: [B,H,L+P,d] of the temporal channel, [B,F,H,L+N,d] of the spatial one, whose memory has the frames first.
-    The first L positions are the text. Only `update` writes to them.
+    buffers: [B,H,L+P,d] of the temporal channel, [B,F,H,L+N,d] of the spatial one, whose memory has the
+    frames first. The first L positions are the text. Only `update` writes to them.
     """
 
     text: KeysValues
@@ -56,7 +56,11 @@ class KVCache:
         Without `write` nothing is kept: the text and the chunk itself are returned.
         """
         if write is None or self.buffers is None:
-            text = self.text if k.ndim == 4 else (t[:, None].expand(-1, k.shape[1], -1, -1, -1) for t in self.text)
+            text = (
+                self.text
+                if k.ndim == 4
+                else (t[:, None].expand(-1, k.shape[1], -1, -1, -1) for t in self.text)
+            )
             return tuple(torch.cat(pair, -2) for pair in zip(text, (k, v), strict=True))
         live, index = self.buffers, write.index
         if k.ndim == 5:

@@ -10,9 +10,9 @@ EMBEDDING_SCALE = 0.06  # of embeddings in training from nothing
 def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
     """Random weights for a sandwich-LN transformer.
 
-    Embeddings normal(0, 0.06) and branches that enter the stream at 0.4 of unit scale: with 0.02 and 1, as in the release,
-    the first branches drown the tokens, and the demo's image model needs about twice the steps. Linear weights
-    normal(0, 0.02), those that end a branch scaled by 1/sqrt(2 layers).
+    Embeddings normal(0, 0.06) and branches that enter the stream at 0.4 of unit scale: with 0.02 and 1, as in
+    the release, the first branches drown the tokens, and the demo's image model needs about twice the steps.
+    Linear weights normal(0, 0.02), those that end a branch scaled by 1/sqrt(2 layers).
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -28,10 +28,11 @@ def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
 
 
 def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tensor:
-    """[height*width, size] of unit scale: sines and cosines of the row in one half, of the column in the other.
+    """[height*width, size] of unit scale: sines and cosines of the row, then of the column.
 
-    "The same place, one to the left" is then one linear map for all places, instead of one to be learned for each. With
-    `step` s, cells stand at the centres of s x s cells of a finer grid, and get positions between those of its rows.
+    "The same position, one to the left" is then one linear map for all positions, not one to be learned for
+    each. With `step` s, cells stand at the centres of s x s cells of a finer grid, and get positions between
+    those of its rows.
     """
     waves = size // 4
     frequencies = (torch.arange(waves) + 0.5) * torch.pi / waves
@@ -48,7 +49,7 @@ def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tens
 
 
 def codebook_embedding(codebook: Tensor, size: int, seed: int = 0) -> Tensor:
-    """[K,C] codes -> [K,size] a random projection of them, so that similar codes start with similar embeddings."""
+    """[K,C] codes -> [K,size] a random projection: similar codes start with similar embeddings."""
     generator = torch.Generator().manual_seed(seed)
     centred = codebook.float().cpu() - codebook.float().cpu().mean(0)
     projected = centred @ torch.randn(centred.shape[1], size, generator=generator)

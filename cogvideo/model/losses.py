@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from cogvideo.model.attention import compute_dtype
 
-ROWS = {"cpu": 64, "cuda": 1024}  # places whose scores are in memory at a time
+ROWS = {"cpu": 64, "cuda": 1024}  # positions whose scores are in memory at a time
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -25,9 +25,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
             total = scores.logsumexp(-1, keepdim=True)
             losses[some] = (total - scores.gather(1, chosen))[:, 0]
             if gradient is not None:
-                share = scores.sub_(total).exp_()
-                share.scatter_add_(1, chosen, torch.full_like(total, -1.0))
-                gradient[some] = share.to(weight.dtype) @ weight
+                slope = scores.sub_(total).exp_()
+                slope.scatter_add_(1, chosen, torch.full_like(total, -1.0))
+                gradient[some] = slope.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return losses
 
@@ -41,8 +41,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy [M] in nats, fp32, of the scores x [M,D] @ weight [V,D]^T against targets [M].
 
-    With frozen weights only the scores of ROWS places are in memory, and nothing is computed twice; weights that are
-    trained take the plain way. Under autocast the products are in its type, softmax and loss in fp32.
+    With frozen weights only the scores of ROWS positions are in memory, nothing is computed twice; weights
+    that are trained take the plain way. Under autocast the products are in its type, softmax and loss in
+    fp32.
     """
     dtype = compute_dtype(x)
     x, weight = x.to(dtype), weight.to(dtype)

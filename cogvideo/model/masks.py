@@ -1,8 +1,9 @@
-"""The geometry of a sequence, once, for all: positions, who attends to whom, in which order tokens are computed.
+"""The geometry of a sequence: positions, who attends to whom, in which order tokens are computed.
 
-A sequence is `text | frame 0 | frame 1 | ...`. Frame positions are numbered p = time * N + row * W + column. The input at
-a frame's first position is begin-of-image and position j holds token j-1, so every frame predicts its own N tokens.
-Source: paper section 3 and the released model (reference page "Sequence", "Dual-channel attention").
+A sequence is `text | frame 0 | frame 1 | ...`. Frame positions are numbered p = time * N + row * W + column.
+The input at a frame's first position is begin-of-image and position j holds token j-1, so every frame
+predicts its own N tokens. Source: paper section 3 and the released model (reference page "Sequence",
+"Dual-channel attention").
 """
 
 import torch
@@ -13,7 +14,10 @@ from cogvideo.config import ModelConfig
 
 
 def is_given(c: ModelConfig) -> Tensor:
-    """[T] bool: the frames known beforehand. Interpolation knows every second frame (0, 2, 4), sequential order none."""
+    """[T] bool.
+
+    The frames known beforehand. Interpolation knows every second frame (0, 2, 4), sequential order none.
+    """
     times = torch.arange(c.num_frames)
     return times % 2 == 0 if c.order == "interpolation" else torch.zeros_like(times, dtype=torch.bool)
 
@@ -25,7 +29,10 @@ def frame_order(c: ModelConfig) -> list[int]:
 
 
 def trained_frames(c: ModelConfig) -> list[int]:
-    """Times whose tokens are in the loss: an image model's only frame, else every generated frame but frame 0."""
+    """Times whose tokens are in the loss.
+
+    An image model's only frame, else every generated frame but frame 0.
+    """
     given = is_given(c).tolist()
     return [0] if c.num_frames == 1 else [time for time in range(1, c.num_frames) if not given[time]]
 
@@ -38,7 +45,8 @@ def text_positions(text_mask: Tensor) -> Tensor:
 def first_position(c: ModelConfig, time: int) -> tuple[bool, int]:
     """Where a frame's N position vectors begin: (in the base table?, row). Later frames use the extra table.
 
-    Position p of the frames has position id first_frame_position + p; the extra table begins where frame 0 ends.
+    Position p of the frames has position id first_frame_position + p; the extra table begins where frame 0
+    ends.
     """
     return (True, c.first_frame_position) if time == 0 else (False, (time - 1) * c.frame_tokens)
 
@@ -52,8 +60,9 @@ def spatial_visible(c: ModelConfig) -> Tensor:
 def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
     """[N] int: the temporal channel's window of every position of a frame; equal numbers see each other.
 
-    Even layers cut the frame from position 0, odd layers half a window earlier, so that the first and last windows are
-    smaller. `wrap` joins those two (the frame is rolled): the released stage 2 sampler does so for given frames.
+    Even layers cut the frame from position 0, odd layers half a window earlier, so that the first and last
+    windows are smaller. `wrap` joins those two (the frame is rolled): the released stage 2 sampler does so
+    for given frames.
     """
     window = c.window
     if window is None:
@@ -72,8 +81,9 @@ def windows(c: ModelConfig, layer: int, *, wrap: bool = False) -> Tensor:
 def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False) -> Tensor:
     """[T*N, T*N] bool (query, key), positions in the order of time.
 
-    Sequential: every earlier position and itself. Interpolation: given frames see each other both ways and nothing else;
-    a generated frame sees all given ones, earlier generated ones, and itself causally. All of it inside the window.
+    Sequential: every earlier position and itself. Interpolation: given frames see each other both ways and
+    nothing else; a generated frame sees all given ones, earlier generated ones, and itself causally. All of
+    it inside the window.
     """
     n = c.frame_tokens
     given = is_given(c).repeat_interleave(n)
@@ -89,12 +99,13 @@ def temporal_visible(c: ModelConfig, layer: int, *, release_quirks: bool = False
 
 
 def decoding_steps(c: ModelConfig, times: list[int]) -> Tensor:
-    """[len(times), N]: the earliest step (from 1) at which every token of the frames at `times` can be decoded.
+    """[len(times), N]: the earliest step (from 1) at which each token of the frames at `times` can come.
 
-    The other frames are known. Position j of a frame takes token j-1 as its input, so it comes at least one step after
-    position j-1; and in no layer may it see a position that comes later than itself. Positions of one step are computed
-    together, layer by layer, so they may see each other. With full attention frames follow one another, with windows they
-    overlap (paper section 3.3, whose bound is a little above what the masks allow).
+    The other frames are known. Position j of a frame takes token j-1 as its input, so it comes at least one
+    step after position j-1; and in no layer may it see a position that comes later than itself. Positions of
+    one step are computed together, layer by layer, so they may see each other. With full attention frames
+    follow one another, with windows they overlap (paper section 3.3, whose bound is a little above what the
+    masks allow).
     """
     n = c.frame_tokens
     visible = temporal_visible(c, 0) | temporal_visible(c, 1)

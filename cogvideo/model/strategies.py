@@ -1,7 +1,7 @@
 """How a token is drawn from logits. A strategy is any callable (logits [B,V] fp32, step) -> tokens [B] int64.
 
-The strategies here also give their exact distribution, `probabilities(logits) -> [B,V]`, and are frozen settings: the random
-stream belongs to `draw`.
+The strategies here also give their exact distribution, `probabilities(logits) -> [B,V]`, and are frozen
+settings: the random stream belongs to `draw`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = None) -> Tensor:
     """Tokens [B] by `strategy` from logits [B,V].
 
-    A list of generators, one a row, makes every row independent of the others in the batch. Callables other than this
-    module's strategies are called as they are and keep their own randomness.
+    A list of generators, one a row, makes every row independent of the others in the batch. Callables other
+    than this module's strategies are called as they are and keep their own randomness.
     """
     if not keeps_no_order(strategy):
         return strategy(logits, step)
@@ -29,15 +29,18 @@ def draw(strategy: Strategy, logits: Tensor, step: int, generator: Generators = 
 
 
 def keeps_no_order(strategy: Strategy) -> bool:
-    """Whether its draws may be made in another order: so with this module's, whose random streams `fork` can split."""
+    """Whether its draws may be made in another order.
+
+    So with this module's, whose random streams `fork` can split.
+    """
     return type(strategy) in (TopKStrategy, TopPStrategy, ClusterStrategy)
 
 
 def fork(generator: Generators, parts: int, draws: int, rows: int, device: torch.device) -> list[Generators]:
-    """Split the random streams of `draw` into parts of `draws` tokens each, for logits of `rows` rows on `device`.
+    """Split the random streams of `draw` into parts of `draws` tokens each, for `rows` rows of logits.
 
-    Part i begins where the stream stands after i * draws draws, so that parts drawn in any order give the same tokens as
-    one after the other. The generators given are left behind the last part.
+    Part i begins where the stream stands after i * draws draws, so that parts drawn in any order give the
+    same tokens as one after the other. The generators given are left behind the last part.
     """
     if generator is None:
         generator = (
@@ -67,8 +70,9 @@ def _sample(p: Tensor, generator: Generators = None) -> Tensor:
         points = torch.cat(
             [torch.rand(1, dtype=torch.double, device=p.device, generator=g) for g in generator]
         )
-    # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no host sync.
-    # In single precision CUDA's sums may fall a little from token to token, and one with p = 0 would be found there.
+    # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no
+    # host sync. In single precision CUDA's sums may fall a little from token to token, and one with p = 0
+    # would be found there.
     ends = p.double().cumsum(-1)
     found = torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
     return found.clamp_(
@@ -78,7 +82,10 @@ def _sample(p: Tensor, generator: Generators = None) -> Tensor:
 
 @dataclass(frozen=True)
 class TopKStrategy:
-    """Softmax of logits / temperature over the top_k largest (ties with the k-th stay); the rule of CogView2's itersr."""
+    """Softmax of logits / temperature over the top_k largest (ties with the k-th stay).
+
+    The rule of CogView2's itersr.
+    """
 
     temperature: float = 1.0
     top_k: int = 20
@@ -117,11 +124,11 @@ class TopPStrategy:
 
 
 class ClusterStrategy:
-    """CogLM's two-stage rule: draw one of the top_k clusters by mass, then a token of it (reference SR_VQ_I3D, section 5).
+    """CogLM's two-stage rule: draw one of the top_k clusters by mass, then a token of it.
 
     cluster_labels: [V] cluster of every image token (the released cluster_label2.npy, or `cluster_codebook`).
-    temperature acts on both stages, temperature2 on the second as well. The release: first frame 1.0 / 16, video 1.05 / 12,
-    temperature2 0.89; direct super-resolution 1.0 / 6 / 0.6.
+    temperature acts on both stages, temperature2 on the second as well. The release: first frame 1.0 / 16,
+    video 1.05 / 12, temperature2 0.89; direct super-resolution 1.0 / 6 / 0.6.
     """
 
     def __init__(
@@ -138,10 +145,11 @@ class ClusterStrategy:
         """[B,V] logits -> [B,V] probabilities."""
         if logits.shape[-1] != len(self.labels):
             raise CogVideoError(
-                f"There are cluster labels for {len(self.labels)} image tokens, but {logits.shape[-1]} logits."
+                f"There are cluster labels for {len(self.labels)} tokens, but {logits.shape[-1]} logits."
             )
         labels = self.labels = self.labels.to(logits.device)
-        # Excluded tokens (-inf) become the release's -65504, whose probability is 0 but whose sums stay finite.
+        # Excluded tokens (-inf) become the release's -65504, whose probability is 0 but whose sums stay
+        # finite.
         x = (logits / self.temperature).clamp(min=-65504.0)
         rows = labels.expand_as(x)
         empty = x.new_zeros(*x.shape[:-1], self.num_clusters)

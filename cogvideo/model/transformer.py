@@ -1,11 +1,12 @@
 """The transformer: sandwich-LN blocks with dual-channel attention (paper section 3.2).
 
 One definition serves training, prefill and decoding. The text never sees the frames, so it is computed once
-(`encode_text`) and its keys and values begin the caches that every chunk of frame positions attends to. A chunk is all
-frames at once in training, the given frames in prefill, one position in each of a few frames in decoding.
+(`encode_text`) and its keys and values begin the caches that every chunk of frame positions attends to. A
+chunk is all frames at once in training, the given frames in prefill, one position in each of a few frames in
+decoding.
 
-Shapes: B clips, F frames of a chunk, Q positions of each, L text tokens, T frames, N tokens a frame, H heads, D hidden,
-d = D / H, V image tokens.
+Shapes: B clips, F frames of a chunk, Q positions of each, L text tokens, T frames, N tokens a frame, H heads,
+D hidden, d = D / H, V image tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -28,14 +29,22 @@ from cogvideo.model.attention import (
     hidden_bias,
 )
 from cogvideo.model.cache import CacheWrite, KVCache
-from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions, initialize_weights
+from cogvideo.model.initialization import (
+    EMBEDDING_SCALE,
+    codebook_embedding,
+    grid_positions,
+    initialize_weights,
+)
 from cogvideo.model.losses import linear_cross_entropy
 
 Bias = Tensor | BlockSparseBias
 
 
 def split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
-    """[*,P,parts*H*d] -> parts of [*,H,P,d]. Not by einops, whose bookkeeping would count in a decoding step."""
+    """[*,P,parts*H*d] -> parts of [*,H,P,d].
+
+    Not by einops, whose bookkeeping would count in a decoding step.
+    """
     return x.view(*x.shape[:-1], parts, num_heads, -1).transpose(-4, -2).unbind(-3)
 
 
@@ -74,7 +83,10 @@ class Mlp(nn.Module):
 
 @dataclass
 class LayerMemory:
-    """What a chunk attends to besides itself in one layer: the text and, in decoding, the positions computed so far."""
+    """What a chunk attends to besides itself in one layer.
+
+    The text and, in decoding, the positions computed so far.
+    """
 
     spatial: KVCache
     temporal: KVCache | None = None
@@ -111,16 +123,18 @@ class Block(nn.Module):
         temporal_bias: Bias | None = None,
         write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
     ) -> Tensor:
-        """A chunk x [B,F,Q,D] of frame positions. Without a temporal bias the block is the inherited image model's.
+        """A chunk x [B,F,Q,D] of frame positions; without a temporal bias, by the inherited image model.
 
-        spatial_bias [B,F or 1,1,Q,K] over text and the frame's own positions, temporal_bias [B or 1,1,F*Q,K] over text
-        and the positions of all frames; write: where the caches of both channels keep the chunk, if they do.
+        spatial_bias [B,F or 1,1,Q,K] over text and the frame's own positions, temporal_bias [B or 1,1,F*Q,K]
+        over text and the positions of all frames; write: where the caches of both channels keep the chunk, if
+        they do.
         """
         q, k, v, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # each [B,F,H,Q,d]
         spatial = join_heads(attend(q, *memory.spatial.update(k, v, write[0]), spatial_bias))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
-        q, k, v = (t.transpose(1, 2).flatten(2, 3) for t in later)  # each [B,H,F*Q,d]
+        one = x.shape[2] == 1  # then nothing is copied or looked up
+        q, k, v = (t.squeeze(3).transpose(1, 2) if one else t.transpose(1, 2).flatten(2, 3) for t in later)
         temporal = join_heads(attend(q, *memory.temporal.update(k, v, write[1]), temporal_bias))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
@@ -132,7 +146,7 @@ class Block(nn.Module):
         return text, self.forward(x, memory, spatial_bias, temporal_bias)
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
-        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, also of the temporal channel."""
+        """[B,F,Q,D] -> q, k, v, each [B,F,H,Q,d], of the spatial and, with `both`, the temporal channel."""
         spatial = self.spatial.project(h)
         return (*spatial, *self.temporal.project(h)) if both and self.temporal is not None else spatial
 
@@ -143,14 +157,20 @@ class Block(nn.Module):
         return weight * self.spatial.dense(spatial) + (1 - weight) * self.temporal.dense(temporal)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Close the layer: the attention output [*,D] of the same positions joins the stream, then the MLP."""
+        """Close the layer.
+
+        The attention output [*,D] of the same positions joins the stream, then the MLP.
+        """
         x = x + self.attention_out_norm(out)
         return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
 
 
 @dataclass
 class EncodedText:
-    """The text after all layers' projections: what each layer keeps of it, and the bias [B,1,1,L] that hides padding."""
+    """The text after all layers' projections.
+
+    What each layer keeps of it, and the bias [B,1,1,L] that hides padding.
+    """
 
     layers: list[LayerMemory]
     bias: Tensor
@@ -165,7 +185,9 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
-        self.blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers)
+        )
         self.final_norm = nn.LayerNorm(c.hidden_size)
         self.image_head: nn.Module | None = None  # stands in for the tied matrix in decoding (sampling.cpu)
         self._masks: dict[str, Tensor] = {}
@@ -173,8 +195,8 @@ class CogVideoTransformer(nn.Module):
     def initialize(self, seed: int = 0, codebook: Tensor | None = None) -> "CogVideoTransformer":
         """Random weights for training from nothing; frame positions start from `grid_positions`.
 
-        codebook [image_tokens, C]: image tokens start from `codebook_embedding`, which halves the steps that the demo's
-        image model needs.
+        codebook [image_tokens, C]: image tokens start from `codebook_embedding`, which halves the steps that
+        the demo's image model needs.
         """
         c = self.config
         initialize_weights(self, c.num_layers, seed)
@@ -220,7 +242,10 @@ class CogVideoTransformer(nn.Module):
         return x if conditioning is None else x + conditioning
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Run the text [B,L] through all layers; text_mask [B,L] is true at real tokens (padding stands on the left)."""
+        """Run the text [B,L] through all layers.
+
+        Text_mask [B,L] is true at real tokens (padding stands on the left).
+        """
         x, bias = self.embed_text(text_ids, text_mask)
         layers = []
         for block in self.blocks:
@@ -237,7 +262,10 @@ class CogVideoTransformer(nn.Module):
         temporal_bias: list[Tensor] | None,
         write: tuple[CacheWrite | None, CacheWrite | None] = (None, None),
     ) -> Tensor:
-        """All layers over a chunk [B,F,Q,D]; temporal_bias: of even and odd layers, or one for all. See Block.forward."""
+        """All layers over a chunk [B,F,Q,D].
+
+        Temporal_bias: of even and odd layers, or one for all. See Block.forward.
+        """
         for index, (block, memory) in enumerate(zip(self.blocks, layers, strict=True)):
             temporal = None if temporal_bias is None else temporal_bias[index % len(temporal_bias)]
             x = block(x, memory, spatial_bias, temporal, write)
@@ -270,12 +298,17 @@ class CogVideoTransformer(nn.Module):
     def prepare(
         self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
     ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
-        """For all frames at once: their inputs [B,T,N,D], the text, the biases of both channels as `run` takes them."""
+        """For all frames at once.
+
+        Their inputs [B,T,N,D], the text, the biases of both channels as `run` takes them.
+        """
         self._check(text_ids, frames)
         text, t = self.encode_text(text_ids, text_mask), frames.shape[1]
         temporal = None
         if self.config.temporal:
-            temporal = [additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)]
+            temporal = [
+                additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)
+            ]
         return self.embed_frames(frames), text, self._spatial_bias(text.bias, t), temporal
 
     def _spatial_bias(self, text_bias: Tensor, t: int) -> Tensor:
@@ -312,16 +345,18 @@ class CogVideoTransformer(nn.Module):
         recompute: bool = False,
         conditioning: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross entropy of every frame that this stage trains; block-sparse attention, scores a few at a time.
+        """Mean cross entropy of every frame that this stage trains, without storing all scores.
 
         recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
-        conditioning [B,T,1 or N,D]: added to the inputs of the frames, so that a study can condition the model on more
-        than text.
+        conditioning [B,T,1 or N,D]: added to the inputs of the frames, so that a study can condition the
+        model on more than text.
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]
         if not trained:
-            raise CogVideoError(f"None of these {t} frames is trained by this stage: give all {c.num_frames}.")
+            raise CogVideoError(
+                f"None of these {t} frames is trained by this stage: give all {c.num_frames}."
+            )
         self._check(text_ids, frames)
         text, text_bias = self.embed_text(text_ids, text_mask)
         x = self.embed_frames(frames, conditioning=conditioning)
@@ -329,7 +364,9 @@ class CogVideoTransformer(nn.Module):
         if c.temporal:
             own = replace(c, num_frames=t)
             visible = self._temporal_visible(t, x.device)
-            temporal = [block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)]
+            temporal = [
+                block_sparse_bias(own, parity, mask, text_bias) for parity, mask in enumerate(visible)
+            ]
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             inputs = (text, x, text_bias, spatial, temporal[index % len(temporal)])
@@ -346,7 +383,8 @@ class CogVideoTransformer(nn.Module):
         c = self.config
         if text_ids.ndim != 2 or frames.ndim != 3 or len(text_ids) != len(frames):
             raise CogVideoError(
-                f"Expected text_ids [B,L] and frames [B,T,N], not {list(text_ids.shape)} and {list(frames.shape)}."
+                f"Expected text_ids [B,L] and frames [B,T,N], not {list(text_ids.shape)} and "
+                f"{list(frames.shape)}."
             )
         if not 1 <= frames.shape[1] <= c.num_frames or frames.shape[2] != c.frame_tokens:
             raise CogVideoError(

@@ -126,7 +126,7 @@ def check_fits(need: int, device: str | torch.device, what: str) -> None:
 
 def peak_memory() -> int:
     """The most host memory in bytes that this process has held, mapped files included; 0 where unknown."""
-    try:  # what getrusage tells begins with the size of the program that started this one
+    try:  # getrusage counts from the size of the program that started this one
         return _number(Path("/proc/self/status"), r"VmHWM:\s+(\d+) kB") * 1024
     except (OSError, ValueError):
         pass

@@ -1,4 +1,7 @@
-"""Who makes the steps of decoding: `plain` on any device, `cpu` with packed weights, `cuda` with captured graphs."""
+"""Who makes the steps of decoding.
+
+`plain` on any device, `cpu` with packed weights, `cuda` with captured graphs.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -15,7 +18,10 @@ Backend = Literal["plain", "cpu", "cuda"]
 
 
 def backend_of(model: CogVideoTransformer) -> Backend:
-    """The quickest backend for a model: plain where something is hooked in, or blocks are streamed from host memory."""
+    """The quickest backend for a model.
+
+    Plain where something is hooked in, or blocks are streamed from host memory.
+    """
     weight = model.word_embedding.weight
     if any(map(_keeps_plain, model.modules())):
         return "plain"
@@ -34,9 +40,14 @@ def view_for(model: CogVideoTransformer, backend: Backend) -> CogVideoTransforme
 
 
 def steps_for(
-    model: CogVideoTransformer, backend: Backend, view: CogVideoTransformer, decoding: Decoding, frames: int, temporal: int
+    model: CogVideoTransformer,
+    backend: Backend,
+    view: CogVideoTransformer,
+    decoding: Decoding,
+    frames: int,
+    temporal: int,
 ) -> tuple[Decoding, Callable[[Step], Tensor]]:
-    """A decoding with room in its caches, and what makes its steps: Step -> logits [B,F,V], valid until the next.
+    """A decoding with room in its caches, and what makes its steps -> logits [B,F,V], valid until the next.
 
     frames: whose spatial caches are needed at the same time; temporal: positions of the temporal cache.
     """

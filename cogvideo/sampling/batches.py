@@ -66,16 +66,19 @@ def fill_folder(
 ) -> list[Path]:
     """Make this process's part of the prompts' clips (torchrun sets RANK and WORLD_SIZE) -> the clips' files.
 
-    Clip i has seed `seed + i`, whichever process makes it. Beside every NNNN-slug.mp4 lies a .json with its settings; a
-    clip whose .json says the same is not made again, so a stopped run resumes and repeats at most at_once clips.
-    made_with: what else defines a clip (weights, precision). settings: those of `Pipeline.__call__`.
+    Clip i has seed `seed + i`, whichever process makes it. Beside every NNNN-slug.mp4 lies a .json with its
+    settings; a clip whose .json says the same is not made again, so a stopped run resumes and repeats at most
+    at_once clips. made_with: what else defines a clip (weights, precision). settings: those of
+    `Pipeline.__call__`.
     """
     folder = Path(folder)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CogVideoError(f"The folder {folder} cannot be made ({error.strerror}): choose another.") from None
+        raise CogVideoError(
+            f"The folder {folder} cannot be made ({error.strerror}): choose another."
+        ) from None
     paths = {i: folder / f"{i:04d}-{slug(prompts[i])}.mp4" for i in range(rank, len(prompts), world)}
     common = dict(made_with or {}) | settings | {"sampling": to_dict(pipe.sampling)}
     records = {i: {"prompt": prompts[i], "seed": seed + i} | common for i in paths}

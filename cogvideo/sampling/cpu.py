@@ -1,7 +1,8 @@
-"""A view of the model laid out for decoding, where a step has a few rows and its time is that of reading weights.
+"""A view of the model laid out for decoding, where a step has few rows and mostly reads weights.
 
-On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives, `x @ W.T`
-at a fifth (see `cogvideo bench sampler`). On any device the products of both attention channels are fused.
+On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory
+gives, `x @ W.T` at a fifth (see `cogvideo bench sampler`). On any device the products of both attention
+channels are fused.
 """
 
 from copy import copy
@@ -14,14 +15,19 @@ from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_he
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
-ROWS_AHEAD = 16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
-# Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used while decoding;
-# larger ones are read as they lie.
+ROWS_AHEAD = (
+    16  # what packing is tuned for: its layout then suits 1 to 64 rows; tuned for 1 or 2, more would be slow
+)
+# Bytes of a model up to which its matrices are fused and packed, so that three times as much memory is used
+# while decoding; larger ones are read as they lie.
 MOST_COPIED = 2 * 10**9
 
 
 class SmallBatchLinear(nn.Module):
-    """The same as nn.Linear up to rounding. Packs its weights (a second copy of them) when packed ones are first needed."""
+    """The same as nn.Linear up to rounding.
+
+    Packs its weights (a second copy of them) when packed ones are first needed.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, copies: bool = True):
         super().__init__()
@@ -36,7 +42,8 @@ class SmallBatchLinear(nn.Module):
             return self._packed(x, "none")
         if count > MAX_TRANSPOSED or not x.is_cpu:
             return F.linear(x, self.weight, self.bias)
-        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be contiguous.
+        # One row is done as two: for a matrix times a vector a slower kernel is taken. The rows have to be
+        # contiguous.
         rows = x.reshape(count, -1).contiguous()
         columns = (rows if count > 1 else rows.repeat(2, 1)).t()
         bias = self.bias
@@ -68,20 +75,23 @@ class SmallBatchMlp(nn.Module):
 
 
 class FusedBlock(Block):
-    """A view of a block of both channels: one product makes all queries, keys and values, one closes both channels.
+    """A view of a block of both channels: one product makes all queries, keys and values, one closes both.
 
-    The gate goes into the latter's weights, [diag(s) W, diag(1 - s) W']. The fused matrices are copies: half as many
-    numbers as the block has.
+    The gate goes into the latter's weights, [diag(s) W, diag(1 - s) W']. The fused matrices are copies: half
+    as many numbers as the block has.
     """
 
-    def __init__(self, block: Block):
+    def __init__(self, block: Block, packed: bool = True):
         nn.Module.__init__(self)
         self.__dict__.update(copy(block).__dict__)
-        self._modules = {name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()}
-        self.mlp = SmallBatchMlp(block.mlp)
+        self._modules = {
+            name: child and _with_small_batch_linears(child, packed) for name, child in block.named_children()
+        }
+        self.mlp = SmallBatchMlp(block.mlp, packed)
         self.block = [block]  # in a list: no part of this module
         qkv, qkv_bias, dense, dense_bias = self._fused()
-        self.qkv, self.dense = SmallBatchLinear(qkv, qkv_bias), SmallBatchLinear(dense, dense_bias)
+        self.qkv = SmallBatchLinear(qkv, qkv_bias, packed)
+        self.dense = SmallBatchLinear(dense, dense_bias, packed)
 
     def _fused(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         (block,) = self.block
@@ -92,12 +102,15 @@ class FusedBlock(Block):
         return (
             torch.cat([channel.qkv.weight.detach() for channel in both]),
             torch.cat([channel.qkv.bias.detach() for channel in both]),
-            torch.cat([g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)], 1),
+            torch.cat(
+                [g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)],
+                1,
+            ),
             gates[0] * both[0].dense.bias.detach() + gates[1] * both[1].dense.bias.detach(),
         )
 
     def refresh(self) -> None:
-        """Copy the block's weights again: they may have been trained since."""
+        """Copy the block's weights again, which may have been trained since; not where they are packed."""
         own = self.qkv.weight, self.qkv.bias, self.dense.weight, self.dense.bias
         for tensor, new in zip(own, self._fused(), strict=True):
             assert tensor is not None
@@ -126,11 +139,16 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 @torch.no_grad()
 def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model whose blocks are fused, on any device; the model itself where the copies would be too large."""
+    """A view of the model whose blocks are fused, on any device.
+
+    The model itself where the copies would be too large.
+    """
     if sum(p.nbytes for p in model.parameters()) > MOST_COPIED:
         return model
     view = copy(model)
-    blocks = nn.ModuleList(FusedBlock(block) if _can_be_fused(block) else block for block in model.blocks)
+    blocks = nn.ModuleList(
+        FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in model.blocks
+    )
     view._modules = model._modules | {"blocks": blocks}
     return view
 
@@ -139,11 +157,15 @@ def _can_be_fused(block: nn.Module) -> bool:
     if type(block) is not Block or block.temporal is None or type(block.mlp) is not Mlp:
         return False
     linears = [block.spatial.qkv, block.spatial.dense, block.temporal.qkv, block.temporal.dense]
-    return all(type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down])  # not those in int8
+    return all(
+        type(linear) is nn.Linear for linear in [*linears, block.mlp.up, block.mlp.down]
+    )  # not those in int8
 
 
 def _small_batch_linear(linear: nn.Linear, copies: bool) -> SmallBatchLinear:
-    return SmallBatchLinear(linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies)
+    return SmallBatchLinear(
+        linear.weight.detach(), None if linear.bias is None else linear.bias.detach(), copies
+    )
 
 
 def _with_small_batch_linears(module: nn.Module, copies: bool) -> nn.Module:

@@ -1,8 +1,9 @@
-"""Steps with static shapes, captured as CUDA graphs, which spares the host about a thousand kernel launches a step.
+"""Steps with static shapes, captured as CUDA graphs: one launch instead of about a thousand a step.
 
-What changes from step to step lies in tensors of the device. A step is captured once for the frames that it decodes and
-every BUCKET positions of the temporal cache, and replayed for the others. The same steps run uncaptured on any device, which
-is how they are tested. Captures and their caches stay with the model from call to call.
+What changes from step to step lies in tensors of the device. A step is captured once for the frames that it
+decodes and every BUCKET positions of the temporal cache, and replayed for the others. The same steps run
+uncaptured on any device, which is how they are tested. Captures and their caches stay with the model from
+call to call.
 """
 
 import warnings
@@ -44,7 +45,7 @@ class StaticSteps:
         """Logits [B,F,V]; valid until the next call."""
         tables = self.decoding.temporal_bias
         end = min(-(-step.temporal_end // BUCKET) * BUCKET, tables[0].shape[-1]) if tables else 0
-        step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end)
+        step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end, static=True)
         key = step.cache_frames.start, step.cache_frames.stop, end
         if self.capture and key not in self.graphs:
             try:
@@ -63,7 +64,10 @@ class StaticSteps:
         return out
 
     def _captured(self, step: Step) -> tuple[Step, torch.cuda.CUDAGraph, Tensor]:
-        """Record a step. Running it before writes the same keys and values that the replay will write again."""
+        """Record a step.
+
+        Running it before writes the same keys and values that the replay will write again.
+        """
         device = step.index.device
         current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(current)
@@ -72,9 +76,13 @@ class StaticSteps:
                 self.decoding.logits(self.model, step)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # All graphs share the memory of the first: they never run at the same time, and only the last output is read.
+        # All graphs share the memory of the first: they never run at the same time, and only the last output
+        # is read.
         pool = next(iter(self.graphs.values()))[1].pool() if self.graphs else None
-        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):  # the first: a failed end leaves its stream
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=pool),
+        ):  # the first: a failed end leaves its stream
             out = self.decoding.logits(self.model, step)
         return step, graph, out
 
@@ -104,7 +112,7 @@ def kept_view(model: CogVideoTransformer) -> CogVideoTransformer:
 
 
 def static_steps(model: CogVideoTransformer, fresh: Decoding, frames: int, temporal: int) -> StaticSteps:
-    """The steps of a decoding, with the caches and captures of an earlier one of the same shapes if there is one."""
+    """The steps of a decoding, with the caches and captures of an earlier one of the same shapes."""
     kept = _KEPT[model]
     key = (frames, temporal, *((t.shape, t.dtype) for t in fresh.tables()))
     steps = kept.steps.pop(key, None)

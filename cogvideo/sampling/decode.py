@@ -1,8 +1,9 @@
-"""Cached decoding: the first frame, the key frames after it (stage 1), the frames between given ones (stage 2).
+"""Cached decoding: the first frame, the key frames after it (stage 1), the frames between (stage 2).
 
-Every function takes texts [B,L] and returns tokens [B,frames,N]. One loop makes them all: a schedule says which positions
-are decoded together, a backend computes their logits, a strategy draws their tokens. With guidance, unguided rows stand
-under the guided ones, so that each step is one forward. Sources: paper sections 3.3 and 4, reference page "Sampling".
+Every function takes texts [B,L] and returns tokens [B,frames,N]. One loop makes them all: a schedule says
+which positions are decoded together, a backend computes their logits, a strategy draws their tokens. With
+guidance, unguided rows stand under the guided ones, so that each step is one forward. Sources: paper sections
+3.3 and 4, reference page "Sampling".
 """
 
 from collections.abc import Callable
@@ -29,10 +30,10 @@ Progress = Callable[[int], object]  # called with how many tokens of every row h
 class Options(TypedDict, total=False):
     """What all three functions take besides their own arguments.
 
-    text_mask, guidance_mask: true at real tokens (padding stands on the left). generator: the random stream of the
-    strategies of this package, or one for each clip. wavefront: decode tokens of several frames in one step, as early as
-    the masks allow (masks.decoding_steps); the tokens are those of one frame after another. By default a windowed model
-    does so with this package's strategies; others see their steps in order.
+    text_mask, guidance_mask: true at real tokens (padding stands on the left). generator: the random stream
+    of the strategies of this package, or one for each clip. wavefront: decode tokens of several frames in one
+    step, as early as the masks allow (masks.decoding_steps); the tokens are those of one frame after another.
+    By default a windowed model does so with this package's strategies; others see their steps in order.
     """
 
     text_mask: Tensor | None
@@ -77,14 +78,14 @@ def generate_key_frames(
 ) -> Tensor:
     """Stage 1: first_frames [B,N] or [B,F,N] -> clips [B,num_frames,N] that begin with them.
 
-    guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release then uses a
-    text bonus of 1.4). `step` of the strategy counts from 0 through all generated frames.
+    guidance_ids [B,L'] hold the text of the unguided rows; without them there is no guidance (the release
+    then uses a text bonus of 1.4). `step` of the strategy counts from 0 through all generated frames.
     """
     c = model.config
     if c.order != "sequential" or not 2 <= num_frames <= c.num_frames:
         raise CogVideoError(
-            f"Key frames need a stage 1 model of at least {num_frames} frames (2 or more); this is {c.order}, "
-            f"{c.num_frames}."
+            f"Key frames need a stage 1 model of at least {num_frames} frames (2 or more); "
+            f"this is {c.order}, {c.num_frames}."
         )
     if first_frames.ndim == 2:
         first_frames = first_frames[:, None]
@@ -94,7 +95,9 @@ def generate_key_frames(
     _check_frames(c, first_frames, (given, c.frame_tokens), "first_frames")
     texts = Texts.of(c, len(first_frames), (text_ids, guidance_ids), guidance_scale, options)
     order = list(range(num_frames))
-    made = _decode(model, texts, first_frames, order, text_bonus=text_bonus, strategy=strategy, options=options)
+    made = _decode(
+        model, texts, first_frames, order, text_bonus=text_bonus, strategy=strategy, options=options
+    )
     return torch.cat([first_frames, made], 1)
 
 
@@ -113,8 +116,8 @@ def interpolate_frames(
 ) -> Tensor:
     """Stage 2: given_frames [B,3,N] at times 0, 2, 4 -> the frames [B,2,N] at times 1 and 3.
 
-    release_quirks repeats where the released sampler departs from its own training: given frames use wrapped-around
-    windows in odd layers, and the text bonus is left out of their temporal channel.
+    release_quirks repeats where the released sampler departs from its own training: given frames use
+    wrapped-around windows in odd layers, and the text bonus is left out of their temporal channel.
     """
     c = model.config
     if c.order != "interpolation":
@@ -150,7 +153,10 @@ class Texts:
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
         length = max(text.shape[1], guide.shape[1])
-        stacked = (torch.cat([_pad(above, length), _pad(below, length)]) for above, below in ((text, guide), (mask, other)))
+        stacked = (
+            torch.cat([_pad(above, length), _pad(below, length)])
+            for above, below in ((text, guide), (mask, other))
+        )
         return cls(*stacked, clips, scale)
 
     def double(self, rows: Tensor) -> Tensor:
@@ -176,7 +182,10 @@ def _decode(
     strategy: Strategy,
     options: Options,
 ) -> Tensor:
-    """The loop: given frames [B,K,N] (None: the image model makes the only one) -> the others of `order` [B,F,N]."""
+    """The loop.
+
+    Given frames [B,K,N] (None: the image model makes the only one) -> the others of `order` [B,F,N].
+    """
     c, n = model.config, model.config.frame_tokens
     known, times = ([], order) if given is None else (order[: given.shape[1]], order[given.shape[1] :])
     wavefront = options.get("wavefront")
@@ -193,7 +202,9 @@ def _decode(
     decoding, logits_of = backends.steps_for(model, backend, view, decoding, *rooms)
     if given is not None:
         seen = seen_in_order(model, known, known, device, quirks=quirks)
-        prefill(view, decoding.text, texts.double(given), known, seen, (text_bonus, 0.0 if quirks else text_bonus))
+        prefill(
+            view, decoding.text, texts.double(given), known, seen, (text_bonus, 0.0 if quirks else text_bonus)
+        )
 
     generator, progress = options.get("generator"), options.get("progress")
     steps, streams = masks.one_by_one_steps(len(times), n), [generator] * len(times)

@@ -21,8 +21,9 @@ def halving(
 ) -> list[Result]:
     """`make(slice)` for all clips at once, or in halves, quarters, .. of them where memory does not suffice.
 
-    Rows do not depend on each other, so the results are those of the whole batch. release: called before fewer clips are
-    tried. Raises what `make` raises, and its out-of-memory error where even one clip is too much.
+    Rows do not depend on each other, so the results are those of the whole batch. release: called before
+    fewer clips are tried. Raises what `make` raises, and its out-of-memory error where even one clip is too
+    much.
     """
     done: list[Result] = []
     size = clips
@@ -39,5 +40,7 @@ def halving(
         release()  # outside of `except`: there the error's frames still hold the tensors
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3)
+        warnings.warn(
+            f"Memory does not suffice for {tried} clips at once: going on with {size}.", stacklevel=3
+        )
     return done

@@ -1,9 +1,9 @@
-"""From sentences to videos: key frames, the frames between them, enlargement, pixels (paper section 3)."""
+"""From sentences to videos: key frames, interpolation, upsampling, pixels (paper section 3)."""
 
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
+from cogvideo.sampling.cuda import release
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
@@ -31,8 +32,10 @@ from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 
 Seeds = int | Sequence[int]  # one for all clips, or one for each
-# How many stage 2 sequences are decoded at once (None: all) and how many frames are enlarged at once, as in the release or
-# fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches at full size in 16 bit.
+Seconds = float | Sequence[float]  # the same
+# How many stage 2 sequences are decoded at once (None: all) and how many frames are upsampled at once, as in
+# the release or fewer where memory is short. A clip's last round has 8 sequences, each with 1.5 GB of caches
+# at full size in 16 bit.
 AT_ONCE: dict[str, tuple[int | None, int]] = {"none": (None, 12), "stages": (4, 4), "layers": (4, 2)}
 
 
@@ -52,7 +55,10 @@ class Pipeline:
         device: str | torch.device = "cpu",
         offload: str = "none",
     ):
-        """Parts of one set of weights. Without offloading they are on `device`; with it, on the CPU (see offload.py)."""
+        """Parts of one set of weights.
+
+        Without offloading they are on `device`; with it, on the CPU (see offload.py).
+        """
         self.text, self.frames, self.sampling = text, frames, sampling
         self.stage1, self.stage2, self.superres = stage1, stage2, superres
         self.cluster_labels, self.device = cluster_labels, torch.device(device)
@@ -66,12 +72,13 @@ class Pipeline:
         one, two, large = self.stage1.config, self.stage2.config, self.superres.config
         if (one.order, two.order) != ("sequential", "interpolation"):
             raise CogVideoError(
-                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: were the folders exchanged?"
+                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: "
+                "were the folders exchanged?"
             )
         if two.num_frames != 5 or one.num_frames % 2 == 0:
             raise CogVideoError(
-                "Frames between are made from three at a time: stage 2 needs sequences of five frames and stage 1 an odd "
-                f"number, not {two.num_frames} and {one.num_frames}."
+                "Frames between are made from three at a time: stage 2 needs sequences of five frames "
+                f"and stage 1 an odd number, not {two.num_frames} and {one.num_frames}."
             )
         geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
         geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
@@ -81,12 +88,13 @@ class Pipeline:
             or self.text.begin_of_image != one.begin_of_image
         ):
             raise CogVideoError(
-                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: take all from one set of weights."
+                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: "
+                "take all from one set of weights."
             )
         if self.cluster_labels is not None and len(self.cluster_labels) != one.image_tokens:
             raise CogVideoError(
-                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have {one.image_tokens}: "
-                "take the cluster file of these weights."
+                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have "
+                f"{one.image_tokens}: take the cluster file of these weights."
             )
 
     @classmethod
@@ -98,13 +106,13 @@ class Pipeline:
         dtype: str | None = None,
         offload: str = "none",
     ) -> "Pipeline":
-        """Load "demo", a pipeline folder (stage1/, stage2/, superres/, tokenizers/, pipeline.json), or the released files.
+        """Load "demo", a pipeline folder (it holds pipeline.json), or the folder of the released files.
 
-        The released files lie in one folder under their own names (sampling/released.py). device "auto" takes CUDA where
-        there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in bf16 on CUDA, in fp32 on CPU); None
-        takes fp32 for pipeline folders and the files' own for the release. offload: "none" keeps everything on the device,
-        "stages" only the part that works, "layers" two of its blocks (see `cogvideo bench full-size --plan` for what each
-        needs). Raises CogVideoError for unknown weights, damaged files, a device that is not there.
+        The released files lie in one folder under their own names (checkpoints/released.py). device "auto"
+        takes CUDA where there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in
+        bf16 on CUDA, in fp32 on CPU); None takes fp32 for pipeline folders and the files' own for the
+        release. offload: "none" keeps everything on the device, "stages" only the part that works, "layers"
+        two of its blocks (`cogvideo bench full-size --plan` shows what each needs).
         """
         device = choose_device(device)
         home = device if check_offload(offload) == "none" else "cpu"
@@ -131,11 +139,12 @@ class Pipeline:
     ) -> "Video | list[Video]":
         """Make a video of a sentence, or a list of videos of several.
 
-        seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of interpolation
-        double the frame rate up to `sampling.fps`. The same seed on the same device gives the same video, whatever else is
-        in the batch; prompts that share a seed share their random numbers and so tend to begin at the same place. guidance_scale overrides the key frames' guidance. Raises CogVideoError for an empty or too long
-        prompt and for seconds that were not trained. Where memory does not suffice for all prompts at once, halves of them
-        are made after each other, with a warning.
+        seconds: how long the clip lasts; one of `sampling.spans`. Five key frames span it, then rounds of
+        interpolation double the frame rate up to `sampling.fps`. enlarge: upsample the frames. The same seed
+        on the same device gives the same video, whatever else is in the batch; prompts that share a seed
+        share their random numbers, so their clips tend to begin alike. guidance_scale overrides the key
+        frames' guidance. Where memory does not suffice for all prompts at once, they are made in halves, with
+        a warning.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._spans(prompts, seconds)
@@ -150,8 +159,8 @@ class Pipeline:
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
             tokens = self.key_frame_tokens(texts, seconds, own, guidance_scale=scale, progress=progress)
-            tokens = self.fill(tokens, texts, seconds, own, progress=progress)
-            pixels = self.pixels(self.enlarge(tokens, texts, own, progress=progress) if enlarge else tokens)
+            tokens = self.interpolate(tokens, texts, seconds, own, progress=progress)
+            pixels = self.pixels(self.upsample(tokens, texts, own, progress=progress) if enlarge else tokens)
             settings = {"seconds": float(seconds), "guidance_scale": scale}
             fps = (tokens.shape[1] - 1) / seconds
             return [
@@ -159,22 +168,24 @@ class Pipeline:
                 for clip, text, number in zip(pixels, texts, own, strict=True)
             ]
 
-        videos = halving(make, len(prompts))
+        videos = halving(make, len(prompts), release=release)
         return videos[0] if isinstance(prompt, str) else videos
 
     def key_frames(
-        self, prompts: Sequence[str], seconds: float | Sequence[float] = 4.0, seed: int | Sequence[int] = 0, *,
-        progress: bool = False,
-    ) -> np.ndarray:  # fmt: skip
-        """Only stage 1's five frames of every prompt, small: uint8 [B,5,H,W,3]. seconds and seed may differ by prompt."""
+        self, prompts: Sequence[str], seconds: Seconds = 4.0, seed: Seeds = 0, *, progress: bool = False
+    ) -> np.ndarray:
+        """Only stage 1's five frames of every prompt, small.
+
+        Uint8 [B,5,H,W,3]. seconds and seed may differ by prompt.
+        """
         return self.pixels(self.key_frame_tokens(prompts, seconds, seed, progress=progress))
 
     @torch.inference_mode()
     def key_frame_tokens(
         self,
         prompts: Sequence[str],
-        seconds: float | Sequence[float],
-        seed: int | Sequence[int] = 0,
+        seconds: Seconds,
+        seed: Seeds = 0,
         *,
         guidance_scale: float | None = None,
         progress: bool = False,
@@ -195,10 +206,11 @@ class Pipeline:
         self._use(self.stage1)
         ids, mask = self._text(prompts, [None] * len(prompts), s.first_frame_suffix)
         guide = self._guide([None] * len(prompts)) if s.first_guidance != 1 else {}
-        with _bar("first frame", c.frame_tokens, progress) as advance:
+        with _bar("first frame", c.frame_tokens, progress) as bar:
             return generate_first_frame(
-                self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus, guidance_scale=s.first_guidance,
-                strategy=self._strategy(s.first_temperature, s.first_top_k), progress=advance,
+                self.stage1, ids, text_mask=mask, text_bonus=s.first_text_bonus,
+                guidance_scale=s.first_guidance, progress=bar.update,
+                strategy=self._strategy(s.first_temperature, s.first_top_k),
                 generator=self._generators("first", seed, len(prompts)), **guide,
             )  # fmt: skip
 
@@ -207,7 +219,7 @@ class Pipeline:
         self,
         first: Tensor,
         prompts: Sequence[str],
-        seconds: float | Sequence[float],
+        seconds: Seconds,
         seed: Seeds = 0,
         *,
         guidance_scale: float | None = None,
@@ -222,15 +234,16 @@ class Pipeline:
         guide = self._guide(spans) if scale != 1 else {}
         unguided = s.key_text_bonus if s.unguided_text_bonus is None else s.unguided_text_bonus
         given = 1 if first.ndim == 2 else first.shape[1]
-        with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as advance:
+        with _bar("key frames", (c.num_frames - given) * c.frame_tokens, progress) as bar:
             return generate_key_frames(
                 self.stage1, ids, first, text_mask=mask, num_frames=c.num_frames, guidance_scale=scale,
-                text_bonus=s.key_text_bonus if guide else unguided, strategy=self._strategy(s.temperature, s.top_k), progress=advance,
+                text_bonus=s.key_text_bonus if guide else unguided, progress=bar.update,
+                strategy=self._strategy(s.temperature, s.top_k),
                 generator=self._generators("key", seed, len(prompts)), **guide,
             )  # fmt: skip
 
     @torch.inference_mode()
-    def fill(
+    def interpolate(
         self,
         tokens: Tensor,
         prompts: Sequence[str],
@@ -239,11 +252,16 @@ class Pipeline:
         *,
         progress: bool = False,
     ) -> Tensor:
-        """Stage 2, recursively: [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached."""
+        """Stage 2, recursively.
+
+        [B,5,N] that span `seconds` -> [B,9,N] -> ... until sampling.fps is reached.
+        """
         rounds = self.rounds(tokens.shape[1], seconds)
         for number in range(1, rounds + 1):
             title = f"frames between {number}/{rounds}"
-            tokens = self.fill_once(tokens, prompts, seconds, number, seed, title=title, progress=progress)
+            tokens = self.interpolate_once(
+                tokens, prompts, seconds, number, seed, title=title, progress=progress
+            )
         return tokens
 
     def rounds(self, frames: int, seconds: float) -> int:
@@ -251,7 +269,7 @@ class Pipeline:
         return max(0, round(math.log2(seconds * self.sampling.fps / (frames - 1))))
 
     @torch.inference_mode()
-    def fill_once(
+    def interpolate_once(
         self,
         tokens: Tensor,
         prompts: Sequence[str],
@@ -275,24 +293,24 @@ class Pipeline:
         generators = self._generators(f"fill {number}", seed, b, pairs)
         size = self.sequences_at_once or len(texts)
         between = []
-        with _bar(title, -(-len(texts) // size) * 2 * c.frame_tokens, progress) as advance:
+        with _bar(title, -(-len(texts) // size) * 2 * c.frame_tokens, progress) as bar:
             for some in (slice(first, first + size) for first in range(0, len(texts), size)):
                 guide = self._guide(spans[some]) if s.fill_guidance != 1 else {}
                 between.append(
                     interpolate_frames(
-                        self.stage2, ids[some], given[some], text_mask=mask[some], guidance_scale=s.fill_guidance,
-                        text_bonus=s.fill_text_bonus, release_quirks=s.release_quirks,
-                        strategy=self._strategy(s.temperature, s.top_k), progress=advance,
-                        generator=generators[some], **guide,
+                        self.stage2, ids[some], given[some], text_mask=mask[some],
+                        guidance_scale=s.fill_guidance, text_bonus=s.fill_text_bonus,
+                        release_quirks=s.release_quirks, strategy=self._strategy(s.temperature, s.top_k),
+                        generator=generators[some], progress=bar.update, **guide,
                     )
                 )  # fmt: skip
-        filled = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
-        filled[:, 0::2] = tokens
-        filled[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
-        return filled
+        denser = tokens.new_empty(b, 2 * t - 1, tokens.shape[2])
+        denser[:, 0::2] = tokens
+        denser[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
+        return denser
 
     @torch.inference_mode()
-    def enlarge(
+    def upsample(
         self, tokens: Tensor, prompts: Sequence[str], seed: Seeds = 0, *, progress: bool = False
     ) -> Tensor:
         """Direct super-resolution of every frame: [B,T,N] -> [B,T,9N]."""
@@ -301,20 +319,15 @@ class Pipeline:
         strategy = self._strategy(s.large_temperature, s.large_top_k, s.large_inner_temperature)
         ids, mask = self._text(prompts, [None] * len(prompts), "")
         clips = []
-        with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as advance:
-            for clip, row, real, generator in zip(
-                tokens, ids, mask, self._generators("large", seed, len(tokens)), strict=True
-            ):
+        with _bar("enlarging", tokens.shape[0] * tokens.shape[1], progress) as bar:
+            generators = self._generators("large", seed, len(tokens))
+            for clip, row, real, generator in zip(tokens, ids, mask, generators, strict=True):
                 parts = []
                 for part in clip.split(self.frames_at_once):
-                    texts = (t.expand(len(part), -1) for t in (row, real))
-                    text_ids, text_mask = texts
-                    parts.append(
-                        self.superres(
-                            text_ids, part, text_mask=text_mask, strategy=strategy, generator=generator
-                        )
-                    )
-                    advance(len(part))
+                    text, text_mask = (t.expand(len(part), -1) for t in (row, real))
+                    options = {"text_mask": text_mask, "strategy": strategy, "generator": generator}
+                    parts.append(self.superres(text, part, **options))
+                    bar.update(len(part))
                 clips.append(torch.cat(parts))
         return torch.stack(clips)
 
@@ -328,7 +341,7 @@ class Pipeline:
 
     @torch.inference_mode()
     def pixels(self, tokens: Tensor) -> np.ndarray:
-        """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames have the shape of the model's, or an enlarged one."""
+        """Tokens [B,T,n] -> uint8 [B,T,H,W,3]; frames of the models' size, or upsampled."""
         c = self.stage1.config
         self._use(self.frames)
         scale = math.isqrt(tokens.shape[-1] // c.frame_tokens)
@@ -340,18 +353,20 @@ class Pipeline:
             (frames * 255).round().byte().cpu().numpy(), "(b t) c h w -> b t h w c", b=len(tokens)
         )
 
-    def with_sampling(self, **changes: object) -> "Pipeline":
+    def with_sampling(self, **changes: Any) -> "Pipeline":
         """The same models with other sampling settings."""
         other = object.__new__(Pipeline)
-        other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}  # type: ignore[arg-type]
+        other.__dict__ = self.__dict__ | {"sampling": replace(self.sampling, **changes)}
         return other
 
     def _use(self, part: nn.Module) -> None:
         """Have a part's weights on the device."""
         if self._offload is not None:
+            if part is not self._offload.present:  # what others keep there has to leave with them
+                release()
             self._offload.use(part)
 
-    def _spans(self, prompts: Sequence[str], seconds: float | Sequence[float]) -> list[float]:
+    def _spans(self, prompts: Sequence[str], seconds: Seconds) -> list[float]:
         """The seconds of every prompt; refuses none at all and what was not trained."""
         if not prompts:
             raise CogVideoError("There is no prompt: give at least one.")
@@ -370,8 +385,8 @@ class Pipeline:
         longest = max(len(row) for row in ids)
         if longest > self.stage1.config.text_length:
             raise CogVideoError(
-                f"The prompt has {longest} tokens with its frame-rate text, but there are {self.stage1.config.text_length} "
-                "text slots: shorten it."
+                f"The prompt has {longest} tokens with its frame-rate text, but there are "
+                f"{self.stage1.config.text_length} text slots: shorten it."
             )
         padded, mask = self.text.left_pad(ids)
         return padded.to(self.device), mask.to(self.device)
@@ -390,10 +405,11 @@ class Pipeline:
         inner = self.sampling.inner_temperature if inner is None else inner
         return ClusterStrategy(self.cluster_labels, temperature=temperature, top_k=top_k, temperature2=inner)
 
-    def _generators(
-        self, stage: str, seed: int | Sequence[int], clips: int, rows: int = 1
-    ) -> list[torch.Generator]:
-        """One random stream for every row; they depend on the seed, the stage and the row's place in its clip alone."""
+    def _generators(self, stage: str, seed: Seeds, clips: int, rows: int = 1) -> list[torch.Generator]:
+        """One random stream for every row.
+
+        They depend on the seed, the stage and the row's number in its clip alone.
+        """
         made = []
         for clip_seed in [seed] * clips if isinstance(seed, int) else seed:
             for row in range(rows):
@@ -411,20 +427,6 @@ def _seeds(seed: Seeds, clips: int) -> list[int]:
     return np.broadcast_to(seeds, clips).tolist()
 
 
-class _bar:
-    """A tqdm bar as a context that hands out its `update`; silent when progress is off."""
-
-    def __init__(self, title: str, total: int, progress: bool):
-        self.bar = tqdm(
-            total=total,
-            desc=f"{title:>14}",
-            disable=not progress,
-            leave=True,
-            unit="token" if title != "enlarging" else "frame",
-        )
-
-    def __enter__(self) -> Callable[[int], object]:
-        return self.bar.update
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
+def _bar(title: str, total: int, progress: bool) -> tqdm:
+    unit = "token" if title != "enlarging" else "frame"
+    return tqdm(total=total, desc=f"{title:>14}", disable=not progress, unit=unit)

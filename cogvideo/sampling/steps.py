@@ -1,7 +1,8 @@
 """A step of decoding: its schedule, what it reads and writes, and the plain way to make it.
 
-One frame after another is the schedule with one position a step; the wavefront (frame-parallel steps) has one position in
-each of several frames. Other backends make the same step: cpu.py with packed weights, cuda.py as a captured graph.
+One frame after another is the schedule with one position a step; the wavefront (frame-parallel steps) has one
+position in each of several frames. Other backends make the same step: cpu.py with packed weights, cuda.py as
+a captured graph.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from cogvideo.model.transformer import CogVideoTransformer, EncodedText
 
 @dataclass(frozen=True)
 class Step:
-    """Positions that are decoded together, one in each of `frames` (neighbours; counted among the generated ones).
+    """Positions that are decoded together, one in each of `frames` (neighbours, numbered from 0).
 
-    index [5,F] on the device: where each finds its input (in `Decoding.tokens`), its position in the frame, its number
-    through the generated frames, where it goes in the spatial and in the temporal cache. spatial_end, temporal_end: how
-    much of the caches is read.
+    index [5,F] on the device: where each finds its input (in `Decoding.tokens`), its position in the frame,
+    its number through the generated frames, where it goes in the spatial and in the temporal cache.
+    spatial_end, temporal_end: how much of the caches is read.
     """
 
     frames: list[int]
@@ -30,15 +31,18 @@ class Step:
     cache_frames: slice
     spatial_end: int
     temporal_end: int
+    static: bool = False  # more of the caches is read than is live, and all that changes is on the device
 
 
 def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device: torch.device) -> list[Step]:
-    """The steps of masks.decoding_steps [F,N], after a text of `length` tokens and `known` frame positions."""
+    """The steps of masks.decoding_steps [F,N], after `length` text tokens and `known` frame positions."""
     n = steps.shape[1]
     order = steps.flatten().argsort(stable=True)
     frames, positions = order // n, order % n
     counts = torch.bincount(steps.flatten())[1:].tolist()
-    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(device)
+    index = torch.stack([order + frames, positions, order, length + positions, length + known + order]).to(
+        device
+    )
     made = []
     parts = (index, order, frames, positions)
     for on_device, numbers, where, inside in zip(*(p.split(counts, -1) for p in parts), strict=True):
@@ -51,19 +55,32 @@ def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device:
 
 @dataclass
 class Decoding:
-    """The tensors that the steps of one call read and write: caches with room for the frames, and tables of their rows."""
+    """The tensors that the steps of one call read and write.
+
+    Caches with room for the frames, and tables of their rows.
+    """
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
     position_vectors: Tensor  # [F*N,D]
     spatial_bias: Tensor  # [B,N,1,1,L+N]
-    temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
+    temporal_bias: (
+        list[Tensor] | None
+    )  # [B,1,F*N,L+T*N] of even and odd layers, or one for all; None: image model
 
     @classmethod
     def begin(
-        cls, model: CogVideoTransformer, text: EncodedText, times: list[int], temporal: list[Tensor] | None, bonus: float
+        cls,
+        model: CogVideoTransformer,
+        text: EncodedText,
+        times: list[int],
+        temporal: list[Tensor] | None,
+        bonus: float,
     ) -> "Decoding":
-        """Without room in the caches yet. times: the frames to decode; temporal: what they see, `seen_in_order`."""
+        """Without room in the caches yet.
+
+        times: the frames to decode; temporal: what they see, `seen_in_order`.
+        """
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
         return cls(
@@ -75,7 +92,13 @@ class Decoding:
         )
 
     def tables(self) -> list[Tensor]:
-        return [self.text.bias, self.tokens, self.position_vectors, self.spatial_bias, *(self.temporal_bias or [])]
+        return [
+            self.text.bias,
+            self.tokens,
+            self.position_vectors,
+            self.spatial_bias,
+            *(self.temporal_bias or []),
+        ]
 
     def allocate(self, frames: int, temporal: int) -> "Decoding":
         """Make room in the caches for so many frames at a time, and positions of the temporal channel."""
@@ -88,22 +111,39 @@ class Decoding:
     def logits(self, model: CogVideoTransformer, step: Step) -> Tensor:
         """Logits [B,F,V] of a step's positions."""
         inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(0, numbers)
-        bias, later = self.spatial_bias.index_select(1, positions)[..., : step.spatial_end], self.temporal_bias
+        x = model.word_embedding(self.tokens.index_select(1, inputs)) + self.position_vectors.index_select(
+            0, numbers
+        )
+        bias, later = (
+            self.spatial_bias.index_select(1, positions)[..., : step.spatial_end],
+            self.temporal_bias,
+        )
         if later is not None:
             later = [table.index_select(2, numbers)[..., : step.temporal_end] for table in later]
-        write = CacheWrite(spatial, step.spatial_end, step.cache_frames), CacheWrite(temporal, step.temporal_end)
+        if len(step.frames) == 1 and not step.static:  # it is the end of both caches, and slices are quicker
+            spatial, temporal = (slice(end - 1, end) for end in (step.spatial_end, step.temporal_end))
+        write = (
+            CacheWrite(spatial, step.spatial_end, step.cache_frames),
+            CacheWrite(temporal, step.temporal_end),
+        )
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
 
 
 def seen_in_order(
-    model: CogVideoTransformer, times: list[int], order: list[int], device: torch.device, *, quirks: bool = False
+    model: CogVideoTransformer,
+    times: list[int],
+    order: list[int],
+    device: torch.device,
+    *,
+    quirks: bool = False,
 ) -> list[Tensor]:
-    """Temporal masks [len(times)*N, len(order)*N] of even and odd layers (or one for all), frames in these orders."""
+    """Temporal masks [len(times)*N, len(order)*N] of even and odd layers (or one for all)."""
     made = []
     for parity in range(2 if model.config.window else 1):
         mask = model.mask(f"temporal_{parity}" + "_quirks" * quirks, device)
-        mask = rearrange(mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens)
+        mask = rearrange(
+            mask, "(t n) (s m) -> t n s m", n=model.config.frame_tokens, m=model.config.frame_tokens
+        )
         made.append(rearrange(mask[times][:, :, order], "t n s m -> (t n) (s m)"))
     return made
 
@@ -112,7 +152,10 @@ def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
     bonus: tuple[float, float],
 ) -> None:  # fmt: skip
-    """Put known frames [B,F,N] into the temporal caches; seen: `seen_in_order`; bonus towards text: of both channels."""
+    """Put known frames [B,F,N] into the temporal caches.
+
+    Seen: `seen_in_order`; bonus towards text: of both channels.
+    """
     length = text.bias.shape[-1]
     spatial = model.mask("spatial", frames.device)[times][:, None]
     biases = [additive_bias(visible, text.bias, bonus[1]) for visible in seen]

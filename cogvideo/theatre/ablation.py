@@ -157,7 +157,7 @@ def _hierarchy(
     """Key frames that span `seconds`, and the frames between them at the pipeline's frame rate."""
     if truth is None:
         keys = pipe.later_key_frame_tokens(first, asked.prompts, seconds, seeds)
-        return pipe.fill(keys, asked.prompts, seconds, seeds)
+        return pipe.interpolate(keys, asked.prompts, seconds, seeds)
     stride = (truth.shape[1] - 1) // (FRAMES - 1)
     made = truth.clone()
     for number in range(1, FRAMES):
@@ -165,7 +165,7 @@ def _hierarchy(
         keys = pipe.later_key_frame_tokens(given, asked.prompts, seconds, seeds)
         made[:, number * stride] = keys[:, number]
     for round_ in range(1, pipe.rounds(FRAMES, seconds) + 1):
-        between = pipe.fill_once(truth[:, ::stride], asked.prompts, seconds, round_, seeds)[:, 1::2]
+        between = pipe.interpolate_once(truth[:, ::stride], asked.prompts, seconds, round_, seeds)[:, 1::2]
         made[:, stride // 2 :: stride] = between
         stride //= 2
     return made

@@ -1,7 +1,7 @@
 """Questions to a model of the theatre: where it reads who acts, with what, and in which phase the action is.
 
 They are asked of clips that the model itself generates. Attention weights stand beside what they are good for
-(knockout.py: how many nats a token costs more without them) and beside controls that could prove them wrong:
+(effects.py: how many nats a token costs more without them) and beside controls that could prove them wrong:
 other patches, other words, even attention, and the action that shows the same pictures in opposite order.
 """
 
@@ -16,12 +16,10 @@ from einops import rearrange
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.analysis import gate_table
-from cogvideo.explore.knockout import token_losses
-from cogvideo.explore.recording import CHANNELS, Recording, record
-from cogvideo.model import masks
+from cogvideo.explore.recording import Recording, record
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre.drawing import render
+from cogvideo.theatre.effects import costs, mirrored, reading, silencing, sources
 from cogvideo.theatre.inheritance import image_model_of
 from cogvideo.theatre.scenes import (
     ACTION_NAMES,
@@ -61,7 +59,8 @@ def draw_clips(n: int, seed: int = 0, seconds: float = 4.0, *, action: str | Non
     """
     if seconds not in DURATIONS:
         raise CogVideoError(
-            f"No action of the theatre takes {seconds:g} s: choose of {', '.join(f'{d:g}' for d in DURATIONS)}."
+            f"No action of the theatre takes {seconds:g} s: choose of "
+            f"{', '.join(f'{one:g}' for one in DURATIONS)}."
         )
     opposite = {second: first for first, second in MIRRORED}
     pool = sample_clips(200 + 100 * n, np.random.default_rng(seed), split="seen")
@@ -97,7 +96,7 @@ def _cut(clips: Clips, times: np.ndarray) -> np.ndarray:
 def study(
     pipe: Pipeline, n: int = 2, *, seed: int = 0, seconds: float = 4.0, progress: bool = False
 ) -> Study:
-    """Ask a model of the theatre everything of this file, about n clips of each kind that it generates itself.
+    """Ask a model of the theatre everything of this file, about n clips a question that it generates itself.
 
     Raises: CogVideoError for a model without the theatre's words.
     """
@@ -136,7 +135,7 @@ def study(
 
 
 def _times(n: int, stage: str, clips: Sequence[Recording], seconds: float) -> np.ndarray:
-    """Seconds [n,T] of a stage's frames; those of a first frame's clip are of the whole action, cut to one."""
+    """Seconds [n,T] of a stage's frames."""
     last = seconds / 2 if stage == "stage 2" else seconds if stage == "stage 1" else 0.0
     return np.tile(np.linspace(0, last, len(clips[0].frames)), (n, 1))
 
@@ -170,7 +169,8 @@ def _words(
         f"{name} hidden": [{"hide": some} for some in found] for name, found in slots.items() if all(found)
     }
     phase = [
-        sum(some, []) for some in zip(slots["action"], slots["adverb"], slots["frame rate"], strict=True)
+        [*verb, *adverb, *rate]
+        for verb, adverb, rate in zip(slots["action"], slots["adverb"], slots["frame rate"], strict=True)
     ]
     return slots | {"phase": phase}, hidden, swapped
 
@@ -204,12 +204,12 @@ def _reading(stage: str, word: str, table: Any, costs: Any) -> str:
     controls = ", ".join(f"{change} {value:+.3f}" for change, value in rise.items())
     return (
         f"**{title}, {stage}**: most in the {first['channel']} channel, layer {first['layer']}, head "
-        f"{first['head']}. When it alone cannot see {'these words' if word == 'phase' else 'the word'}, a token "
-        f"{patches} costs {first['rise']:+.3f} nats (elsewhere {first['rise elsewhere']:+.3f}, deviation between "
-        f"clips {first['deviation']:.3f}); the next head, {second['channel']} {second['layer']}."
-        f"{second['head']}, {second['rise']:+.3f}. All heads at once, and controls: {controls}. The head that "
-        f"looks there most is {most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of its "
-        f"attention, worth {most['rise']:+.3f})."
+        f"{first['head']}. When it alone cannot see {'these words' if word == 'phase' else 'the word'}, a "
+        f"token {patches} costs {first['rise']:+.3f} nats (elsewhere {first['rise elsewhere']:+.3f}, "
+        f"deviation between clips {first['deviation']:.3f}); the next head, "
+        f"{second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. All heads at once, and controls: {controls}. The head "
+        f"that looks there most is {most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of "
+        f"its attention, worth {most['rise']:+.3f})."
     )
 
 
@@ -280,7 +280,7 @@ def recordings(
     key = pipe.key_frame_tokens(prompts, seconds, seed)
     clips = {"first frame": key[:, :1], "stage 1": key}
     if "stage 2" in stages:
-        clips["stage 2"] = pipe.fill_once(key, prompts, seconds, 1, seed)[:, :5]
+        clips["stage 2"] = pipe.interpolate_once(key, prompts, seconds, 1, seed)[:, :5]
     made = {}
     for stage in stages:
         texts = [prompt + suffixes.get(stage, s.key_frame_suffix) for prompt in prompts]
@@ -298,172 +298,3 @@ def slots_of(pipe: Pipeline, recording: Recording, words: str) -> list[int]:
         if pieces[start : start + len(wanted)] == wanted:
             return list(range(start, start + len(wanted)))
     raise CogVideoError(f"The text has no piece {words!r}: its pieces are {', '.join(pieces)}.")
-
-
-def reading(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
-    """Where words are read: DataFrame by channel, layer and head, with all heads together as head -1.
-
-    slots: the words' slots in every clip; there [T,N] bool of every clip: the patches that show what they
-    say. "weight", "weight elsewhere": mean attention to them from these patches and from all others. "rise",
-    "rise elsewhere": how many nats more such a token costs when these heads cannot see the words. Of
-    generated frames, mean over clips; "deviation" of the rise between clips.
-    """
-    import pandas as pd
-
-    c, rows = clips[0].model.config, {}
-    for clip, own_slots, shown in zip(clips, slots, there, strict=True):
-        inside, outside = _split(clip, shown)
-        own, captured = token_losses(clip).cpu().numpy(), clip.capture()
-        for channel in CHANNELS if c.temporal else CHANNELS[:1]:
-            weights = captured.maps(channel)[..., list(own_slots)].sum(-1)
-            weights = rearrange(weights, "l h (t n) -> l h t n", n=c.frame_tokens)
-            for layer, head in itertools.product(range(c.num_layers), (-1, *range(c.num_heads))):
-                heads = None if head == -1 else [head]
-                cut = token_losses(clip, hide=own_slots, channels=[channel], layers=[layer], heads=heads)
-                rise = cut.cpu().numpy() - own
-                looks = weights[layer].mean(0) if head == -1 else weights[layer, head]
-                values = [_mean(part, where) for part in (looks, rise) for where in (inside, outside)]
-                rows.setdefault((channel, layer, head), []).append(values)
-    measures = ("weight", "weight elsewhere", "rise", "rise elsewhere")
-    return pd.DataFrame(
-        dict(zip(("channel", "layer", "head"), key, strict=True))
-        | dict(zip(measures, np.mean(values, 0), strict=True))
-        | {"deviation": np.std(values, 0)[2]}
-        for key, values in rows.items()
-    )
-
-
-def costs(
-    clips: Sequence[Recording],
-    hidden: Mapping[str, Sequence[dict]],
-    swapped: Mapping[str, Sequence[dict[int, int]]],
-    there: Sequence[np.ndarray],
-) -> Any:
-    """What changes cost: DataFrame of the nats that a token of the patches `there` [T,N], and elsewhere, costs more.
-
-    hidden: by name, what `token_losses` hides in every clip, from all positions, heads and layers.
-    swapped: by name, the ids of other words in the slots of every clip.
-    """
-    import pandas as pd
-
-    rows = []
-    for name, changes in {**hidden, **swapped}.items():
-        rises = []
-        for clip, change, shown in zip(clips, changes, there, strict=True):
-            if name in swapped:
-                ids = clip.text_ids.clone()
-                ids[list(change)] = torch.tensor(list(change.values()), device=ids.device)
-                after = token_losses(record(clip.model, ids, clip.frames))
-            else:
-                after = token_losses(clip, **change)
-            rises.append(_rise(clip, after, shown))
-        inside, outside = np.mean(rises, 0)
-        rows.append({"change": name, "rise": inside, "rise elsewhere": outside})
-    return pd.DataFrame(rows)
-
-
-def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
-    """Where patches get from what they show: DataFrame by layer and head of the temporal channel.
-
-    From the patches `there` [T,N] of generated frames. "word": attention on `slots`. Of the attention to
-    patches of other frames: "own patches", the part on those that are `there` as well; "back", how many
-    frames back it goes; "earlier", the part on earlier frames; each beside its control of "even" attention.
-    Mean over patches and clips; "deviation" of "back" between clips.
-    """
-    import pandas as pd
-
-    c, found = clips[0].model.config, []
-    for clip, own_slots, shown in zip(clips, slots, there, strict=True):
-        captured = clip.capture(channels=["temporal"])
-        asking = _split(clip, shown)[0].flatten()
-        maps, seen = captured.maps("temporal")[:, :, asking], captured.visible("temporal")[:, None, asking]
-        times = captured.queries[asking, 0]
-        lag = times[:, None] - np.arange(len(clip.frames))  # [Q,F]
-        values = {"word": maps[..., list(own_slots)].sum(-1)}
-        for even, keys in (("", maps), ("even ", seen.astype(np.float32))):
-            grid = rearrange(captured.patches(keys).grid, "l h q f a b -> l h q f (a b)")
-            grid = grid * (lag != 0)[..., None]
-            total = grid.sum((-1, -2))
-            total = np.where(total > 0, total, np.nan)
-            by_frame = grid.sum(-1)
-            values |= {
-                f"{even}own patches": (grid * shown).sum((-1, -2)) / total,
-                f"{even}back": (by_frame * lag).sum(-1) / total,
-                f"{even}earlier": (by_frame * (lag > 0)).sum(-1) / total,
-            }
-        shape = (c.num_layers, c.num_heads)
-        found.append({name: np.broadcast_to(_nanmean(value), shape) for name, value in values.items()})
-    means = {name: np.mean([one[name] for one in found], 0) for name in found[0]}
-    means["deviation"] = np.std([one["back"] for one in found], 0)
-    return pd.DataFrame(
-        {"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()}
-        for layer, head in np.ndindex(c.num_layers, c.num_heads)
-    )
-
-
-def mirrored(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
-    """One row that says how far back moving patches look (`sources`), and what the outermost frames are worth.
-
-    "without first", "without last": nats a moving token costs more when the clip's first, or last, frame is hidden.
-    """
-    import pandas as pd
-
-    table = sources(clips, [[]] * len(clips), there).mean(numeric_only=True).drop(["layer", "head", "word"])
-    last = clips[0].model.config.num_frames - 1
-    hidden = {
-        "without first": [{"frames": [0]}] * len(clips),
-        "without last": [{"frames": [last]}] * len(clips),
-    }
-    worth = costs(clips, hidden, {}, there).set_index("change")["rise"]
-    return pd.DataFrame([{**table, **worth}])
-
-
-def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
-    """What gates let through: DataFrame with a row a layer, and one for all layers (layer -1).
-
-    "temporal share": the gate weight 1 - sigmoid(gate), mean over dimensions; "temporal part": of the mixed
-    output (gate_table). "rise" and "rise elsewhere": how many nats more a token of the patches `there` [T,N],
-    and of others, costs in generated frames with the layer's temporal channel silent.
-    """
-    import pandas as pd
-
-    gates = [gate_table(clip.capture()) for clip in clips]
-    means = {
-        "temporal share": 1 - gates[0]["mean"],
-        "temporal part": sum(gate["temporal part"] for gate in gates) / len(gates),
-    }
-    rows, layers = [], range(clips[0].model.config.num_layers)
-    for layer in (*layers, -1):
-        silent = list(layers) if layer == -1 else [layer]
-        rises = [
-            _rise(clip, token_losses(clip, silent=silent), shown)
-            for clip, shown in zip(clips, there, strict=True)
-        ]
-        inside, outside = np.mean(rises, 0)
-        values = {name: mean.mean() if layer == -1 else mean[layer] for name, mean in means.items()}
-        rows.append({"layer": layer} | values | {"rise": inside, "rise elsewhere": outside})
-    return pd.DataFrame(rows)
-
-
-def _rise(clip: Recording, losses: torch.Tensor, there: np.ndarray) -> list[float]:
-    """How much larger losses [T,N] are than the model's own, at the patches `there` and at all others."""
-    rise = (losses - token_losses(clip)).cpu().numpy()
-    return [_mean(rise, part) for part in _split(clip, there)]
-
-
-def _split(clip: Recording, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[T,N] bool: the patches `there`, and all others, of generated frames."""
-    times = masks.trained_frames(clip.model.config)
-    made = np.zeros((len(clip.frames), 1), bool)
-    made[[time for time in times if time < len(made)]] = True
-    return made & there, made & ~there
-
-
-def _mean(values: np.ndarray, where: np.ndarray) -> float:
-    return float(values[where].mean()) if where.any() else 0.0
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Over the last axis; 0 where nothing is known."""
-    known = np.isfinite(values)
-    return np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1)

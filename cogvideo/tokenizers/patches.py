@@ -53,8 +53,8 @@ class PatchVQVAE(nn.Module):
             conv3(c, 4 * d), nn.PixelShuffle(2), nn.SiLU(),
             conv3(d, 3),
         )  # fmt: skip
-        nn.init.zeros_(self.mend[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.mend[-1].bias)  # type: ignore[arg-type]
+        for parameter in self.mend[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def vectors(self, frames: Tensor, compress: int = SIDE) -> Tensor:
         """[B,3,H,W] in 0..1 -> what is quantised, [B,H/8,W/8,192]; ground is exactly black."""

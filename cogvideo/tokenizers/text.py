@@ -38,7 +38,6 @@ class TextTokenizer:
 
     model: a file such as the released ice_text.model, or its bytes.
     image_tokens: size of the frame tokenizer's codebook; those ids come first.
-    Raises CogVideoError where the model is missing, is no SentencePiece model or lacks `<pad>` or `<n>`.
     """
 
     def __init__(self, model: str | Path | bytes, image_tokens: int):

@@ -96,7 +96,10 @@ def test_fewer_steps_and_other_sizes():
 
 
 def test_the_release_s_steps():
-    """20 x 20 tokens: the paper's bound is 610 for two frames with windows of 10; the masks allow a little less."""
+    """20 x 20 tokens.
+
+    The paper's bound is 610 for two frames with windows of 10; the masks allow a little less.
+    """
     for window, expected in ((10, (589, 967)), (5, (484, 652))):
         settings = Settings(window=window)
         two = masks.decoding_steps(model_config(settings, "interpolation", window), [1, 3])

@@ -83,10 +83,10 @@ def test_the_stage_is_not_guessed_in_silence(tmp_path):
     weights, settings = released_weights("interpolation")
     del settings["cogvideo_stage"]
     found = inspect(write_released(tmp_path / "a", weights, settings))
-    assert found.kind == STAGE2 and "does not tell the stage" in report(found)
+    assert found.kind == STAGE2 and "does not name the stage" in report(found)
     settings["window_size"] = -1
     found = inspect(write_released(tmp_path / "b", weights, settings))
-    assert found.kind == STAGE1 and "does not tell the stage" in report(found)
+    assert found.kind == STAGE1 and "does not name the stage" in report(found)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

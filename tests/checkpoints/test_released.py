@@ -37,7 +37,7 @@ def test_four_seconds_are_33_frames(pipe):
 def test_the_release_s_size_is_480_pixels(tmp_path):
     pipe = Pipeline.from_pretrained(write_released_files(tmp_path, side=20), device="cpu", dtype="fp32")
     tokens = torch.randint(IMAGE_TOKENS, (1, 1, 400), generator=torch.Generator().manual_seed(0))
-    assert pipe.pixels(pipe.enlarge(tokens, [PROMPT])).shape == (1, 1, 480, 480, 3)
+    assert pipe.pixels(pipe.upsample(tokens, [PROMPT])).shape == (1, 1, 480, 480, 3)
 
 
 def test_the_same_seed_gives_the_same_clip_and_another_seed_another(pipe):
@@ -112,7 +112,7 @@ def test_super_resolution_has_the_bare_prompt_and_the_release_s_strategy(pipe, m
     seen, forward = [], pipe.superres.forward
     monkeypatch.setattr(pipe.superres, "forward", lambda *a, **s: seen.append((a, s)) or forward(*a, **s))
     tokens = torch.zeros(1, 14, 16, dtype=torch.long)
-    assert pipe.enlarge(tokens, [PROMPT]).shape == (1, 14, 144)
+    assert pipe.upsample(tokens, [PROMPT]).shape == (1, 14, 144)
     assert [len(arguments[1]) for arguments, _ in seen] == [12, 2]
     assert seen[0][0][0][0].tolist() == pipe.text.encode(PROMPT)
     strategy = seen[0][1]["strategy"]
@@ -144,18 +144,18 @@ def test_offloading_changes_no_pixel(folder, dtype, offload):
     for _ in range(2):  # the weights are still there the second time
         keys = here.key_frame_tokens(prompts, 1.0, [1, 2])
         assert torch.equal(keys, away.key_frame_tokens(prompts, 1.0, [1, 2]))
-        assert torch.equal(here.fill(keys, prompts, 1.0), away.fill(keys, prompts, 1.0))
-        large = here.enlarge(keys[:, :2], prompts)
-        assert torch.equal(large, away.enlarge(keys[:, :2], prompts))
+        assert torch.equal(here.interpolate(keys, prompts, 1.0), away.interpolate(keys, prompts, 1.0))
+        large = here.upsample(keys[:, :2], prompts)
+        assert torch.equal(large, away.upsample(keys[:, :2], prompts))
     assert np.array_equal(here.pixels(large), away.pixels(large))
 
 
 def test_sequences_in_parts_are_those_of_one_batch(pipe):
     keys = pipe.key_frame_tokens([PROMPT], 4.0)
-    whole = pipe.fill(keys, [PROMPT], 4.0)
+    whole = pipe.interpolate(keys, [PROMPT], 4.0)
     parts = pipe.with_sampling()
     parts.sequences_at_once = 3
-    assert torch.equal(parts.fill(keys, [PROMPT], 4.0), whole)
+    assert torch.equal(parts.interpolate(keys, [PROMPT], 4.0), whole)
 
 
 def test_without_the_cluster_file_k_means_stands_in(folder, tmp_path):

@@ -28,7 +28,7 @@ def test_the_lowest_rate_that_still_gives_five_frames(seconds, rate, text):
     windows = plan("sequential", seconds)
     assert [frame_rate_text(window.span) for window in windows] == ([text] if text else [])
     for window in windows:
-        assert len(window.moments) == FRAMES and window.moments[0] >= 0 and window.moments[-1] <= seconds
+        assert len(window.times) == FRAMES and window.times[0] >= 0 and window.times[-1] <= seconds
 
 
 def test_the_rule_by_counting_frames():
@@ -82,13 +82,13 @@ def test_interpolation_takes_the_higher_rates():
 
 def test_fixed_rate_pieces_share_their_ends():
     """The baseline: 5 s at 2 a second give two parts of 2 s; the rest is lost, and so are short clips."""
-    assert [w.moments.tolist() for w in plan("fixed-rate", 5)] == [[0, 0.5, 1, 1.5, 2], [2, 2.5, 3, 3.5, 4]]
+    assert [w.times.tolist() for w in plan("fixed-rate", 5)] == [[0, 0.5, 1, 1.5, 2], [2, 2.5, 3, 3.5, 4]]
     assert plan("fixed-rate", 1.5) == [] and len(plan("fixed-rate", 1.5, rate=4)) == 1
 
 
 @pytest.mark.parametrize("overlap", [1, 2])
 def test_one_stage_windows_overlap(overlap):
-    windows = [np.rint(w.moments * 8).astype(int).tolist() for w in plan(f"one-stage-{overlap}", 2)]
+    windows = [np.rint(w.times * 8).astype(int).tolist() for w in plan(f"one-stage-{overlap}", 2)]
     assert all(len(set(a) & set(b)) == overlap for a, b in pairwise(windows))
     assert len(windows) == {1: 4, 2: 5}[overlap] and {w.span for w in plan(f"one-stage-{overlap}", 2)} == {
         0.5
@@ -98,7 +98,7 @@ def test_one_stage_windows_overlap(overlap):
 
 def test_single_frames_have_no_frame_rate():
     windows = plan("image", 3, per_clip=3)
-    assert [w.moments.tolist() for w in windows] == [[0], [1.5], [3]] and {w.span for w in windows} == {None}
+    assert [w.times.tolist() for w in windows] == [[0], [1.5], [3]] and {w.span for w in windows} == {None}
     assert [w.start for w in plan("superres", 3)] == [1.5]
 
 

@@ -165,7 +165,7 @@ def test_webvid(tmp_path, video):
         ("{0}/empty", "no captions.jsonl or captions.csv"),
         ("ucf101:/nowhere", "There is no folder"),
         ("ucf101:{0}?speed=2", "unknown option speed"),
-        ("vatex:{0}", "does not tell the captions"),
+        ("vatex:{0}", "does not name the captions"),
         ("vatex:{0}?captions=bad.json", "no VATEX file"),
         ("vatex:{0}?captions=none.json", "cannot be read"),
         ("vatex:{0}?captions=bad.json&language=fr", "language=en or zh"),

@@ -348,7 +348,7 @@ def test_clips_of_another_geometry_are_refused(pipe, demo):
 def test_scenes_are_the_sequences_of_the_generation(pipe):
     made = explorer.scenes(pipe, "a red 3 bounces", seconds=1.0, seed=0)
     tokens = pipe.key_frame_tokens(["a red 3 bounces"], 1.0, 0)
-    filled = pipe.fill_once(tokens, ["a red 3 bounces"], 1.0, 1, 0)[0]
+    filled = pipe.interpolate_once(tokens, ["a red 3 bounces"], 1.0, 1, 0)[0]
     assert [scene.title for scene in made] == [
         "Key frames",
         "Between, round 1: 0 to 0.5 s",

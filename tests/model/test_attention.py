@@ -14,7 +14,8 @@ from cogvideo.model.transformer import CogVideoTransformer
 
 CONFIG = ModelConfig(
     num_layers=3, hidden_size=16, num_heads=2, frame_height=6, frame_width=5, num_frames=5, text_length=4,
-    first_frame_position=4, image_tokens=50, vocab_size=80, begin_of_image=70, base_positions=34, extra_positions=120,
+    first_frame_position=4, image_tokens=50, vocab_size=80, begin_of_image=70, base_positions=34,
+    extra_positions=120,
 )  # fmt: skip
 CASES = [
     {}, {"window": 2}, {"window": 4}, {"order": "interpolation"}, {"order": "interpolation", "window": 3},
@@ -83,7 +84,10 @@ def test_the_loss_of_a_head_and_its_gradients(frozen):
 
 
 def test_no_scores_of_all_positions_are_held():
-    """What a step saves for its gradients, at the release's frame size: nothing as large as one head's scores."""
+    """What a step saves for its gradients, at the release's frame size.
+
+    Nothing as large as one head's scores.
+    """
     c = replace(
         CONFIG, frame_height=20, frame_width=20, text_length=64, first_frame_position=64, base_positions=464,
         extra_positions=2000, num_layers=2,

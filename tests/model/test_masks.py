@@ -129,7 +129,10 @@ def test_frame_order_and_trained_frames():
 
 
 def slow_schedule(c: ModelConfig, times: list[int]) -> list[list[int]]:
-    """Step after step: decode a token as soon as its input and all that it may see, in any layer, is there."""
+    """Step after step.
+
+    Decode a token as soon as its input and all that it may see, in any layer, is there.
+    """
     seen = masks.temporal_visible(c, 0) | masks.temporal_visible(c, 1)
     n, step = c.frame_tokens, 0
     done = {(time, place): 0 for time in range(c.num_frames) if time not in times for place in range(n)}

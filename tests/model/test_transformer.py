@@ -22,7 +22,8 @@ def load(name: str) -> CogVideoTransformer:
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=3, frame_width=4, num_frames=1, text_length=6,
-    first_frame_position=6, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=18, temporal=False,
+    first_frame_position=6, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=18,
+    temporal=False,
 )  # fmt: skip
 
 

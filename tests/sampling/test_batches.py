@@ -48,16 +48,16 @@ def test_names_are_safe():
 
 def test_the_pipeline_goes_on_with_halves(pipe, monkeypatch):
     whole = pipe(PROMPTS, seconds=0.5, seed=[5, 6, 7], enlarge=False, progress=False)
-    fill = Pipeline.fill
+    interpolate = Pipeline.interpolate
 
     def short_of_memory(self, tokens, *rest, **options):
         if len(tokens) > 1:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:124] not enough memory: you tried to allocate 9 bytes."
             )
-        return fill(self, tokens, *rest, **options)
+        return interpolate(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(Pipeline, "fill", short_of_memory)
+    monkeypatch.setattr(Pipeline, "interpolate", short_of_memory)
     with pytest.warns(UserWarning, match="3 clips at once: going on with 1"):
         halves = pipe(PROMPTS, seconds=0.5, seed=[5, 6, 7], enlarge=False, progress=False)
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(whole, halves, strict=True))

@@ -1,4 +1,4 @@
-"""Steps with static shapes, run uncaptured, against the plain ones (whose tokens and logits are the release's)."""
+"""Steps with static shapes, run uncaptured, against backends that give the release's tokens and logits."""
 
 import pytest
 import torch
@@ -9,7 +9,10 @@ from cogvideo.sampling import TopKStrategy, backends, cuda, decode
 
 @pytest.fixture(params=["cpu", "plain"])
 def both_ways(request, monkeypatch):
-    """Calls a sampler with another backend and with static steps; buckets of 5 positions, so that there are several."""
+    """Calls a sampler with another backend and with static steps.
+
+    Buckets of 5 positions, so that there are several.
+    """
     monkeypatch.setattr(cuda, "BUCKET", 5)
 
     def call(sample):
@@ -60,3 +63,24 @@ def test_logits_equal_those_of_other_backends(order, both_ways):
 
     plain, static = both_ways(sample)
     torch.testing.assert_close(static, plain, atol=1e-4, rtol=0)
+
+
+def test_what_is_kept_serves_other_texts_and_changed_weights(monkeypatch):
+    model = tiny("interpolation", 2)
+    known = torch.randint(10, (1, 3, 12), generator=torch.Generator().manual_seed(0))
+    kept = []
+    for text in ([11, 12, 13], [14, 15, 16]):
+        made = []
+        for backend in ("plain", "cuda"):
+            monkeypatch.setattr(backends, "backend_of", lambda model, backend=backend: backend)
+            draw = FixtureDraw()
+            decode.interpolate_frames(model, torch.tensor([text]), known, strategy=draw)
+            made.append(draw.seen())
+        torch.testing.assert_close(made[1], made[0], atol=1e-4, rtol=0)
+        kept.append(next(iter(cuda._KEPT[model].steps.values())))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)
+    assert kept[0] is kept[1]
+    cuda.release(model)
+    assert model not in cuda._KEPT

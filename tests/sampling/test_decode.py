@@ -14,7 +14,8 @@ from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, 
 
 TINY = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=3, frame_width=4, num_frames=1, text_length=6,
-    first_frame_position=6, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=18, temporal=False,
+    first_frame_position=6, image_tokens=10, vocab_size=20, begin_of_image=19, base_positions=18,
+    temporal=False,
 )  # fmt: skip
 
 
@@ -145,3 +146,10 @@ def test_frames_of_another_codebook_are_refused():
     given = torch.full((1, 3, 12), 10)
     with pytest.raises(CogVideoError, match="given_frames holds ids outside 0..9"):
         interpolate_frames(tiny("interpolation", None), torch.tensor([[12]]), given, strategy=FixtureDraw())
+
+
+def test_an_unknown_keyword_is_a_type_error():
+    with pytest.raises(TypeError, match="wavefrond"):
+        generate_first_frame(
+            tiny("sequential", None), torch.tensor([[12]]), strategy=FixtureDraw(), wavefrond=1
+        )

@@ -44,7 +44,7 @@ def test_a_clip_does_not_depend_on_the_others_in_its_batch(pipe):
 
 def test_interpolation_keeps_the_frames_it_was_given(pipe):
     keys = pipe.key_frame_tokens([PROMPT], 2.0, 0)
-    filled = pipe.fill(keys, [PROMPT], 2.0, 0)
+    filled = pipe.interpolate(keys, [PROMPT], 2.0, 0)
     assert filled.shape[1] == 17 and torch.equal(filled[:, ::4], keys)
 
 
@@ -94,8 +94,8 @@ def test_unknown_weights_and_devices_are_refused():
 
 @pytest.mark.parametrize(
     "file",
-    ["stage1/model.safetensors", "stage2/config.json", "superres/model.safetensors", "tokenizers/frames.safetensors",
-     "tokenizers/text.model", "pipeline.json"],
+    ["stage1/model.safetensors", "stage2/config.json", "superres/model.safetensors",
+     "tokenizers/frames.safetensors", "tokenizers/text.model", "pipeline.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["truncated", "corrupt", "missing"])
 def test_damaged_weights_are_named(tmp_path, file, how):

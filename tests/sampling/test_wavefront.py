@@ -57,8 +57,8 @@ def test_random_draws_equal_those_of_one_after_the_other(order, window, several,
             monkeypatch.setattr(backends, "backend_of", lambda model: "plain")
         streams = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
         settings = {
-            "text_mask": mask, "guidance_ids": torch.tensor([[18, 17]]), "strategy": strategy, "wavefront": wavefront,
-            "generator": streams if several else streams[0],
+            "text_mask": mask, "guidance_ids": torch.tensor([[18, 17]]), "strategy": strategy,
+            "wavefront": wavefront, "generator": streams if several else streams[0],
         }  # fmt: skip
         if order == "sequential":
             made.append(generate_key_frames(model, text, known[:, 0], **settings))

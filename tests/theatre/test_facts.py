@@ -10,7 +10,7 @@ from explore.small import CONFIGS, TEXT, small_model
 from cogvideo.errors import CogVideoError
 from cogvideo.explore import record
 from cogvideo.explore.knockout import token_losses
-from cogvideo.theatre import facts
+from cogvideo.theatre import effects, facts
 from cogvideo.theatre.drawing import draw
 from cogvideo.theatre.scenes import ACTION_NAMES, ACTOR_NAMES, BACKGROUNDS, OBJECT_NAMES
 
@@ -35,7 +35,7 @@ def clips_of(name: str, count: int = 2):
 def test_reading_is_weight_and_rise_on_the_patches_that_show_it(name, made):
     clips, there = clips_of(name)
     slots = [[3], [2, 4]]
-    table = facts.reading(clips, slots, there)
+    table = effects.reading(clips, slots, there)
     channels = 1 if name == "image model" else 2
     assert len(table) == channels * 2 * 3
     made = np.isin(np.arange(len(clips[0].frames)), made)[:, None]
@@ -61,7 +61,7 @@ def test_reading_is_weight_and_rise_on_the_patches_that_show_it(name, made):
 def test_sources_are_parts_of_the_attention_to_other_frames(name, made):
     (clip,), (there,) = clips_of(name, 1)
     captured = clip.capture(channels=["temporal"])
-    table = facts.sources([clip], [[3]], [there])
+    table = effects.sources([clip], [[3]], [there])
     layer, head, sums = 1, 1, {}
     for even, keys in (("", captured.temporal[layer, head]), ("even ", captured.temporal_visible[layer])):
         for time, patch in np.argwhere(there):
@@ -73,8 +73,10 @@ def test_sources_are_parts_of_the_attention_to_other_frames(name, made):
                 grid[other, :11] = row[len(TEXT) + 12 * other + 1 : len(TEXT) + 12 * (other + 1)]
             lag = time - np.arange(5)
             values = {
-                "own patches": grid[there].sum(), "back": (grid.sum(1) * lag).sum(), "earlier": grid[lag > 0].sum()
-            }  # fmt: skip
+                "own patches": grid[there].sum(),
+                "back": (grid.sum(1) * lag).sum(),
+                "earlier": grid[lag > 0].sum(),
+            }
             for measure, value in values.items():
                 sums.setdefault(even + measure, []).append(value / grid.sum())
             if not even:
@@ -87,7 +89,7 @@ def test_sources_are_parts_of_the_attention_to_other_frames(name, made):
 
 def test_silencing_is_the_rise_without_the_temporal_channel():
     clips, there = clips_of("stage 2")
-    table = facts.silencing(clips, there)
+    table = effects.silencing(clips, there)
     assert table["layer"].tolist() == [0, 1, -1]
     place = (clips[0].frames != 0) & torch.tensor([0, 1, 0, 1, 0]).bool()[:, None]
     for off, row in zip(([0], [1], [0, 1]), table.itertuples(), strict=True):
@@ -102,7 +104,7 @@ def test_silencing_is_the_rise_without_the_temporal_channel():
 def test_costs_hide_words_and_frames_and_swap_words():
     clips, there = clips_of("stage 1")
     hidden = {"actor hidden": [{"hide": [2]}] * 2, "first frame hidden": [{"frames": [0]}] * 2}
-    table = facts.costs(clips, hidden, {"actor swapped": [{3: 15}, {3: 16}]}, there)
+    table = effects.costs(clips, hidden, {"actor swapped": [{3: 15}, {3: 16}]}, there)
     assert table["change"].tolist() == ["actor hidden", "first frame hidden", "actor swapped"]
     rises = {change: [] for change in table["change"]}
     place = (clips[0].frames != 0) & (torch.arange(5) > 0)[:, None]

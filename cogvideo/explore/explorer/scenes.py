@@ -69,7 +69,7 @@ def scenes(
     made = [_scene(pipe, "Key frames", prompt, settings, tokens[0], seconds)]
     for number in range(1, (most if rounds is None else min(rounds, most)) + 1):
         title = f"frames between {number}/{most}"
-        tokens = pipe.fill_once(tokens, [prompt], seconds, number, seed, title=title, progress=progress)
+        tokens = pipe.interpolate_once(tokens, [prompt], seconds, number, seed, title=title, progress=progress)
         span = seconds / 2**number
         for start in range(0, tokens.shape[1] - 4, 4):
             begin, some = start / 4 * span, tokens[0, start : start + 5]
