@@ -207,7 +207,8 @@ def _reading(stage: str, word: str, table: Any, costs: Any) -> str:
         f"{first['head']}. When it alone cannot see {'these words' if word == 'phase' else 'the word'}, a "
         f"token {patches} costs {first['rise']:+.3f} nats (elsewhere {first['rise elsewhere']:+.3f}, "
         f"deviation between clips {first['deviation']:.3f}); the next head, "
-        f"{second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. All heads at once, and controls: {controls}. The head "
+        f"{second['channel']} {second['layer']}.{second['head']}, {second['rise']:+.3f}. All heads at once, "
+        f"and controls: {controls}. The head "
         f"that looks there most is {most['channel']} {most['layer']}.{most['head']} ({most['weight']:.0%} of "
         f"its attention, worth {most['rise']:+.3f})."
     )
