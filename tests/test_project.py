@@ -154,7 +154,7 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
         for file in (ROOT / "cogvideo" / "weights").rglob("*")
         if file.is_file()
     }
-    assert {"judge.safetensors", "pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
+    assert {"pipeline.json", "frames.safetensors", "text.model"} <= sizes.keys()
     assert sum(sizes.values()) < 21e6
 
 

@@ -20,6 +20,7 @@ TITLES = {
     "part": "part of the action right", "same": "the same actor and object all the time",
     "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
     "background": "background steady", "control": "frame-rate text obeyed",
+    **{f"order_{seconds}s": f"phases in order, {seconds} s" for seconds in (1, 2, 4, 8)},
 }  # fmt: skip
 
 

@@ -320,7 +320,7 @@ def _rows_together(asked: Questions) -> list[np.ndarray]:
 
 
 def score_clips(clips: Sequence[np.ndarray], asked: Questions) -> dict[str, float]:
-    """Parts (0..1) of clips that are right: KEY_SCORES of five moments, "whole" of all frames (see scores.py).
+    """Parts (0..1) of clips that are right: KEY_SCORES of five frames, "whole" of all of them (see scores.py).
 
     "order_1s" ... "order_8s" are of the actions that take so long.
     """

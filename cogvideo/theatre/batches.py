@@ -31,7 +31,8 @@ UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exa
 class PictureBatch(Batch):
     """The image model's batch.
 
-    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]: log2(span / duration).
+    numbers [B]: of its pictures among five key frames, 0 where no phase is given; octaves [B]:
+    log2(span / duration).
     """
 
     numbers: Tensor
@@ -39,7 +40,7 @@ class PictureBatch(Batch):
 
 
 def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
-    """Spans [n] of stage 1's clips: the multi-frame-rate rule for WHOLE of them, less for SHORTER, others any."""
+    """Spans [n] of stage 1's clips: the multi-frame-rate rule for WHOLE, less for SHORTER, others any."""
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
     shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration)).astype(int)]

@@ -42,8 +42,8 @@ BACKGROUND_COLORS = {
     "butter": (252, 226, 158),
     "lilac": (216, 196, 234),
 }
-# The wall is papered above a panel that is the same in every room: where arm and object move, tokens do not multiply by
-# the number of backgrounds.
+# The wall is papered above a panel that is the same in every room: where arm and object move, tokens do not
+# multiply by the number of backgrounds.
 PANEL_EDGE, PANEL, PANEL_RAIL = 24, (236, 222, 202), (250, 243, 230)
 TABLE, TABLE_TOP, TABLE_SHADOW = (164, 104, 62), (202, 142, 90), (176, 118, 72)
 HEAD_X, HAT_Y = 16, 8

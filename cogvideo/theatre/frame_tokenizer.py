@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cogvideo.config import to_dict
 from cogvideo.theatre.drawing import FRAME_SIZE, LARGE_SIZE, random_frames
-from cogvideo.theatre.scene_tokens import ScenePatches
+from cogvideo.theatre.scene_tokens import scene_patches
 from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.patches import PatchVQVAE, to_patches
 from cogvideo.training.checkpoints import read_checkpoint, save_atomic
@@ -103,7 +103,7 @@ def _weighted_patches() -> tuple[Tensor, Tensor]:
     """All distinct patches [M,192] in 0..1, and the square root of how often each occurs."""
     patches, weights = [], []
     for size, weight in ((FRAME_SIZE, SMALL_WEIGHT), (LARGE_SIZE, 1.0)):
-        scenes = ScenePatches(size)
+        scenes = scene_patches(size)
         patches.append(rearrange(scenes.patches.float() / 255, "m c a b -> m (c a b)"))
         weights.append(weight * scenes.counts.float().sqrt())
     return torch.cat(patches), torch.cat(weights)

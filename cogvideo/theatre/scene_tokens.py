@@ -1,6 +1,7 @@
 """Tokens of every scene: the theatre is finite, so each picture is drawn and encoded once."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,6 +50,12 @@ class ScenePatches:
         return ids.flatten().to("cpu", torch.int16)[self.table.long()]
 
 
+@cache
+def scene_patches(size: int) -> ScenePatches:
+    """The patches of all scenes at one size, found once in a process."""
+    return ScenePatches(size)
+
+
 class SceneTokens:
     """Tokens of clips at given states, looked up in a table that is made when first asked for."""
 
@@ -59,7 +66,7 @@ class SceneTokens:
     def __call__(self, clips: Clips, states: np.ndarray, size: int) -> Tensor:
         """Tokens int64 [n, T, N] of clips at `states` [n, T], drawn at `size` pixels."""
         if size not in self._tables:
-            self._tables[size] = ScenePatches(size).tokens(self.frames)
+            self._tables[size] = scene_patches(size).tokens(self.frames)
         rows = (torch.from_numpy(np.asarray(x)[:, None]) for x in (clips.actor, clips.pair, clips.background))
         return self._tables[size][(*rows, torch.from_numpy(states))].long()
 

@@ -35,7 +35,7 @@ MEANINGS = {
     "frames": "Single frames of the interpolated clips that are readable and within one step of where "
     "the action should be.",
     "forward": "The interpolated clip shows the action and never runs backwards, at whatever pace; "
-    "unreadable frames are skipped.",
+    "unreadable frames are skipped, but most must be readable.",
     "readable": "Every frame of the interpolated clip is near one of the theatre's pictures in each of "
     "its 64 patches.",
     "same, whole clip": "As 'same', for all frames of the interpolated clip.",

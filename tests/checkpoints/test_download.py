@@ -335,7 +335,7 @@ def test_too_little_room_is_told_before_anything_is_sent(server, cache, labels, 
 def test_packaged_and_unknown_names(cache):
     path, done = download.get("demo")
     assert (path / "pipeline.json").exists() and done == "comes with this package"
-    with pytest.raises(CogVideoError, match="called 'gpt': choose one of demo, judge, coglm, "):
+    with pytest.raises(CogVideoError, match="called 'gpt': choose one of demo, coglm, "):
         download.get("gpt")
     assert not cache.exists()
 

@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def test_every_released_file_is_known():
     released = {"coglm", "cogvideo-stage1", "cogvideo-stage2", "cogview2-dsr", "cogview2-itersr"}
     files = {"ice_text.model", "ice_image.pt", "cluster_label2.npy"}
-    assert KNOWN.keys() == released | files | {"i3d", "demo", "judge"}
+    assert KNOWN.keys() == released | files | {"i3d", "demo"}
     assert {item.name for item in FROM_THE_WEB} == released | files
     assert {item.name for item in KNOWN.values() if item.zipped} == released
     assert all(item.page and item.starts for item in FROM_THE_WEB)
@@ -49,11 +49,10 @@ def test_sizes_follow_from_the_parameters():
     assert KNOWN["cogvideo-stage1"].size == KNOWN["cogvideo-stage2"].size == pytest.approx(2 * both, rel=0.01)
     assert KNOWN["coglm"].size == pytest.approx(2 * 5.90e9, rel=0.01)  # COGVIDEO.md: 5.90B inherited
     assert KNOWN["ice_image.pt"].size == pytest.approx(4 * one, rel=0.1)  # and the statistics of its training
-    for name in ("demo", "judge"):
-        place = find(name)
-        assert place is not None
-        files = [file for file in [place, *place.rglob("*")] if file.is_file()]
-        assert KNOWN[name].size == pytest.approx(sum(file.stat().st_size for file in files), rel=0.15)
+    demo = find("demo")
+    assert demo is not None
+    files = [file for file in demo.rglob("*") if file.is_file()]
+    assert KNOWN["demo"].size == pytest.approx(sum(file.stat().st_size for file in files), rel=0.15)
 
 
 def test_first_bytes(tmp_path):
@@ -138,7 +137,7 @@ def test_doctor_tells_what_was_found(cache):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["get", "gpt"], "choose one of demo, judge"),
+        (["get", "gpt"], "choose one of demo, coglm"),
         (["get", "coglm", "--url", "file:///x"], "no address of the web"),
         (["get", "coglm", "--file", "absent.zip"], "absent.zip cannot be read"),
         (["inspect", "absent"], "nothing at absent"),

@@ -221,7 +221,7 @@ def test_a_pipeline_folder_may_draw_by_clusters(tmp_path):
     settings = tmp_path / "weights" / "pipeline.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"clusters": True, "top_k": 1}))
     with pytest.raises(CogVideoError, match="clusters.npy"):
-        Pipeline.from_pretrained(tmp_path / "weights", device="cpu").key_frame_tokens(["a red 3 grows"], 2.0)
+        Pipeline.from_pretrained(tmp_path / "weights", device="cpu").key_frame_tokens(["a cat"], 2.0)
     codes = Pipeline.from_pretrained("demo", device="cpu").frames.num_codes
     labels = np.arange(codes) % 2
     np.save(tmp_path / "weights" / "tokenizers" / "clusters.npy", labels)
@@ -238,7 +238,7 @@ def test_a_pipeline_folder_may_draw_by_clusters(tmp_path):
         return draw
 
     pipe._strategy = watched
-    pipe.key_frame_tokens(["a red 3 grows"], 0.5)
+    pipe.key_frame_tokens(["a lion eats an apple"], 0.5)
     assert len(seen) == 5 * 64
     for logits, token in seen[64:]:  # key frames keep one cluster of the two: the heavier
         odd = (logits / pipe.sampling.temperature).softmax(-1)[0, labels == 1].sum()

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from cogvideo.cli.app import app
 
-PROMPT = "a red 3 moves right"
+PROMPT = "a lion drinks milk"
 
 
 def assert_one_sentence(result: tuple[int, str, str], *words: str) -> None:
@@ -75,7 +75,7 @@ def test_completion(run, monkeypatch):
         ["generate", "--nothing"],
         ["paint", "x"],
         ["generate", PROMPT, "--seconds", "long"],
-        ["data", "make-digits", "x"],
+        ["data", "make-theatre", "x"],
         ["evaluate", "alignment", "--seed", -1],
         ["evaluate", "kinetics", "x", "--weights", "demo", "--overlap", 5],
     ],
@@ -86,16 +86,17 @@ def test_usage_errors_exit_with_2(run, arguments):
 
 
 def test_ctrl_c_is_130_and_a_word(tmp_path):
-    command = [sys.executable, "-m", "cogvideo", "data", "make-digits", tmp_path / "digits", "--clips", "300"]
+    make = ["data", "make-theatre", tmp_path / "theatre", "--clips", "300"]
+    command = [sys.executable, "-m", "cogvideo", *make]
 
     def listen():  # a runner in the background hands down a SIGINT that is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
-        while not (tmp_path / "digits" / "000000.mp4").exists():
+        while not (tmp_path / "theatre" / "000000.mp4").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and err.endswith("Stopped.\n") and "Traceback" not in err
-    assert all(file.stat().st_size for file in (tmp_path / "digits").glob("*.mp4"))
+    assert all(file.stat().st_size for file in (tmp_path / "theatre").glob("*.mp4"))

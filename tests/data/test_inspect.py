@@ -81,6 +81,6 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
 
     code, out, _ = run(folder, "--sheet", tmp_path / "a.png", "--rows", 2)
     assert code == 0 and "different captions" in out and f"{tmp_path / 'a.png'}:\n1  4 fps" in out
-    code, out, err = run("digits:train?clips=1", "--rates", "0.25", "--sheet", tmp_path / "b.png")
+    code, out, err = run("theatre:train?clips=1", "--rates", "0.25", "--sheet", tmp_path / "b.png")
     assert code == 2 and err.endswith("no clip that gives five frames: there is nothing to show.\n")
     assert run(tmp_path / "nowhere")[2].count("\n") == 1

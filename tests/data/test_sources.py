@@ -9,8 +9,8 @@ from data.videos import make_video, number_of
 
 from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.dataset import make_digits
-from cogvideo.theatre.digits import render
+from cogvideo.theatre.dataset import make_theatre
+from cogvideo.theatre.drawing import render
 
 TENTHS = [i / 10 for i in range(30)]
 
@@ -81,18 +81,34 @@ def test_a_wrong_row_is_named(tmp_path, video, line):
 
 
 def test_the_demo_world_on_disk_and_drawn(tmp_path):
-    make_digits(tmp_path, clips=2, seed=0, progress=False)
+    make_theatre(tmp_path, clips=2, seed=0, progress=False)
     assert [clip.source for clip in open_dataset(str(tmp_path)).clips] == ["000000.mp4", "000001.mp4"]
-    clips = open_dataset("digits:test?clips=6&seed=2&objects=2").clips
-    assert [clip.caption.isascii() for clip in clips] == [True, False] * 3 and " and " in clips[0].caption
+    clips = open_dataset("theatre:test?clips=6&seed=2").clips
+    assert [clip.caption.isascii() for clip in clips] == [True, False] * 3
     timeline = clips[3].timeline()
     frames, last = clips[3].frames(timeline, {0, 4}, [(64, 64), (192, 192)])
     truth = render(clips[3].clip, np.array([[0, 0.5]]))[0]
     assert np.array_equal(frames[4][0], (truth[1] * 255).round().byte().permute(1, 2, 0).numpy())
-    assert frames[0][1].shape == (192, 192, 3) and timeline.end == clips[3].clip.duration.max() + 1 / 8
+    assert frames[0][1].shape == (192, 192, 3) and timeline.end == clips[3].clip.duration[0] + 1 / 8
     assert last == len(timeline.times) - 1
-    chinese = open_dataset("digits:train?clips=2&language=zh&glyphs=shapes").clips
+    chinese = open_dataset("theatre:picture-only?clips=2&language=zh").clips
     assert not any(clip.caption.isascii() for clip in chinese)
+
+
+def test_clips_that_look_the_same_are_one_group():
+    clips = open_dataset("theatre:train?clips=300").clips
+    looks: dict[str, set[tuple]] = {}
+    for clip in clips:
+        truth = clip.clip
+        looks.setdefault(clip.group, set()).add((*truth.names(0), truth.background[0], truth.duration[0]))
+    assert all(len(found) == 1 for found in looks.values()) and 200 < len(looks) < 300
+    assert len({clip.source for clip in clips}) == 300
+
+
+def test_test_is_seen_under_other_seeds_than_train():
+    specs = [f"theatre:{split}?clips=20" for split in ("train", "test", "seen")]
+    train, test, seen = ([clip.group for clip in open_dataset(spec).clips] for spec in specs)
+    assert test == seen != train
 
 
 def test_ucf101(tmp_path, video):
@@ -171,12 +187,13 @@ def test_webvid(tmp_path, video):
         ("vatex:{0}?captions=bad.json&language=fr", "language=en or zh"),
         ("webvid:{0}?captions=bad.json", "line 1 is no object"),
         ("webvid:{0}/empty?captions=bad.json", "holds no videos"),
-        ("digits:train?clips=0", "clips of 1 or more"),
-        ("digits:train?clips=many", "'many' in .* is no number"),
-        ("digits:train?clips=inf", "'inf' in .* is no number"),
-        ("digits:train?seed=nan", "'nan' in .* is no number"),
+        ("theatre:train?clips=0", "clips of 1 or more"),
+        ("theatre:dev", "'dev' .*train, seen, unseen, picture-only, pictures"),
+        ("theatre:train?clips=many", "'many' in .* is no number"),
+        ("theatre:train?clips=inf", "'inf' in .* is no number"),
+        ("theatre:train?seed=nan", "'nan' in .* is no number"),
         ("ucf101:{0}?split=", "option split in .* has no value: write split=VALUE"),
-        ("digits:train?clips", "option clips in .* has no value"),
+        ("theatre:train?clips", "option clips in .* has no value"),
         ("{0}/gone.jsonl", "holds no clips; x.mp4, the first of its files, is missing"),
         ("{0}/bad.jsonl", "is damaged"),
     ],

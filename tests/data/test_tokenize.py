@@ -28,7 +28,8 @@ from cogvideo.data.sources import FileClip, open_dataset
 from cogvideo.data.tokenize import Settings, _claim, sequences, tokenize
 from cogvideo.data.tokenized import TokenizedBatches, shard_name
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.digits import SPANS, render
+from cogvideo.theatre.drawing import render
+from cogvideo.theatre.scenes import SPANS
 
 LOAD = partial(load_tokenizers, "demo")
 KILLS = int(os.environ.get("COGVIDEO_TEST_KILLS", 2))
@@ -40,11 +41,11 @@ def parts() -> Tokenizers:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory, parts) -> Path:
+def theatre(tmp_path_factory, parts) -> Path:
     """Six clips of the demo world in three shards, by one process."""
-    out = tmp_path_factory.mktemp("digits") / "tokens"
+    out = tmp_path_factory.mktemp("theatre") / "tokens"
     tokenize(
-        open_dataset("digits:train?clips=6"), out, lambda: parts, Settings(shard_clips=2), progress=False
+        open_dataset("theatre:train?clips=6"), out, lambda: parts, Settings(shard_clips=2), progress=False
     )
     return out
 
@@ -53,10 +54,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_tokens_and_texts_are_those_of_the_clips(digits, parts):
+def test_tokens_and_texts_are_those_of_the_clips(theatre, parts):
     """Against the demo world's own renderer, tokenizer and span."""
-    batches = TokenizedBatches(digits, 6, seed=0, caption_dropout=0, test_share=0)
-    clips = open_dataset("digits:train?clips=6").clips
+    batches = TokenizedBatches(theatre, 6, seed=0, caption_dropout=0, test_share=0)
+    clips = open_dataset("theatre:train?clips=6").clips
     expected = {}
     for clip in clips:
         span = clip.clip.span(0)
@@ -72,41 +73,41 @@ def test_tokens_and_texts_are_those_of_the_clips(digits, parts):
     assert seen == 12 and set(batches.manifest["rates"]) <= {f"{4 / span:g}" for span in SPANS}
 
 
-def test_again_is_nothing_to_do_and_more_clips_go_on(digits, parts, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in digits.iterdir()}
+def test_again_is_nothing_to_do_and_more_clips_go_on(theatre, parts, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in theatre.iterdir()}
 
     def run(clips: int, **changes) -> dict:
-        dataset = open_dataset(f"digits:train?clips={clips}")
-        return tokenize(dataset, digits, lambda: parts, Settings(shard_clips=2, **changes), progress=False)
+        dataset = open_dataset(f"theatre:train?clips={clips}")
+        return tokenize(dataset, theatre, lambda: parts, Settings(shard_clips=2, **changes), progress=False)
 
     old = run(6)
-    assert before == {path: path.stat().st_mtime_ns for path in digits.iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in theatre.iterdir()}
     new = run(7)
     assert (old["samples"], new["samples"]) == (6, 7)
     kept = [path for path, changed in before.items() if path.stat().st_mtime_ns == changed]
     assert {path.name for path in kept} == {"settings.json", *(shard_name(i) for i in range(3))}
-    assert TokenizedBatches(digits, 2, seed=0)(0).frames.shape == (2, 5, 64)
-    assert run(6) == old and {path.name for path in digits.iterdir()} == {path.name for path in before}
+    assert TokenizedBatches(theatre, 2, seed=0)(0).frames.shape == (2, 5, 64)
+    assert run(6) == old and {path.name for path in theatre.iterdir()} == {path.name for path in before}
     with pytest.raises(CogVideoError, match="tokens of other settings"):
         run(6, kind="interpolation")
     (tmp_path / "file").touch()
     with pytest.raises(CogVideoError, match="holds something else"):
-        tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: parts)
+        tokenize(open_dataset("theatre:train?clips=1"), tmp_path, lambda: parts)
 
 
-def test_a_damaged_shard_is_made_again_when_it_is_deleted(digits, parts):
-    whole = contents(digits)
-    (digits / shard_name(1)).write_bytes(whole[shard_name(1)][:-10])  # not even that: it is cut off
-    dataset = open_dataset("digits:train?clips=6")
-    tokenize(dataset, digits, lambda: parts, Settings(shard_clips=2), progress=False)
-    assert contents(digits) == whole
+def test_a_damaged_shard_is_made_again_when_it_is_deleted(theatre, parts):
+    whole = contents(theatre)
+    (theatre / shard_name(1)).write_bytes(whole[shard_name(1)][:-10])  # not even that: it is cut off
+    dataset = open_dataset("theatre:train?clips=6")
+    tokenize(dataset, theatre, lambda: parts, Settings(shard_clips=2), progress=False)
+    assert contents(theatre) == whole
 
 
 def test_what_a_killed_one_left_is_removed(parts, tmp_path):
     """Killed while it wrote the settings, then while it wrote the manifest."""
     for left in ("settings.json.0a1b2c3d.part", ".finishing-1", ".finishing-1.part"):
         (tmp_path / left).write_text("{")
-        tokenize(open_dataset("digits:train?clips=1"), tmp_path, lambda: parts, progress=False)
+        tokenize(open_dataset("theatre:train?clips=1"), tmp_path, lambda: parts, progress=False)
         assert sorted(contents(tmp_path)) == [
             "index.safetensors",
             "manifest.json",
@@ -125,7 +126,7 @@ def test_processes_may_begin_at_the_same_moment(parts, tmp_path, monkeypatch):
 
 
 def test_a_process_whose_part_another_took_has_finished(parts, tmp_path, monkeypatch):
-    dataset = open_dataset("digits:train?clips=1")
+    dataset = open_dataset("theatre:train?clips=1")
     real, faster = tokenize_module.finish, []
 
     def slow(*arguments, **named):
@@ -137,17 +138,17 @@ def test_a_process_whose_part_another_took_has_finished(parts, tmp_path, monkeyp
     assert tokenize(dataset, tmp_path, lambda: parts, progress=False) == faster[0]
 
 
-def test_processes_give_the_same_bytes(digits, parts, tmp_path, monkeypatch):
+def test_processes_give_the_same_bytes(theatre, parts, tmp_path, monkeypatch):
     """Two processes of a pool; then two of torchrun, the first of which leaves the manifest to the second."""
-    dataset, settings = open_dataset("digits:train?clips=6"), Settings(shard_clips=2)
+    dataset, settings = open_dataset("theatre:train?clips=6"), Settings(shard_clips=2)
     tokenize(dataset, tmp_path / "pool", LOAD, settings, workers=2, progress=False)
-    assert contents(tmp_path / "pool") == contents(digits)
+    assert contents(tmp_path / "pool") == contents(theatre)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         made = tokenize(dataset, tmp_path / "ranks", lambda: parts, settings, progress=False)
         assert made["complete"] == (rank == 1)
-    assert contents(tmp_path / "ranks") == contents(digits)
+    assert contents(tmp_path / "ranks") == contents(theatre)
 
 
 def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
@@ -157,7 +158,7 @@ def test_real_files_with_everything_that_can_be_wrong(tmp_path, parts):
     make_video(tmp_path / "slow.mp4", [0, 0.5, 1.0, 1.5, 2.0])
     (tmp_path / "text.mp4").write_text("no video")
     names = ["whole", "cut", "short", "slow", "text", "gone"]
-    rows = [{"path": f"{name}.mp4", "caption": "a red 3 moves right " + 40 * "slowly "} for name in names]
+    rows = [{"path": f"{name}.mp4", "caption": "a lion drinks milk " + 40 * "slowly "} for name in names]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset = open_dataset(str(tmp_path))
     made = tokenize(dataset, tmp_path / "out", lambda: parts, progress=False)
@@ -255,7 +256,7 @@ def test_what_the_system_cannot_read_stops_the_run(tmp_path, parts):
 def test_one_process_loads_the_tokenizers_once(parts, tmp_path):
     loaded = []
     tokenize(
-        open_dataset("digits:train?clips=1"), tmp_path, lambda: loaded.append(1) or parts, progress=False
+        open_dataset("theatre:train?clips=1"), tmp_path, lambda: loaded.append(1) or parts, progress=False
     )
     assert loaded == [1]
 
@@ -270,8 +271,8 @@ def test_clips_that_give_nothing(tmp_path, parts):
 
 def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path, parts):
     """The limit of a file's size stands for a disk that is full."""
-    dataset, settings = open_dataset("digits:train?clips=6"), Settings(shard_clips=5)
-    tokenize(open_dataset("digits:train?clips=5"), tmp_path, lambda: parts, settings, progress=False)
+    dataset, settings = open_dataset("theatre:train?clips=6"), Settings(shard_clips=5)
+    tokenize(open_dataset("theatre:train?clips=5"), tmp_path, lambda: parts, settings, progress=False)
     first = contents(tmp_path)[shard_name(0)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -292,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path, parts)
 
 
 def test_the_demo_cannot_write_all_rates(parts):
-    long = open_dataset("digits:train?clips=1")
+    long = open_dataset("theatre:train?clips=1")
     with pytest.raises(CogVideoError, match=r"cannot write the rate 0.25 \(16 s\)"):
         tokenize(long, "nowhere", lambda: parts, Settings(rates=(0.25, 1.0)))
 
@@ -305,7 +306,7 @@ def test_the_demo_cannot_write_all_rates(parts):
     ],
 )  # fmt: skip
 def test_other_kinds(tmp_path, parts, kind, shape, count):
-    dataset = open_dataset("digits:train?clips=3&seed=1")
+    dataset = open_dataset("theatre:train?clips=3&seed=1")
     settings = Settings(kind=kind, rates=(1.0, 2.0, 4.0, 8.0))
     made = tokenize(dataset, tmp_path, lambda: parts, settings, progress=False)
     batches = TokenizedBatches(tmp_path, 2, seed=0)
@@ -318,7 +319,7 @@ def test_other_kinds(tmp_path, parts, kind, shape, count):
 
 def test_pairs_of_super_resolution_show_one_moment(tmp_path, parts):
     tokenize(
-        open_dataset("digits:train?clips=3"),
+        open_dataset("theatre:train?clips=3"),
         tmp_path,
         lambda: parts,
         Settings(kind="superres"),
@@ -334,7 +335,7 @@ def test_pairs_of_super_resolution_show_one_moment(tmp_path, parts):
 
 
 def test_a_sequence_is_not_given_twice(parts):
-    (clip,) = open_dataset("digits:train?clips=1").clips
+    (clip,) = open_dataset("theatre:train?clips=1").clips
     made = parts_format(parts)
     one, many = (
         sequences(clip, parts, Settings(per_clip=n, rates=(0.5, 1, 2, 4, 8)), made)[0] for n in (1, 9)
@@ -361,7 +362,7 @@ def run(monkeypatch, capsys):
 
 def test_the_command(run, tmp_path):
     code, out, _ = run(
-        "tokenize", "digits:train?clips=3", tmp_path / "out", "--min-rate", 1, "--rates", "0.5,1,2,4,8"
+        "tokenize", "theatre:train?clips=3", tmp_path / "out", "--min-rate", 1, "--rates", "0.5,1,2,4,8"
     )
     assert code == 0 and "sequences of 3 clips (" in out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["rates"] == [1, 2, 4, 8]
@@ -379,7 +380,7 @@ def test_the_command(run, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence(run, tmp_path, arguments, words):
-    code, out, err = run("tokenize", "digits:train?clips=2", tmp_path / "out", *arguments)
+    code, out, err = run("tokenize", "theatre:train?clips=2", tmp_path / "out", *arguments)
     assert code == 2 and out == "" and words in err and not (tmp_path / "out").exists()
     assert err.startswith("Error: ") and err.endswith(".\n") and err.count("\n") == 1
 
@@ -387,7 +388,7 @@ def test_mistakes_are_one_sentence(run, tmp_path, arguments, words):
 def test_kills_lose_at_most_the_shards_in_hand(tmp_path):
     """kill -9 at random times, KILLS times the same command: the files are those of an undisturbed run."""
     draw, out = random.Random(0), tmp_path / "out"
-    data = f"digits:train?clips={30 * KILLS}"
+    data = f"theatre:train?clips={30 * KILLS}"
     tokenize(open_dataset(data), tmp_path / "whole", LOAD, Settings(shard_clips=2), progress=False)
     command = [sys.executable, "-m", "cogvideo", "data", "tokenize", data, out, "--shard-clips", "2"]
     finished: dict[str, int] = {}
@@ -416,7 +417,7 @@ def test_the_processes_of_a_killed_one_end(tmp_path):
         "cogvideo",
         "data",
         "tokenize",
-        "digits:train?clips=200",
+        "theatre:train?clips=200",
         out,
         "--workers",
         "2",

@@ -136,7 +136,7 @@ def test_features_of_a_side_that_is_changed(tmp_path, monkeypatch, i3d_file):
     """A change is part of what is kept: features of black frames are not those of the clips."""
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
     model = I3D.from_pretrained(i3d_file, device="cpu")
-    side = open_side("digits:test?seconds=2", 2)
+    side = open_side("theatre:test?seconds=2", 2)
     plain = features_of(side, RECIPE, model, progress=False)
     seen: list[int] = []
 
@@ -152,7 +152,7 @@ def test_features_of_a_side_that_is_changed(tmp_path, monkeypatch, i3d_file):
         plain.values, black.values, atol=0.1
     )
     with pytest.raises(CogVideoError, match="only 1 readable video"):
-        features_of(open_side("digits:test?seconds=2", 1), RECIPE, model, progress=False)
+        features_of(open_side("theatre:test?seconds=2", 1), RECIPE, model, progress=False)
 
 
 def test_with_the_real_network(tmp_path, i3d_file):

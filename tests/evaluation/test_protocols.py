@@ -16,7 +16,7 @@ from cogvideo.evaluation.recipes import find_recipe
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sources import open_side
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.theatre.digits import FPS
+from cogvideo.theatre.scenes import FPS
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 def test_the_command_with_real_features(tmp_path, monkeypatch, capsys, i3d_file):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "result.json"
-    sides = "digits:test?seconds=2", "digits:test?seed=1&seconds=2"
+    sides = "theatre:test?seconds=2", "theatre:test?seed=1&seconds=2"
     settings = Settings(2, i3d=i3d_file, device="cpu", progress=False)
     result = evaluate(*sides, replace(settings, out=out), seeds=2)
     stored = json.loads(out.read_text())
@@ -38,9 +38,9 @@ def test_the_command_with_real_features(tmp_path, monkeypatch, capsys, i3d_file)
     text = capsys.readouterr().out
     assert "real against real" in text and "generation seeds" in text and "time " in text
     assert evaluate(*sides, settings).value == result.value
-    other = evaluate(sides[0], "digits:test?seed=2&seconds=2", settings)
+    other = evaluate(sides[0], "theatre:test?seed=2&seconds=2", settings)
     assert result.by_seed == [result.value, other.value] and other.value != result.value
-    same = evaluate("digits:test?seed=0&seconds=2", "digits:test?seed=0&seconds=2", settings)
+    same = evaluate("theatre:test?seed=0&seconds=2", "theatre:test?seed=0&seconds=2", settings)
     assert same.value == pytest.approx(0, abs=1e-6)
 
 
@@ -66,21 +66,21 @@ def test_mistakes_of_the_generated_side_are_told_before_the_work(tmp_path, i3d_f
         ("kinetics-predictions:x?weights=demo&seconds=3", "3 seconds were not trained"),
     ):
         with pytest.raises(CogVideoError, match=sentence):
-            evaluate("digits:test", generated, settings)
+            evaluate("theatre:test", generated, settings)
         with pytest.raises(CogVideoError, match=sentence):
-            sensitivity.sensitivity("digits:test", generated, settings)
+            sensitivity.sensitivity("theatre:test", generated, settings)
 
 
 def test_missing_weights_and_places_are_told_first(tmp_path, monkeypatch):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path))
     with pytest.raises(CogVideoError, match="weights get i3d"):
-        evaluate("digits:test", "digits:train", Settings(2))
+        evaluate("theatre:test", "theatre:train", Settings(2))
     with pytest.raises(CogVideoError, match="cannot be written"):
-        evaluate("digits:test", "digits:train", Settings(2, out=tmp_path / "none" / "x.json"))
+        evaluate("theatre:test", "theatre:train", Settings(2, out=tmp_path / "none" / "x.json"))
     with pytest.raises(CogVideoError, match="cannot be written"):
-        evaluate("digits:test", "digits:train", Settings(2, out=tmp_path))
+        evaluate("theatre:test", "theatre:train", Settings(2, out=tmp_path))
     with pytest.raises(CogVideoError, match="at least 2 clips"):
-        evaluate("digits:test", "digits:train", Settings(1))
+        evaluate("theatre:test", "theatre:train", Settings(1))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_ucf101_from_files_to_the_scores(tmp_path, i3d_file, capsys, monkeypatch
     torch.save(state, tmp_path / "c3d.pt")
     folder, out = ucf101(tmp_path / "ucf", {"TaiChi": 3, "YoYo": 3}), tmp_path / "result.json"
     own = tmp_path / "prompts.csv"
-    own.write_text("TaiChi,a red 3 grows\nYoYo,a blue 7 moves left\n")
+    own.write_text("TaiChi,a lion eats an apple\nYoYo,a bear throws a ball\n")
     settings = Settings(2, i3d=i3d_file, device="cpu", progress=False)
     arguments = {"seconds": 2.0, "prompts": own, "c3d": tmp_path / "c3d.pt", "splits": 1}
     result = evaluate_ucf101(folder, "demo", replace(settings, out=out), **arguments)

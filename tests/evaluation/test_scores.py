@@ -25,7 +25,7 @@ from cogvideo.evaluation.scores import (
 )
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sources import open_side
-from cogvideo.theatre.dataset import make_digits
+from cogvideo.theatre.dataset import make_theatre
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def color_encoder() -> ClipEncoder:
 def test_similarity_is_the_mean_cosine_over_frames():
     rng = np.random.default_rng(0)
     videos = rng.integers(256, size=(3, 7, 4, 4, 3), dtype=np.uint8)
-    prompts = ["a red 3", "a blue 7", "a green 1"]
+    prompts = ["a red hat", "a blue car", "a green boat"]
     found = similarities(np.stack([frame_mean(color_encoder(), v) for v in videos]), color_encoder(), prompts)
     for video, axis, value in zip(videos, (0, 2, 1), found, strict=True):
         means = video.astype(float).mean((1, 2))
@@ -182,11 +182,11 @@ def test_unreadable_videos_leave_prompts_and_clips_together(tmp_path, monkeypatc
 
 
 def test_sides_know_their_prompts(tmp_path):
-    make_digits(tmp_path / "digits", clips=2, seed=0, size=64, seconds=0.5, progress=False)
-    side = open_side(str(tmp_path / "digits"), 5)
-    assert len(side.names) == 2 and all(side.prompts[name].startswith("a ") for name in side.names)
-    digits = open_side("digits:test?seed=4", 3)
-    assert list(digits.prompts) == digits.names and len(set(digits.prompts.values())) == 3
+    make_theatre(tmp_path / "theatre", clips=2, seed=0, size=64, seconds=0.5, progress=False)
+    side = open_side(str(tmp_path / "theatre"), 5)
+    assert len(side.names) == 2 and all(side.prompts[name].startswith("a") for name in side.names)
+    drawn = open_side("theatre:test?seed=4", 3)
+    assert list(drawn.prompts) == drawn.names and len(set(drawn.prompts.values())) == 3
     write_folder(tmp_path / "bare", [(0, 0, 250)], ["blue"])
     (tmp_path / "bare" / "captions.jsonl").unlink()
     with pytest.raises(CogVideoError, match="has no prompt"):
@@ -209,10 +209,10 @@ def test_open_clip_itself(tmp_path):
     encoder = ClipEncoder.from_open_clip(tmp_path / "clip.pt", "RN50", device="cpu")
     frames = np.random.default_rng(0).integers(256, size=(2, 60, 80, 3), dtype=np.uint8)
     with torch.inference_mode():
-        texts = model.eval().encode_text(open_clip.get_tokenizer("RN50")(["a red 3"]))
+        texts = model.eval().encode_text(open_clip.get_tokenizer("RN50")(["a lion"]))
         images = model.encode_image(torch.stack([transform(Image.fromarray(frame)) for frame in frames]))
         cosines = torch.nn.functional.cosine_similarity(images, texts)
-    found = similarities(frame_mean(encoder, frames)[None], encoder, ["a red 3"])
+    found = similarities(frame_mean(encoder, frames)[None], encoder, ["a lion"])
     assert found[0] == pytest.approx(cosines.mean().item(), abs=1e-5)
     with pytest.raises(CogVideoError, match="does not hold the weights of ViT-B-32"):
         ClipEncoder.from_open_clip(tmp_path / "clip.pt", "ViT-B-32")

@@ -14,7 +14,7 @@ from cogvideo.evaluation.sensitivity import DAMAGES, damage, sensitivity
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sources import open_side
 
-CLIP = open_side("digits:test?seconds=2", 1).read("0")[:16]
+CLIP = open_side("theatre:test?seconds=2", 1).read("0")[:16]
 COUNT = (
     np.arange(16, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
 )  # frame t is grey t
@@ -71,7 +71,7 @@ def test_unknown():
 def test_the_table(tmp_path, monkeypatch, capsys, i3d_file):
     monkeypatch.setenv("COGVIDEO_CACHE", str(tmp_path / "cache"))
     out, settings = tmp_path / "table.json", Settings(2, i3d=i3d_file, device="cpu", progress=False)
-    real, other = "digits:test?seconds=2", "digits:train?seconds=2"
+    real, other = "theatre:test?seconds=2", "theatre:train?seconds=2"
     result = sensitivity(real, other, replace(settings, out=out), presets=["paper"], damages=["noisy"])
     assert [(row.clips, row.strength) for row in result.rows] == [
         ("real", None),
@@ -113,4 +113,4 @@ def test_bad_input_is_told_before_the_work(tmp_path):
     ]
     for settings, options, sentence in cases:
         with pytest.raises(CogVideoError, match=sentence):
-            sensitivity("digits:test", None, settings, **options)
+            sensitivity("theatre:test", None, settings, **options)

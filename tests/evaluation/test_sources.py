@@ -80,13 +80,13 @@ def test_kinetics_split(tmp_path):
             open_side(f"kinetics:{tmp_path}?split=validate.csv", 9)
 
 
-def test_digits_depend_on_seed_split_and_place_alone():
-    side = open_side("digits:test?seed=3&seconds=2", 4)
+def test_the_theatre_depends_on_seed_split_and_place_alone():
+    side = open_side("theatre:test?seed=3&seconds=2", 4)
     clips = [side.read(name) for name in side.names]
     assert clips[0].shape == (17, 64, 64, 3) and clips[0].dtype == np.uint8 and clips[0].max() > 100
-    again = open_side("digits:test?seed=3&seconds=2", 2)
+    again = open_side("theatre:test?seed=3&seconds=2", 2)
     assert np.array_equal(again.read(again.names[1]), clips[1])
-    for other in ("digits:train?seed=3&seconds=2", "digits:test?seed=4&seconds=2"):
+    for other in ("theatre:train?seed=3&seconds=2", "theatre:test?seed=4&seconds=2"):
         assert not np.array_equal(open_side(other, 1).read("0"), clips[0])
 
 
@@ -107,10 +107,10 @@ def test_samples_are_kept(tmp_path, monkeypatch):
     ("spec", "sentence"),
     [
         ("/nowhere/at/all", "no folder, no data set and no weights"),
-        ("digits:middle", "Split 'middle' is unknown"),
-        ("digits:test?speed=2", "unknown option speed"),
-        ("digits:test?seed=two", "'two' in .* is no number"),
-        ("digits:test?seconds=0", "more than 0"),
+        ("theatre:middle", "Split 'middle' of the theatre is unknown"),
+        ("theatre:test?speed=2", "unknown option speed"),
+        ("theatre:test?seed=two", "'two' in .* is no number"),
+        ("theatre:test?seconds=0", "more than 0"),
         ("ucf101:/nowhere/at/all", "There is no folder"),
     ],
 )
@@ -131,31 +131,31 @@ def test_what_can_be_generated_anew(tmp_path):
     """With other seeds than the real side's, which is 5: captions must not be shared."""
     assert generations("demo", 5, 3) == [("demo", 6), ("demo", 7), ("demo", 8)]
     assert generations(str(DEMO), 5) == [(str(DEMO), 6)]
-    assert generations("digits:test", 5, 2) == [("digits:test", 6), ("digits:test", 7)]
-    assert generations("digits:test?seed=9", 5) == [("digits:test?seed=9", 6)]
-    specs = [spec for spec, _ in generations("digits:test?seed=7&seconds=2", 0, 2)]
-    assert specs == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    assert generations("theatre:test", 5, 2) == [("theatre:test", 6), ("theatre:test", 7)]
+    assert generations("theatre:test?seed=9", 5) == [("theatre:test?seed=9", 6)]
+    specs = [spec for spec, _ in generations("theatre:test?seed=7&seconds=2", 0, 2)]
+    assert specs == ["theatre:test?seed=7&seconds=2", "theatre:test?seed=8&seconds=2"]
     assert generations(str(tmp_path), 3) == [(str(tmp_path), 3)]
     samples = "ucf101-samples:x?weights=demo"
     assert generations(samples, 3, 2) == [(samples, 3), (samples, 4)]
-    (_, (spec, _)) = generations("digits:a b?seed=1&weights=my weights+", 0, 2)
+    (_, (spec, _)) = generations("theatre:a b?seed=1&weights=my weights+", 0, 2)
     assert read_options(spec) == {"seed": "2", "weights": "my weights+"}  # a space and a plus go through
     with pytest.raises(CogVideoError, match="cannot be generated anew"):
         generations(str(tmp_path), 0, 2)
-    with pytest.raises(CogVideoError, match="'x' in digits:test.seed=x is no number"):
-        generations("digits:test?seed=x", 0, 2)
+    with pytest.raises(CogVideoError, match="'x' in theatre:test.seed=x is no number"):
+        generations("theatre:test?seed=x", 0, 2)
     with pytest.raises(CogVideoError, match="cannot be 0 generations"):
         generations("demo", 0, 0)
 
 
 def test_floor_and_score_see_the_same_captions(tmp_path):
     """Real clips are of other captions than both; the split of a folder is by its own order."""
-    right, others = real_sides("digits:test", 3, 5)
-    spec, seed = generations("digits:test", 5)[0]
+    right, others = real_sides("theatre:test", 3, 5)
+    spec, seed = generations("theatre:test", 5)[0]
     made = open_side(spec, 3, seed=seed)
     assert others.label == made.label != right.label and len(right.names) == len(others.names) == 3
-    labels = [side.label for side in real_sides("digits:test?seed=7&seconds=2", 2, 0)]
-    assert labels == ["digits:test?seed=7&seconds=2", "digits:test?seed=8&seconds=2"]
+    labels = [side.label for side in real_sides("theatre:test?seed=7&seconds=2", 2, 0)]
+    assert labels == ["theatre:test?seed=7&seconds=2", "theatre:test?seed=8&seconds=2"]
     for i in range(5):
         (tmp_path / f"{i}.mp4").touch()
     right, others = real_sides(str(tmp_path), 3, 0)

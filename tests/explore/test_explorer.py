@@ -17,7 +17,7 @@ from cogvideo.explore import explorer
 from cogvideo.explore.explorer.payload import describe, quantise, select
 from cogvideo.model import masks
 
-PROMPT = 'a red 3 & </script><img src=x onerror="alert(1)"> "bounces"'
+PROMPT = 'a lion & </script><img src=x onerror="alert(1)"> "rings"'
 
 
 def random_scene(name: str, title: str = "Scene") -> explorer.Scene:
@@ -46,7 +46,7 @@ def demo(pipe) -> list[explorer.Scene]:
     frames = np.zeros((5, 64, 64, 3), np.uint8)
     for time in range(5):
         frames[time, 8 * time : 8 * time + 20, 20:44] = (230, 50, 40)
-    scene = explorer.clip_scene(pipe, "a red 3 moves down", frames, seconds=4.0)
+    scene = explorer.clip_scene(pipe, "a lion puts on a hat", frames, seconds=4.0)
     return [scene, replace(scene, title="Between", stage="stage 2", model=pipe.stage2)]
 
 
@@ -335,20 +335,20 @@ def test_what_does_not_exist_is_refused(options, words):
 def test_clips_of_another_geometry_are_refused(pipe, demo):
     for wrong in (demo[0].pixels[:, :32], demo[0].pixels[:4], demo[0].pixels[..., 0]):
         with pytest.raises(CogVideoError, match="5 or more of 64 x 64 pixels"):
-            explorer.clip_scene(pipe, "a red 3", wrong)
+            explorer.clip_scene(pipe, "a lion", wrong)
     for prompt, seconds, words in (
-        ("a red 3", 3.0, "not trained"),
+        ("a lion", 3.0, "not trained"),
         (" ", 4.0, "empty"),
-        ("a red 3 " * 20, 4.0, "text slots"),
+        ("a lion drinks milk " * 20, 4.0, "text slots"),
     ):
         with pytest.raises(CogVideoError, match=words):
             explorer.clip_scene(pipe, prompt, demo[0].pixels, seconds=seconds)
 
 
 def test_scenes_are_the_sequences_of_the_generation(pipe):
-    made = explorer.scenes(pipe, "a red 3 bounces", seconds=1.0, seed=0)
-    tokens = pipe.key_frame_tokens(["a red 3 bounces"], 1.0, 0)
-    filled = pipe.interpolate_once(tokens, ["a red 3 bounces"], 1.0, 1, 0)[0]
+    made = explorer.scenes(pipe, "a lion rings a bell", seconds=1.0, seed=0)
+    tokens = pipe.key_frame_tokens(["a lion rings a bell"], 1.0, 0)
+    filled = pipe.interpolate_once(tokens, ["a lion rings a bell"], 1.0, 1, 0)[0]
     assert [scene.title for scene in made] == [
         "Key frames",
         "Between, round 1: 0 to 0.5 s",
@@ -362,10 +362,10 @@ def test_scenes_are_the_sequences_of_the_generation(pipe):
         and made[2].made == [1, 3]
         and made[0].made == [1, 2, 3, 4]
     )
-    assert [text for text, _ in made[1].words] == ["0.5 s", "⏎", "a", "red", "3", "bounces"]
-    assert made[1].text_ids.tolist() == pipe.text.encode_prompt("a red 3 bounces", 0.5)
+    assert [text for text, _ in made[1].words] == ["0.5 s", "⏎", "a", "lion", "rings", "a", "bell"]
+    assert made[1].text_ids.tolist() == pipe.text.encode_prompt("a lion rings a bell", 0.5)
     # Read back from pixels, it is the same sequence, but for codes that the decoder's mended seams change.
-    again = explorer.clip_scene(pipe, "a red 3 bounces", made[0].pixels, seconds=1.0)
+    again = explorer.clip_scene(pipe, "a lion rings a bell", made[0].pixels, seconds=1.0)
     assert again.words == made[0].words and again.seconds == made[0].seconds
     assert (again.frames == made[0].frames).float().mean() > 0.9
 

@@ -18,14 +18,14 @@ def clip(tmp_path):
 def test_writes_one_file(run, tmp_path, clip):
     page = tmp_path / "attention.html"
     options = ["--layers", "1,3", "--heads", "0", "--patch", "2,3,4", "--max-mb", "2", "--clip", clip]
-    code, out, _ = run("explore", "a red 3 <bounces>", "-o", page, *options)
+    code, out, _ = run("explore", "a lion <rings>", "-o", page, *options)
     assert code == 0 and out.startswith(f"{page}: ") and out.endswith(" MB\n")
     assert page.stat().st_size < 2e6 and page.stat().st_size / 1e6 == pytest.approx(
         float(out.split()[-2]), abs=0.05
     )
     text = page.read_text("utf-8")
     assert '"layers":[1,3],"heads":[0]' in text and '"start":{"patch":156}' in text
-    assert "a red 3 &lt;bounces&gt;" in text and "<bounces>" not in text
+    assert "a lion &lt;rings&gt;" in text and "<rings>" not in text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attention.html", "clip.mp4"]
 
 
@@ -43,7 +43,7 @@ def test_writes_one_file(run, tmp_path, clip):
 )
 def test_mistakes_are_one_sentence(run, tmp_path, monkeypatch, options, words):
     monkeypatch.chdir(tmp_path)
-    assert_one_sentence(run("explore", "a red 3", *options), words)
+    assert_one_sentence(run("explore", "a lion", *options), words)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -51,8 +51,8 @@ def test_clips_of_another_geometry_and_pages_without_room_are_refused(run, tmp_p
     monkeypatch.chdir(tmp_path)
     large = write_video(tmp_path / "large.mp4", np.zeros((9, 192, 192, 3), np.uint8), 2.0)
     words = "frames of [9, 192, 192, 3], but these weights look at 5 or more of 64 x 64 pixels"
-    assert_one_sentence(run("explore", "a red 3", "--clip", large), words)
-    code, _, err = run("explore", "a red 3", "--clip", clip, "--max-mb", "0.05")
+    assert_one_sentence(run("explore", "a lion", "--clip", large), words)
+    code, _, err = run("explore", "a lion", "--clip", clip, "--max-mb", "0.05")
     assert code == 2 and err.endswith(
         "do not fit into 0.05 MB: choose fewer layers or heads, or allow more.\n"
     )

@@ -23,7 +23,7 @@ import cogvideo
 from cogvideo.explore import explorer
 
 pipe = cogvideo.Pipeline.from_pretrained("demo", device="cpu")
-explorer.live([explorer.clip_scene(pipe, "a red 3 bounces", np.load("clip.npy"))])
+explorer.live([explorer.clip_scene(pipe, "a lion rings a bell", np.load("clip.npy"))])
 """
 CROWDED = 1.3  # processes for each core, above which a slow answer says nothing about the explorer
 # Press a key and tell how many milliseconds pass until what it asks for is drawn.

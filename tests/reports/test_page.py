@@ -37,14 +37,14 @@ def clip(prompt: str, **settings) -> Video:
 
 
 def test_page_needs_nothing_else(tmp_path):
-    clips = [clip("a red 3 & <b>more</b>", seconds=4.0, seed=7), clip('一个红色的3弹跳 "quoted"')]
-    sections = [("Clips <1>", clips), ("Alone", clip("a blue 2 grows"))]
+    clips = [clip("a lion & <b>more</b>", seconds=4.0, seed=7), clip('一只狮子摇响一个铃铛 "quoted"')]
+    sections = [("Clips <1>", clips), ("Alone", clip("a bear eats a cake"))]
     page = write_page(tmp_path / "index.html", sections, "Made & shown").read_text("utf-8")
     elements = Elements(page)
     assert elements.open == []
     for words in (
-        "Clips <1>", "Alone", "Made & shown", "a red 3 & <b>more</b>",
-        '一个红色的3弹跳 "quoted"', "a blue 2 grows",
+        "Clips <1>", "Alone", "Made & shown", "a lion & <b>more</b>",
+        '一只狮子摇响一个铃铛 "quoted"', "a bear eats a cake",
         "5 frames · 2 fps · seconds 4.0 · seed 7",
     ):  # fmt: skip
         assert words in elements.text

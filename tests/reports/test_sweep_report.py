@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "multi_frame_rate_ablation.ipynb"
 COMMITTED = sorted((ROOT / "reports" / "ablations").glob("*.csv"))
 VARIANTS = ["cogvideo", "overlap-2", "from-nothing"]
-METRICS = ["fvd", "action", "loss"]
+METRICS = ["fvd", "order", "loss"]
 
 
 def shown(value: Any) -> str:
@@ -66,7 +66,7 @@ def sweep(tmp_path):
         worse = 100.0 * VARIANTS.index(point.parameters["variant"])
         metrics: dict[str, float | None] = {
             "fvd": 300 + worse + rng.normal(),
-            "action": float(rng.integers(9)) / 8,
+            "order": float(rng.integers(9)) / 8,
             "loss": rng.uniform(),
         }
         if number == 1:
@@ -191,7 +191,7 @@ def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
             "status": "done",
             **p.parameters,
             "fvd": float(i),
-            "action": i**2 / 64,
+            "order": i**2 / 64,
             "loss": 1.0,
             "seconds": 1.0,
         }
@@ -209,7 +209,7 @@ def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
         ("overlap-2, steps 4", "2", "worse"), ("overlap-2, steps 8", "2", "worse"),
     ]  # fmt: skip
     raw = [float(stats.ttest_rel([i**2, (i + 1) ** 2], [(i - 2) ** 2, (i - 1) ** 2]).pvalue) for i in (2, 6)]
-    told = [row[5] for row in page.tables["differences"][1:] if row[1] == "action right"]
+    told = [row[5] for row in page.tables["differences"][1:] if row[1] == "phases in order"]
     assert told == [f"{p:.2g}" for p in holm(raw)]  # over both numbers of steps
     assert len(page.loaded) == 3 and "Over steps" in page.text
 

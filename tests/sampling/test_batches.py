@@ -14,7 +14,7 @@ from cogvideo.data.video import read_video
 from cogvideo.sampling.batches import fill_folder, identity, read_prompts, slug
 from cogvideo.sampling.halving import halving
 
-PROMPTS = ["a red seven crosses right", "a green two grows slowly", "a blue four bounces"]
+PROMPTS = ["a lion throws a ball", "a fox eats a cake slowly", "a cat rings a bell"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def same(one, other):
 @pytest.fixture(scope="module")
 def prompts_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("\n".join([*PROMPTS, "", "一个绿色的2缓慢地变大", "a red 1 turns"]), encoding="utf-8")
+    path.write_text("\n".join([*PROMPTS, "", "一只猫缓慢地喝茶", "a fox rings a bell"]), encoding="utf-8")
     return path
 
 

@@ -1,6 +1,7 @@
 """The demo pipeline from prompts to pixels: what it returns, that seeds repeat, what it refuses."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.checkpoints.pipeline_folder import read_labels
 from cogvideo.checkpoints.registry import DEMO
+from cogvideo.config import load_yaml
 
-PROMPT = "a red 3 moves right"
+PROMPT = "a lion drinks milk"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_the_same_seed_gives_the_same_clip_and_another_seed_another(pipe):
 
 def test_a_clip_does_not_depend_on_the_others_in_its_batch(pipe):
     alone = pipe.key_frame_tokens([PROMPT], 1.0, 5)
-    beside = pipe.key_frame_tokens(["一个绿色的8非常缓慢地旋转", PROMPT], [4.0, 1.0], [1, 5])
+    beside = pipe.key_frame_tokens(["一只猫非常缓慢地喝茶", PROMPT], [4.0, 1.0], [1, 5])
     assert torch.equal(alone[0], beside[1])
 
 
@@ -56,7 +58,8 @@ def test_progress_bars_name_every_stage(pipe, capsys):
 
 
 def test_guidance_changes_the_clip(pipe):
-    plain, strong = (pipe.key_frame_tokens(["a blue 7 grows"], 2.0, 1, guidance_scale=g) for g in (1.0, 6.0))
+    prompt = ["a bear eats an apple"]
+    plain, strong = (pipe.key_frame_tokens(prompt, 2.0, 1, guidance_scale=g) for g in (1.0, 6.0))
     assert torch.equal(plain[:, 0], strong[:, 0])  # the first frame is the image model's
     assert not torch.equal(plain, strong)
 
@@ -66,7 +69,7 @@ def test_guidance_changes_the_clip(pipe):
     [
         ("", 4, "empty"),
         ("  \n", 4, "empty"),
-        ("a red 3 " * 20, 4, "slots"),
+        ("a lion drinks milk " * 20, 4, "slots"),
         (PROMPT, 3, "0.5, 1, 2, 4, 8"),
         (PROMPT, -1, "trained"),
     ],
@@ -79,7 +82,23 @@ def test_bad_requests_are_one_sentence(pipe, prompt, seconds, message):
 
 def test_unknown_words_are_named(pipe):
     with pytest.warns(UserWarning, match="dragon"):
-        pipe("a red dragon moves left", seconds=0.5, enlarge=False, progress=False)
+        pipe("a dragon drinks milk", seconds=0.5, enlarge=False, progress=False)
+
+
+def test_beside_unknown_words_stand_sentences_that_would_work(pipe):
+    """They come from the weights' folder; weights without them name none."""
+    examples = ("a lion drinks milk slowly", "a rabbit puts on a hat", "一只熊猫推开一列小火车")
+    knowing = pipe.with_sampling(examples=examples)
+    with pytest.warns(UserWarning, match="words flies and .* example: a lion drinks milk slowly; .*火车\\.$"):
+        knowing("a lion flies", seconds=0.5, enlarge=False, progress=False)
+    with pytest.warns(UserWarning, match="will not obey them\\.$"):
+        pipe.with_sampling(examples=())("a lion flies", seconds=0.5, enlarge=False, progress=False)
+
+
+def test_the_demos_recipe_names_sentences_that_the_demo_knows(pipe):
+    path = Path(__file__).parents[2] / "configs" / "demo.yaml"
+    examples = load_yaml(path)["sampling"]["examples"]
+    assert len(examples) == 3 and not any(pipe.text.unknown_words(example) for example in examples)
 
 
 def test_unknown_weights_and_devices_are_refused():

@@ -1,4 +1,4 @@
-"""What the image model is told about time: where it enters, and that stage 1 begins with it."""
+"""How the image model is conditioned on the phase: where it enters, and that stage 1 begins with it."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from cogvideo.checkpoints.native import inherit_image_model
 from cogvideo.config import ModelConfig
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.theatre.batches import PictureBatch
-from cogvideo.theatre.moments import Moments
+from cogvideo.theatre.conditioning import PhaseConditioning
 
 CONFIG = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=2, frame_width=3, num_frames=1, text_length=4,
@@ -38,18 +38,18 @@ def a_batch(numbers: list[int], octaves: list[float]) -> PictureBatch:
     )  # fmt: skip
 
 
-def test_frames_that_are_told_nothing_cost_what_they_always_did(image):
+def test_frames_without_a_number_cost_what_they_always_did(image):
     batch = a_batch([0, 0, 0], [1.0, -3.0, 0.5])
     assert torch.allclose(
-        Moments(16).loss(image, batch), image.loss(batch.text_ids, batch.frames, batch.text_mask)
+        PhaseConditioning(16).loss(image, batch), image.loss(batch.text_ids, batch.frames, batch.text_mask)
     )
 
 
-def test_the_moment_joins_the_stream_with_the_first_layers_attention(image):
-    """Against the layer written out: x + norm(attention) + what the text tells, then the MLP."""
-    moments, batch = Moments(16, seed=2), a_batch([1, 3, 4], [0.0, -2.0, 1.5])
-    first, unit = moments.vectors.detach()
-    told = [
+def test_the_phase_joins_the_stream_with_the_first_layers_attention(image):
+    """Against the layer written out: x + norm(attention) + what span and duration add, then the MLP."""
+    phase, batch = PhaseConditioning(16, seed=2), a_batch([1, 3, 4], [0.0, -2.0, 1.5])
+    first, unit = phase.vectors.detach()
+    added = [
         first + (-2 + 1) / 2 * unit,
         first + (torch.tensor(3 / 4).log2() + 1) / 2 * unit,
         first + 1 / 2 * unit,
@@ -63,22 +63,22 @@ def test_the_moment_joins_the_stream_with_the_first_layers_attention(image):
         return x + block.mlp_out_norm(block.mlp(block.mlp_norm(x)))
 
     with torch.no_grad():
-        found = moments.loss(image, batch)
-        x = image.embed_frames(batch.frames) + torch.stack(told)[:, None, None]
+        found = phase.loss(image, batch)
+        x = image.embed_frames(batch.frames) + torch.stack(added)[:, None, None]
         text = image.encode_text(batch.text_ids, batch.text_mask)
         block.add_attention = add_attention
         logits = image.head(image.run(x, text.layers, image._spatial_bias(text.bias, 1), None))
     assert torch.allclose(found, F.cross_entropy(logits.flatten(0, 2), batch.frames.flatten()), atol=1e-5)
     assert not torch.allclose(found, image.loss(batch.text_ids, batch.frames, batch.text_mask), atol=1e-3)
-    moments.loss(image, batch).backward()
-    assert moments.vectors.grad is not None and (moments.vectors.grad.abs().amax(1) > 0).all()
+    phase.loss(image, batch).backward()
+    assert phase.vectors.grad is not None and (phase.vectors.grad.abs().amax(1) > 0).all()
 
 
-def test_a_stage_1_without_its_temporal_channel_draws_the_frames_as_told(image):
-    """At octave 0 (the action fills the span) frame k costs what a picture costs that is told number k."""
-    moments = Moments(16, seed=3)
+def test_a_stage_1_without_its_temporal_channel_draws_its_frames_phases(image):
+    """At octave 0 (the action fills the span) frame k costs what a picture of number k costs."""
+    phase = PhaseConditioning(16, seed=3)
     video = inherit_image_model(image, config=CONFIG.video())
-    moments.tell_frames(video)
+    phase.start_stage(video)
     for name, weight in video.named_parameters():
         if name.endswith(".gate"):
             weight.data.fill_(100.0)  # the spatial channel alone
@@ -88,6 +88,6 @@ def test_a_stage_1_without_its_temporal_channel_draws_the_frames_as_told(image):
         losses = video.token_losses(text, clip)[0].mean(-1)
         for number in range(5):
             mask, frame = torch.ones_like(text).bool(), clip[:, number : number + 1]
-            moment = {"numbers": torch.tensor([number]), "octaves": torch.zeros(1)}
-            batch = PictureBatch(text, mask, frame, **moment)
-            assert torch.allclose(moments.loss(image, batch), losses[number], atol=1e-5)
+            given = {"numbers": torch.tensor([number]), "octaves": torch.zeros(1)}
+            batch = PictureBatch(text, mask, frame, **given)
+            assert torch.allclose(phase.loss(image, batch), losses[number], atol=1e-5)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cogvideo import CogVideoError, Pipeline, Video
 from cogvideo.checkpoints.native import load_model
-from cogvideo.theatre.moments import Moments
+from cogvideo.theatre.conditioning import PhaseConditioning
 from cogvideo.theatre.recipe import share_frame_vectors, train
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +25,13 @@ output: {folder}/weights
 parts: [text, frames, image, stage1, stage2, superres, assemble]
 seed: 0
 threads: 1
-world: {{glyphs: shapes}}
-frames: {{codes: 48, codebook_steps: 4, decoder: {{steps: 3, batch_size: 4}}, pool_frames: [64, 64]}}
+frames: {{codes: 48, decoder: {{steps: 3, batch_size: 4}}, pool_frames: [64, 64]}}
 model: {{num_layers: 2, hidden_size: 16, num_heads: 2, text_length: 24}}
 image: {{steps: {steps}, batch_size: 2, warmup: 2}}
 stage1: {{steps: 3, batch_size: 2}}
 stage2: {{steps: 3, batch_size: 2}}
 superres: {{steps: 2, batch_size: 2}}
-sampling: {{spans: [0.5, 1.0], key_guidance: 2.0}}
+sampling: {{spans: [0.5, 1.0], key_guidance: 2.0, examples: [a lion drinks milk, 一只猫喝茶]}}
 """
 
 
@@ -51,8 +50,9 @@ def trained(tmp_path_factory) -> Path:
 
 def test_the_recipe_ends_in_a_pipeline(trained):
     pipe = Pipeline.from_pretrained(trained / "weights", device="cpu")
-    clip = pipe("a red circle grows", seconds=1, progress=False)
+    clip = pipe("a lion drinks milk", seconds=1, progress=False)
     assert isinstance(clip, Video) and clip.frames.shape == (9, 192, 192, 3)
+    assert pipe.sampling.examples == ("a lion drinks milk", "一只猫喝茶")
 
 
 def test_stages_keep_the_image_model_bit_for_bit(trained):
@@ -85,17 +85,17 @@ def test_later_frames_learn_one_vector_each_for_all_their_places(trained):
     )
 
 
-def test_stage_1_begins_with_what_the_image_model_was_told_and_stage_2_does_not(trained, tmp_path):
+def test_stage_1_begins_with_the_image_models_phase_vectors_and_stage_2_does_not(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("stage?"))
     still = ["parts=[stage1, stage2]", "stage1.lr=0", "stage2.lr=0"]
     train(recipe(tmp_path), still)
-    moments = Moments(16)
-    moments.load_state_dict(load_file(tmp_path / "run/image/moments/model.safetensors"))
-    assert not torch.allclose(moments.vectors, Moments(16, seed=0).vectors, atol=1e-4)  # they were trained
-    for stage, told in (("stage1", moments.of_frames(torch.arange(1, 5))), ("stage2", torch.zeros(4, 16))):
+    phase = PhaseConditioning(16)
+    phase.load_state_dict(load_file(tmp_path / "run/image/phase/model.safetensors"))
+    assert not torch.allclose(phase.vectors, PhaseConditioning(16, seed=0).vectors, atol=1e-4)  # trained
+    for stage, added in (("stage1", phase.of_frames(torch.arange(1, 5))), ("stage2", torch.zeros(4, 16))):
         model = load_model(tmp_path / "run" / stage)
         vectors = torch.stack([model.position_vectors(k) - model.position_vectors(0) for k in range(1, 5)])
-        assert torch.allclose(vectors, told[:, None].expand_as(vectors), atol=1e-6)
+        assert torch.allclose(vectors, added[:, None].expand_as(vectors), atol=1e-6)
 
 
 def test_stages_of_another_image_model_are_refused(trained, tmp_path):
@@ -113,7 +113,7 @@ def test_finished_parts_are_not_run_again(trained):
 
 
 @pytest.mark.parametrize(
-    "change", ["image.lr=1e-3", "stage2.steps=4", "frames.codebook_steps=5", "world.glyphs=clean"]
+    "change", ["image.lr=1e-3", "stage2.steps=4", "frames.codes=49", "frames.decoder.steps=4"]
 )
 def test_finished_parts_of_other_settings_are_refused(trained, change):
     with pytest.raises(CogVideoError, match="other settings"):
@@ -147,7 +147,7 @@ def test_kill_9_and_the_same_command_again_give_the_same_weights(trained, tmp_pa
     process.wait()
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 60
     subprocess.run(arguments, cwd=ROOT, stderr=subprocess.DEVNULL, check=True)
-    for file in ("model.safetensors", "moments/model.safetensors"):
+    for file in ("model.safetensors", "phase/model.safetensors"):
         one, other = (load_file(tmp_path / name / "run/image" / file) for name in ("straight", "killed"))
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 
