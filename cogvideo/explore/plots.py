@@ -244,7 +244,7 @@ def _word_bars(axis: Any, captured: Captured, weights: Patches) -> None:
 
 
 def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | None = None) -> None:
-    """One heat map a frame over the outline of what the frame shows, hatched where nothing may be seen.
+    """One heat map a frame under the outlines of what the frame shows, hatched where nothing may be seen.
 
     heat, visible [T, rows, columns]; most: the end of the scale; mark: (time, patch) to be framed.
     """
@@ -255,9 +255,10 @@ def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | No
     for time, axis in enumerate(axes):
         scale = {"vmin": 0, "vmax": max(float(most), 1e-9)}
         axis.imshow(heat[time], cmap=HEAT, extent=(0, w, h, 0), interpolation="nearest", **scale)
-        light = pixels[time].max(-1).astype(float)
-        if light.max() > 60:
-            outline = {"levels": [60], "colors": "white", "linewidths": 0.8}
+        light = pixels[time].mean(-1)
+        if light.max() > light.min():
+            levels = np.linspace(light.min(), light.max(), 5)[1:-1]
+            outline = {"levels": levels, "colors": "white", "linewidths": 0.6}
             axis.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, light, **outline)
         for row, column in np.argwhere(~visible[time]):
             box = (column * wide, row * high), wide, high
