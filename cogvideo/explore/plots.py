@@ -168,18 +168,18 @@ def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
 
 def plot_sources(tables: Mapping[str, Any]) -> Any:
     """How far back heads look from what moves, and on patches that move as well (`effects.sources`)."""
-    most = max(len(table[table["of"] == "phase"]) for table in tables.values())
+    heads = next(iter(tables.values())).query("of == 'phase'").set_index(["layer", "head"])
     panels = [(stage, measure) for stage in tables for measure in ("back", "own patches")]
-    figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.2 * most, sharey=True)
+    figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.2 * len(heads), sharey=True)
     labels = {"back": "frames back", "own patches": "part on patches that show it, too"}
     marks = {"actor": ("o", BLUE), "object": ("s", YELLOW), "phase": ("X", ORANGE)}
+    lines = np.arange(len(heads))
     for axis, (stage, measure) in zip(axes[0], panels, strict=True):
-        for of, part in tables[stage].groupby("of", sort=False):
-            mark, color = marks[of]
-            lines = np.arange(len(part))
+        for of, (mark, color) in marks.items():
+            part = tables[stage][tables[stage]["of"] == of]
             axis.plot(part[measure], lines, mark, color=color, ms=6, label=of)
             axis.plot(part[f"even {measure}"], lines, "|", color=color, ms=9, label=f"{of}, evenly")
-        axis.set(xlabel=labels[measure], yticks=lines, yticklabels=_names(part.set_index(["layer", "head"])))
+        axis.set(xlabel=labels[measure], yticks=lines, yticklabels=_names(heads))
         axis.grid(axis="y", lw=0.3)
         _dress(axis, stage)
     axes[0, 0].invert_yaxis()

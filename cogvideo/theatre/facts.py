@@ -67,7 +67,7 @@ def draw_clips(n: int, seed: int = 0, seconds: float = 4.0, *, action: str | Non
     drawn = np.array(ACTION_NAMES)[pool.action]
     fit = drawn == opposite.get(action, action) if action else np.array(OBJECT_NAMES)[pool.object] != LONE
     found = replace(pool[fit][:n], duration=np.full(n, seconds))
-    if action in opposite:
+    if action and action in opposite:
         found = replace(found, pair=np.array([PAIRS.index((action, PAIRS[p][1])) for p in found.pair]))
     return found
 
