@@ -55,29 +55,32 @@ def costs(
     clips: Sequence[Recording],
     hidden: Mapping[str, Sequence[dict]],
     swapped: Mapping[str, Sequence[dict[int, int]]],
-    there: Sequence[np.ndarray],
+    there: Mapping[str, Sequence[np.ndarray]],
 ) -> Any:
     """What changes cost: DataFrame of the nats more that a token of the patches `there`, or elsewhere, costs.
 
     hidden: by name, what `token_losses` hides in every clip, from all positions, heads and layers.
-    swapped: by name, the ids of other words in the slots of every clip.
+    swapped: by name, the ids of other words in the slots of every clip. there: by name ("of"), every clip's
+    patches.
     """
     import pandas as pd
 
-    rows = []
+    own, rises = [token_losses(clip) for clip in clips], {}
     for name, changes in {**hidden, **swapped}.items():
-        rises = []
-        for clip, change, shown in zip(clips, changes, there, strict=True):
+        for i, (clip, change) in enumerate(zip(clips, changes, strict=True)):
             if name in swapped:
                 ids = clip.text_ids.clone()
                 ids[list(change)] = torch.tensor(list(change.values()), device=ids.device)
                 after = token_losses(record(clip.model, ids, clip.frames))
             else:
                 after = token_losses(clip, **change)
-            rises.append(_rise(clip, after, shown))
-        inside, outside = np.mean(rises, 0)
-        rows.append({"change": name, "rise": inside, "rise elsewhere": outside})
-    return pd.DataFrame(rows)
+            for of, shown in there.items():
+                rises.setdefault((of, name), []).append(_rise(clip, after - own[i], shown[i]))
+    rows = sorted(rises, key=lambda row: list(there).index(row[0]))  # otherwise in the order of the changes
+    return pd.DataFrame(
+        dict(zip(("of", "change", "rise", "rise elsewhere"), (*row, *np.mean(rises[row], 0)), strict=True))
+        for row in rows
+    )
 
 
 def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
@@ -132,7 +135,7 @@ def mirrored(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
         "without first": [{"frames": [0]}] * len(clips),
         "without last": [{"frames": [last]}] * len(clips),
     }
-    worth = costs(clips, hidden, {}, there).set_index("change")["rise"]
+    worth = costs(clips, hidden, {}, {"moving": there}).set_index("change")["rise"]
     return pd.DataFrame([{**table, **worth}])
 
 
@@ -145,7 +148,7 @@ def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     """
     import pandas as pd
 
-    gates = [gate_table(clip.capture()) for clip in clips]
+    gates, own = [gate_table(clip.capture()) for clip in clips], [token_losses(clip) for clip in clips]
     means = {
         "temporal share": 1 - gates[0]["mean"],
         "temporal part": sum(gate["temporal part"] for gate in gates) / len(gates),
@@ -154,8 +157,8 @@ def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     for layer in (*layers, -1):
         silent = list(layers) if layer == -1 else [layer]
         rises = [
-            _rise(clip, token_losses(clip, silent=silent), shown)
-            for clip, shown in zip(clips, there, strict=True)
+            _rise(clip, token_losses(clip, silent=silent) - before, shown)
+            for clip, before, shown in zip(clips, own, there, strict=True)
         ]
         inside, outside = np.mean(rises, 0)
         values = {name: mean.mean() if layer == -1 else mean[layer] for name, mean in means.items()}
@@ -163,10 +166,9 @@ def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     return pd.DataFrame(rows)
 
 
-def _rise(clip: Recording, losses: torch.Tensor, there: np.ndarray) -> list[float]:
-    """How much larger losses [T,N] are than the model's own, at the patches `there` and at all others."""
-    rise = (losses - token_losses(clip)).cpu().numpy()
-    return [_mean(rise, part) for part in _split(clip, there)]
+def _rise(clip: Recording, rise: torch.Tensor, there: np.ndarray) -> list[float]:
+    """Means of losses' rise [T,N] at the patches `there` and at all others."""
+    return [_mean(rise.cpu().numpy(), part) for part in _split(clip, there)]
 
 
 def _split(clip: Recording, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

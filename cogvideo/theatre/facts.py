@@ -116,7 +116,7 @@ def study(
         if stage == "stage 1":
             hidden.pop("last frame hidden")  # it is generated: nothing but itself sees it
         found.reading[stage] = _stack({w: reading(clips, slots[w], a) for w, a in asked_of.items()}, "word")
-        found.costs[stage] = _stack({w: costs(clips, hidden, swapped, a) for w, a in asked_of.items()}, "of")
+        found.costs[stage] = costs(clips, hidden, swapped, asked_of)
         if temporal:
             found.sources[stage] = _stack({w: sources(clips, slots[w], a) for w, a in asked_of.items()}, "of")
             found.silencing[stage] = silencing(clips, there["moving"])

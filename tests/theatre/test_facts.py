@@ -104,7 +104,8 @@ def test_silencing_is_the_rise_without_the_temporal_channel():
 def test_costs_hide_words_and_frames_and_swap_words():
     clips, there = clips_of("stage 1")
     hidden = {"actor hidden": [{"hide": [2]}] * 2, "first frame hidden": [{"frames": [0]}] * 2}
-    table = effects.costs(clips, hidden, {"actor swapped": [{3: 15}, {3: 16}]}, there)
+    table = effects.costs(clips, hidden, {"actor swapped": [{3: 15}, {3: 16}]}, {"it": there})
+    assert set(table["of"]) == {"it"}
     assert table["change"].tolist() == ["actor hidden", "first frame hidden", "actor swapped"]
     rises = {change: [] for change in table["change"]}
     place = (clips[0].frames != 0) & (torch.arange(5) > 0)[:, None]
