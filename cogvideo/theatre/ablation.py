@@ -2,24 +2,19 @@
 
 Paper section 5.3 and table 3: CogVideo against generation in one stage, a fixed frame rate, an image model
 without a second channel, and training from nothing. All variants see as many tokens in training, begin their
-clips with the same first frames, and make clips as long as their actions, at the same frame rate. What tells
-two variants apart is one function: how a model begins (`frozen`, `unfrozen`, `one_channel`, `from_nothing`)
-or how a clip is made (`hierarchical`, `pieces`, `one_stage`). Positions of later frames begin as copies of
-frame 0's: no variant is told the action's phase as the recipe's stage 1 is (conditioning.py).
+clips with the same first frames, and make clips as long as their actions, at the same frame rate; what tells
+them apart stands in variants.py. Positions of later frames begin as copies of frame 0's: no variant is given
+the action's phase as the recipe's stage 1 is (conditioning.py).
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from cogvideo.checkpoints.native import inherit_image_model
-from cogvideo.config import ModelConfig, to_dict
+from cogvideo.config import to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.features import features_of
 from cogvideo.evaluation.fvd_score import FVDResult, fvd, versions
@@ -27,18 +22,17 @@ from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import find_recipe
 from cogvideo.evaluation.sides import Side
 from cogvideo.model.masks import trained_frames
-from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling import TopKStrategy, generate_key_frames
 from cogvideo.sampling.pipeline import Pipeline
-from cogvideo.theatre.batches import FIXED_SPAN, FRAMES, TheatreBatches
+from cogvideo.theatre.batches import FRAMES, TheatreBatches
 from cogvideo.theatre.dataset import pixels
-from cogvideo.theatre.inheritance import MUTED, frame_losses, image_model_of
+from cogvideo.theatre.inheritance import frame_losses, image_model_of
 from cogvideo.theatre.judge import Judge
 from cogvideo.theatre.questions import Questions, draw_questions
 from cogvideo.theatre.recipe import share_frame_vectors
 from cogvideo.theatre.scene_tokens import SceneTokens
 from cogvideo.theatre.scenes import DURATIONS, FPS
 from cogvideo.theatre.scores import score_key_frames, score_whole_clips
+from cogvideo.theatre.variants import Request, find_variant
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training.loop import Job, fit
 from cogvideo.training.optimizer import OptimizerConfig
@@ -47,168 +41,6 @@ REAL_SEED = 1_000_000  # of the real clips that FVD compares with
 FVD_SECONDS = 2.0  # FVD takes 16 frames: shorter clips rest in their last frame until then
 AT_ONCE, FRAMES_AT_ONCE = 64, 1000  # prompts, and frames of whole clips, that are made together
 KEY_SCORES = ("order", "same", "actor", "object", "background")
-
-Start = Callable[[CogVideoTransformer, ModelConfig, int], tuple[CogVideoTransformer, list[nn.Parameter]]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What clips are asked for: B first frames [B,N], as many prompts and seeds, and one length in seconds.
-
-    truth: true tokens [B,T,N]; where they are given, every frame is drawn after true frames, not drawn ones.
-    """
-
-    first: Tensor
-    prompts: list[str]
-    seeds: list[int]
-    seconds: float
-    truth: Tensor | None = None
-
-    @property
-    def frames(self) -> int:
-        return round(self.seconds * FPS) + 1
-
-
-Make = Callable[[Pipeline, Request], Tensor]  # -> tokens [B,T,N]
-
-
-# How a model begins: the model before training, and the weights that training moves.
-
-
-def frozen(image: CogVideoTransformer, config: ModelConfig, seed: int):
-    """The image model as it is beside a second, temporal channel, which is trained (section 3.2)."""
-    model = inherit_image_model(image, config=config, seed=seed)
-    return model, list(model.temporal_parameters().values())
-
-
-def unfrozen(image: CogVideoTransformer, config: ModelConfig, seed: int):
-    """Both channels, and all weights are trained (not in the paper: is it the channel, or the freezing?)."""
-    model = inherit_image_model(image, config=config, seed=seed)
-    return model, list(model.parameters())
-
-
-def one_channel(image: CogVideoTransformer, config: ModelConfig, seed: int):
-    """The image model tuned whole, without a second channel (section 5.3, "w/o dual-channel attention").
-
-    All frames attend to all frames through what was the image model's channel: here the temporal one, which
-    begins as a full copy, with a gate that mutes the other; text is read as before.
-    """
-    model = inherit_image_model(image, config=config, seed=seed)
-    with torch.no_grad():
-        for block in model.blocks:
-            block.temporal.load_state_dict(block.spatial.state_dict())  # type: ignore[union-attr]
-            block.gate.fill_(-MUTED)  # type: ignore[union-attr]
-    return model, [weight for name, weight in model.named_parameters() if not name.endswith(".gate")]
-
-
-def from_nothing(image: CogVideoTransformer, config: ModelConfig, seed: int):
-    """Random weights (section 5.3, "random initialization")."""
-    model = CogVideoTransformer(config).initialize(seed)
-    return model, list(model.parameters())
-
-
-# How a clip is made.
-
-
-def hierarchical(pipe: Pipeline, asked: Request) -> Tensor:
-    """Five key frames that span the action, then frames between (section 3.1)."""
-    return _hierarchy(pipe, asked, asked.first, asked.seconds, asked.seeds, asked.truth)
-
-
-def pieces(pipe: Pipeline, asked: Request) -> Tensor:
-    """The same with one frame rate: pieces of FIXED_SPAN, each from the last frame of the one before, until
-    the action is over (section 5.3, "w/o multi-frame-rate training").
-    """
-    tokens, step = asked.first[:, None], round(FIXED_SPAN * FPS)
-    for number in range(round(asked.seconds / FIXED_SPAN)):
-        truth, first = None, tokens[:, -1]
-        if asked.truth is not None:
-            truth = asked.truth[:, number * step : (number + 1) * step + 1]
-            first = truth[:, 0]
-        seeds = [1000 * seed + number for seed in asked.seeds]  # other random numbers in every piece
-        made = _hierarchy(pipe, asked, first, FIXED_SPAN, seeds, truth)
-        tokens = torch.cat([tokens, made[:, 1:]], 1)
-    return tokens
-
-
-def one_stage(pipe: Pipeline, asked: Request, overlap: int) -> Tensor:
-    """Window after window of five neighbouring frames, of which the first `overlap` are the last so far
-    (section 5.3, "1-stage generation").
-    """
-    span = (FRAMES - 1) / FPS
-    ids, mask = pipe.text.left_pad([pipe.text.encode_prompt(prompt, span) for prompt in asked.prompts])
-    strategy = TopKStrategy(temperature=pipe.sampling.temperature, top_k=pipe.sampling.top_k)
-    generators = [torch.Generator().manual_seed(seed) for seed in asked.seeds]
-    tokens = asked.first[:, None]
-    while tokens.shape[1] < asked.frames:
-        known = tokens if asked.truth is None else asked.truth[:, : tokens.shape[1]]
-        given = known[:, -overlap:]
-        made = generate_key_frames(
-            pipe.stage1, ids, given, text_mask=mask, strategy=strategy, generator=generators,
-            num_frames=FRAMES,
-        )  # fmt: skip
-        tokens = torch.cat([tokens, made[:, given.shape[1] :]], 1)
-    return tokens[:, : asked.frames]
-
-
-def _hierarchy(
-    pipe: Pipeline, asked: Request, first: Tensor, seconds: float, seeds: list[int], truth: Tensor | None
-) -> Tensor:
-    """Key frames that span `seconds`, and the frames between them at the pipeline's frame rate."""
-    if truth is None:
-        keys = pipe.later_key_frame_tokens(first, asked.prompts, seconds, seeds)
-        return pipe.interpolate(keys, asked.prompts, seconds, seeds)
-    stride = (truth.shape[1] - 1) // (FRAMES - 1)
-    made = truth.clone()
-    for number in range(1, FRAMES):
-        given = truth[:, : number * stride : stride]
-        keys = pipe.later_key_frame_tokens(given, asked.prompts, seconds, seeds)
-        made[:, number * stride] = keys[:, number]
-    for round_ in range(1, pipe.rounds(FRAMES, seconds) + 1):
-        between = pipe.interpolate_once(truth[:, ::stride], asked.prompts, seconds, round_, seeds)[:, 1::2]
-        made[:, stride // 2 :: stride] = between
-        stride //= 2
-    return made
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One line of the table."""
-
-    title: str
-    paper: str  # the section that describes it
-    start: Start = frozen
-    make: Make = hierarchical
-    # What the models are trained on (batches.clip_times); the second makes the frames between.
-    stages: tuple[str, ...] = ("sequential", "interpolation")
-
-
-WINDOWS = ("one stage",)
-VARIANTS = {
-    "cogvideo": Variant(
-        "CogVideo: hierarchical, several frame rates, image model frozen, second channel", "3.1, 3.2"
-    ),
-    "fixed-rate": Variant(
-        "hierarchical, one fixed frame rate, piece after piece", "5.3",
-        make=pieces, stages=("fixed rate", "fixed interpolation"),
-    ),
-    "overlap-1": Variant(
-        "one stage, from the last frame", "5.3", make=partial(one_stage, overlap=1), stages=WINDOWS
-    ),
-    "overlap-2": Variant(
-        "one stage, from the last two frames", "5.3", make=partial(one_stage, overlap=2), stages=WINDOWS
-    ),
-    "one-channel": Variant("image model tuned whole, without a second channel", "5.3", start=one_channel),
-    "unfrozen": Variant("second channel, nothing frozen", "not in the paper", start=unfrozen),
-    "from-nothing": Variant("from random weights", "5.3", start=from_nothing),
-}  # fmt: skip
-
-
-def find_variant(name: str) -> Variant:
-    """The variant of a name; raises CogVideoError that lists the names."""
-    if name not in VARIANTS:
-        raise CogVideoError(f"There is no variant {name!r}: choose one of {', '.join(VARIANTS)}.")
-    return VARIANTS[name]
 
 
 def train_variant(
@@ -320,7 +152,7 @@ def _rows_together(asked: Questions) -> list[np.ndarray]:
 
 
 def score_clips(clips: Sequence[np.ndarray], asked: Questions) -> dict[str, float]:
-    """Parts (0..1) of clips that are right: KEY_SCORES of five frames, "whole" of all of them (see scores.py).
+    """Parts (0..1) of clips that are right: KEY_SCORES of five frames, "whole" of all of them (scores.py).
 
     "order_1s" ... "order_8s" are of the actions that take so long.
     """
@@ -353,6 +185,15 @@ def _frames_right(clips: Sequence[np.ndarray], asked: Questions) -> list[tuple[n
         for i, row in enumerate(rows):
             found[row] = (scores["frames"][i], bool(scores["whole clip"][i]))
     return found
+
+
+def score_group(
+    name: str, pipe: Pipeline, base: Pipeline, n: int, seed: int = 0, *, group: str, progress: bool = False
+) -> dict[str, float]:
+    """Make and score n clips of a group of scenes.groups: {"order_unseen": ...}; see score_clips."""
+    asked = questions(n, seed, group)
+    scores = score_clips(make_clips(name, pipe, base, asked, progress=progress), asked)
+    return {f"{score}_{group.replace('-', '_')}": value for score, value in scores.items()}
 
 
 def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:

@@ -135,11 +135,11 @@ def test_files_that_are_no_videos(tmp_path):
 
 
 def test_video_shows_itself():
-    video = Video(moving_bars(), 8.0, {"prompt": "a <red> 3 bounces"})
+    video = Video(moving_bars(), 8.0, {"prompt": "a <red> cat drinks tea"})
     assert len(video) == 9 and video.seconds == 9 / 8
-    assert repr(video) == "Video(9 frames of 64 x 64, 1.12 s at 8 fps, 'a <red> 3 bounces')"
+    assert repr(video) == "Video(9 frames of 64 x 64, 1.12 s at 8 fps, 'a <red> cat drinks tea')"
     page = video._repr_html_()
-    assert "a &lt;red&gt; 3 bounces" in page and "<red>" not in page
+    assert "a &lt;red&gt; cat drinks tea" in page and "<red>" not in page
     assert all(word in page for word in ("autoplay", "loop", "muted", "pixelated", "width:320px"))
     (data,) = re.findall('src="data:video/mp4;base64,([^"]+)"', page)
     assert base64.b64decode(data)[4:8] == b"ftyp"

@@ -8,19 +8,18 @@ import torch
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.theatre.ablation import (
-    VARIANTS,
-    Request,
-    find_variant,
     frame_rate_control,
     make_clips,
     questions,
     real_clips,
     right_by_time,
     score_clips,
+    score_group,
     train_variant,
 )
 from cogvideo.theatre.inheritance import image_model_of
 from cogvideo.theatre.questions import draw_questions
+from cogvideo.theatre.variants import VARIANTS, Request, find_variant
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +140,7 @@ def test_teacher_forcing_draws_every_frame_after_true_ones(base, name, monkeypat
 
     monkeypatch.setattr(base, "later_key_frame_tokens", key_frames)
     monkeypatch.setattr(base, "interpolate_once", between)
-    monkeypatch.setattr("cogvideo.theatre.ablation.generate_key_frames", windows)
+    monkeypatch.setattr("cogvideo.theatre.variants.generate_key_frames", windows)
     request = Request(truth[:, 0], asked.prompts, asked.seeds.tolist(), 2.0, truth)
     made = VARIANTS[name].make(base, request)[0, :, 0].tolist()
     if name == "cogvideo":
@@ -174,6 +173,14 @@ def test_groups_of_questions():
         asked = questions(8, group=group)
         assert np.array_equal(asked.spans, asked.clips.duration)
     assert questions(8).prompts != questions(8, group="unseen").prompts
+
+
+def test_a_group_is_asked_scored_and_named(monkeypatch):
+    """With true clips for the variant's: all is right, and the names say of which group."""
+    monkeypatch.setattr("cogvideo.theatre.ablation.make_clips", lambda *a, **_: real_clips(a[3]))
+    scores = score_group("cogvideo", None, None, 4, 1, group="picture-only")  # type: ignore[arg-type]
+    assert scores["order_picture_only"] == scores["actor_picture_only"] == 1
+    assert all("_picture_only" in name for name in scores)
 
 
 def test_frame_rate_control_of_real_and_of_frozen_clips():

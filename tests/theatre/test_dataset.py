@@ -55,7 +55,9 @@ def test_make_theatre_writes_clips_and_their_truth(tmp_path):
         assert record["background"] == BACKGROUNDS[clip.background[0]]
         with av.open(str(captions.parent / record["file"])) as video:
             stream = video.streams.video[0]
-            frames, times = zip(*((f.to_ndarray(format="rgb24"), f.time) for f in video.decode(video=0)), strict=True)
+            frames, times = zip(
+                *((f.to_ndarray(format="rgb24"), f.time) for f in video.decode(video=0)), strict=True
+            )
             assert stream.average_rate == 8 and times[0] == 0 and times[-1] == record["seconds"]
         assert len(frames) == len(record["states"]) == round(record["seconds"] * 8) + 1
         for frame, state in zip(frames, record["states"], strict=True):
