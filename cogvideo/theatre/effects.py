@@ -89,7 +89,7 @@ def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: S
     From the patches `there` [T,N] of generated frames. "word": attention on `slots`. Of the attention to
     patches of other frames: "own patches", the part on those that are `there` as well; "back", how many
     frames back it goes; "earlier", the part on earlier frames; each beside its control of "even" attention.
-    Mean over patches and clips; "deviation" of "back" between clips.
+    Mean over patches and clips; "deviation of back" and "of earlier" between clips.
     """
     import pandas as pd
 
@@ -115,7 +115,8 @@ def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: S
         shape = (c.num_layers, c.num_heads)
         found.append({name: np.broadcast_to(_nanmean(value), shape) for name, value in values.items()})
     means = {name: np.mean([one[name] for one in found], 0) for name in found[0]}
-    means["deviation"] = np.std([one["back"] for one in found], 0)
+    for name in ("back", "earlier"):
+        means[f"deviation of {name}"] = np.std([one[name] for one in found], 0)
     return pd.DataFrame(
         {"layer": layer, "head": head} | {name: float(mean[layer, head]) for name, mean in means.items()}
         for layer, head in np.ndindex(c.num_layers, c.num_heads)

@@ -243,8 +243,9 @@ def _mirrored(stage: str, table: Any) -> str:
         said.append(" against ".join(values))
     return (
         f"**Does 'takes off' look backwards in time, {stage}?** Attention of moving patches to other frames, "
-        f"{what}: {said[0]}. The same of the other mirrored pair: {said[1]}. The deviation between clips is "
-        f"{table['deviation'].mean():.2f}: a difference that is not larger is none."
+        f"{what}: {said[0]}. The same of the other mirrored pair: {said[1]}. Deviation between clips: "
+        f"{table[f'deviation of {measure}'].mean():.2f} (none of a single clip); what is not larger than that "
+        "is no difference."
     )
 
 
