@@ -244,7 +244,7 @@ def _mirrored(stage: str, table: Any) -> str:
     return (
         f"**Does 'takes off' look backwards in time, {stage}?** Attention of moving patches to other frames, "
         f"{what}: {said[0]}. The same of the other mirrored pair: {said[1]}. Deviation between clips: "
-        f"{table[f'deviation of {measure}'].mean():.2f} (none of a single clip); what is not larger than that "
+        f"{table[f'deviation of {measure}'].mean():.2f} (none of a single clip); what is not larger than it "
         "is no difference."
     )
 
