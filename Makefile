@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := reports/runs/demo
 CHECKED := cogvideo tests notebooks
 
-.PHONY: demo test lint demo-weights clean
+.PHONY: demo test lint demo-weights pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -31,6 +31,10 @@ lint: .venv/installed
 demo-weights: .venv/installed
 	$(BIN)/python -m cogvideo train configs/demo.yaml
 	$(BIN)/python -m cogvideo evaluate alignment --weights demo -n 200
+
+# The README's pictures, of the weights that are there: docs/demo.png, demo.webp, and with Chromium explorer.png.
+pictures: .venv/installed
+	$(BIN)/python -m cogvideo.theatre.pictures docs
 
 # Torch comes first and alone: its pinned version decides what the others may bring. I3D is for FVD; all else works
 # without it.

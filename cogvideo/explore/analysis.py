@@ -140,10 +140,9 @@ def side_by_side(tables: Mapping[str, Any], label: str = "of") -> Any:
     return pd.concat(tables, names=[label]).reset_index(level=0).reset_index(drop=True)
 
 
-def object_patches(frames: np.ndarray) -> np.ndarray:
-    """[T,N] bool: patches other than the clip's commonest token, the black ground in the demo world."""
-    tokens, counts = np.unique(frames, return_counts=True)
-    return frames != tokens[counts.argmax()]
+def changed_patches(frames: np.ndarray) -> np.ndarray:
+    """[T,N] bool: patches that are not as in the clip's first frame."""
+    return frames != frames[:1]
 
 
 def _channels(captured: Captured) -> list[str]:

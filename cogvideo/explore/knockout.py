@@ -23,12 +23,14 @@ def token_losses(
     channels: Sequence[str] = CHANNELS,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    frames: Sequence[int] = (),
     silent: Sequence[int] = (),
 ) -> Tensor:
     """Cross entropy [T,N] in nats of every token of the clip in a changed, or by default the same, model.
 
     hide: text slots that `heads` of `channels` in `layers` (None: all) cannot see; the words themselves still
     read each other. Where not all heads are changed, each takes a bias of its own in memory.
+    frames: frames that the same heads cannot see in the temporal channel.
     silent: layers whose temporal channel counts nothing, as if their gate were 1.
     """
     model, c, length = recording.model, recording.model.config, len(recording.text_ids)
@@ -37,7 +39,13 @@ def token_losses(
     heads = numbers("heads", heads, c.num_heads)
     if bad := [slot for slot in hide if not 0 <= slot < length]:
         raise CogVideoError(f"There is no text slot {bad[0]}: this text has slots 0..{length - 1}.")
-    touched = (changed if len(hide) else []) + silent
+    if bad := [time for time in frames if not 0 <= time < len(recording.frames)]:
+        raise CogVideoError(
+            f"There is no frame {bad[0]}: this clip has frames 0..{len(recording.frames) - 1}."
+        )
+    n = recording.frames.shape[1]
+    keys = [*hide, *(length + time * n + j for time in frames for j in range(n))]  # of the temporal channel
+    touched = (changed if keys else []) + silent
     first = min(touched) if touched else c.num_layers - 1
     if missing := [layer for layer in range(first, c.num_layers) if layer not in recording.inputs]:
         raise CogVideoError(f"Layers {missing} were not recorded: record all of them.")
@@ -47,15 +55,15 @@ def token_losses(
             continue
         spatial, biases = recording.spatial_bias, recording.temporal_bias
         temporal = None if biases is None else biases[index % len(biases)]
-        if len(hide) and index in changed:
-            if "spatial" in channels:
+        if index in changed:
+            if "spatial" in channels and len(hide):
                 spatial = _hidden(spatial, hide, heads, c.num_heads)
-            if "temporal" in channels and temporal is not None:
-                temporal = _hidden(temporal, hide, heads, c.num_heads)
+            if "temporal" in channels and keys and temporal is not None:
+                temporal = _hidden(temporal, keys, heads, c.num_heads)
         x = block(x, recording.text[index], spatial, None if index in silent else temporal)
-    logits, frames = model.head(x[0]), recording.frames
-    losses = F.cross_entropy(logits.flatten(0, 1), frames.flatten(), reduction="none")
-    return losses.view(frames.shape)
+    logits, tokens = model.head(x[0]), recording.frames
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+    return losses.view(tokens.shape)
 
 
 def _hidden(bias: Tensor, slots: Sequence[int], heads: Sequence[int], num_heads: int) -> Tensor:

@@ -146,7 +146,9 @@ def plot_words(
 
 
 def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
-    """Weight on a word beside what hiding it costs (`facts.reading`); a row for each stage."""
+    """Weight on a word beside what hiding it costs (`effects.reading`); a row for each stage that does."""
+    tables = {stage: table[table["word"] == word] for stage, table in tables.items()}
+    tables = {stage: table for stage, table in tables.items() if len(table)}
     figure, axes = _grid(len(tables), 4, 2.5, 1.9)
     for row, (stage, table) in zip(axes, tables.items(), strict=True):
         for number, channel in enumerate(CHANNELS):
@@ -162,37 +164,36 @@ def plot_reading(tables: Mapping[str, Any], word: str) -> Any:
     return labelled(figure, f"where {word} is read")
 
 
-def plot_following(tables: Mapping[str, Any]) -> Any:
-    """Attention from a moving object to where it was, beside its controls (`facts.following`)."""
-    most = max(len(table) for table in tables.values())
-    figure, axes = _grid(1, len(tables), 4.2, 0.9 + 0.2 * most, sharey=True)
-    shown = {
-        "follow": ("o", BLUE, 7, "where it was"),
-        "stay": ("s", YELLOW, 5, "same position"),
-        "opposite": ("X", ORANGE, 5, "as far, other way"),
-        "even": ("|", "black", 7, "all keys alike"),
-    }
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        lines = np.arange(len(table))
-        for measure, (mark, color, size, label) in shown.items():
-            axis.plot(table[measure], lines, mark, color=color, ms=size, label=label)
-        labels = _names(table.set_index(["layer", "head"]))
-        axis.set(xlabel="weight on one patch of another frame", yticks=lines, yticklabels=labels)
+def plot_sources(tables: Mapping[str, Any]) -> Any:
+    """How far back heads look from what moves, and on patches that move as well (`effects.sources`)."""
+    heads = next(iter(tables.values())).query("of == 'phase'").set_index(["layer", "head"])
+    panels = [(stage, measure) for stage in tables for measure in ("back", "own patches")]
+    figure, axes = _grid(1, len(panels), 2.9, 0.9 + 0.2 * len(heads), sharey=True)
+    labels = {"back": "frames back", "own patches": "part on patches that show it, too"}
+    marks = {"actor": ("o", BLUE), "object": ("s", YELLOW), "phase": ("X", ORANGE)}
+    lines = np.arange(len(heads))
+    for axis, (stage, measure) in zip(axes[0], panels, strict=True):
+        for of, (mark, color) in marks.items():
+            part = tables[stage][tables[stage]["of"] == of]
+            axis.plot(part[measure], lines, mark, color=color, ms=6, label=of)
+            axis.plot(part[f"even {measure}"], lines, "|", color=color, ms=9, label=f"{of}, evenly")
+        axis.set(xlabel=labels[measure], yticks=lines, yticklabels=_names(heads))
         axis.grid(axis="y", lw=0.3)
-        _dress(axis, name)
+        _dress(axis, stage)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_ylabel("layer.head")
-    axes[0, -1].legend(frameon=False, fontsize=8)
-    return labelled(figure, "what follows the moving object")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, ncol=6, loc="outside lower center", frameon=False, fontsize=8)
+    return labelled(figure, "from which frames and patches the temporal channel reads")
 
 
 def plot_silencing(tables: Mapping[str, Any]) -> Any:
-    """What a token of the object, and of the ground, costs without a temporal channel (`facts.silencing`)."""
+    """What a token that changes, and any other, costs without a temporal channel (`effects.silencing`)."""
     figure, axes = _grid(1, len(tables), 3.6, 2.6, sharey=True)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         x = np.arange(len(table))
-        axis.bar(x - 0.2, table["rise"], 0.4, color=BLUE, label="object's patches")
-        axis.bar(x + 0.2, table["ground rise"], 0.4, color=GREY, label="ground")
+        axis.bar(x - 0.2, table["rise"], 0.4, color=BLUE, label="patches that change")
+        axis.bar(x + 0.2, table["rise elsewhere"], 0.4, color=GREY, label="all others")
         labels = ["all" if layer == -1 else str(layer) for layer in table["layer"]]
         axis.set(xlabel="layer without its temporal channel", xticks=x, xticklabels=labels)
         _dress(axis, name)
@@ -232,7 +233,7 @@ def _word_bars(axis: Any, captured: Captured, weights: Patches) -> None:
 
 
 def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | None = None) -> None:
-    """One heat map [rows,columns] a frame over the outline of its picture, hatched where nothing may be seen.
+    """One heat map a frame under the outlines of what the frame shows, hatched where nothing may be seen.
 
     most: the end of the scale; mark: (time, patch) to be framed.
     """
@@ -241,9 +242,10 @@ def _frames(axes, pixels, heat, visible, most: float, mark: tuple[int, int] | No
     for time, axis in enumerate(axes):
         scale = {"vmin": 0, "vmax": max(float(most), 1e-9)}
         axis.imshow(heat[time], cmap=HEAT, extent=(0, w, h, 0), interpolation="nearest", **scale)
-        light = pixels[time].max(-1).astype(float)
-        if light.max() > 60:
-            outline = {"levels": [60], "colors": "white", "linewidths": 0.8}
+        light = pixels[time].mean(-1)
+        if light.max() > light.min():
+            levels = np.linspace(light.min(), light.max(), 5)[1:-1]
+            outline = {"levels": levels, "colors": "white", "linewidths": 0.6}
             axis.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, light, **outline)
         hidden = {"fc": "#dddddd", "ec": "#aaaaaa", "hatch": "////", "lw": 0}
         boxes = [(row, column, hidden) for row, column in np.argwhere(~visible[time])]

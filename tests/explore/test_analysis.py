@@ -158,9 +158,10 @@ def test_tables_side_by_side():
     assert table.to_dict("list") == {"prompt": ["a", "a", "b"], "x": [1, 2, 3]}
 
 
-def test_an_object_is_what_is_not_ground():
-    frames = np.array([[7, 7, 3, 7], [7, 5, 3, 7]])
-    assert analysis.object_patches(frames).tolist() == [
-        [False, False, True, False],
-        [False, True, True, False],
+def test_a_patch_has_changed_when_it_is_not_as_in_the_first_frame():
+    frames = np.array([[7, 7, 3, 7], [7, 5, 3, 7], [7, 7, 3, 8]])
+    assert analysis.changed_patches(frames).tolist() == [
+        [False, False, False, False],
+        [False, True, False, False],
+        [False, False, False, True],
     ]

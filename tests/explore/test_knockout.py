@@ -16,6 +16,7 @@ CHANGES = {
     "a channel's view of two words": {"hide": [2, 4], "channels": ["spatial"]},
     "a word everywhere": {"hide": [3]},
     "a silent layer": {"silent": [0]},
+    "a frame and a word": {"hide": [2], "frames": [0], "layers": [1], "heads": [0]},
     "both": {"hide": [4], "layers": [0], "heads": [0], "silent": [1]},
 }
 
@@ -35,7 +36,11 @@ def test_losses_equal_a_dense_computation_with_the_same_change(name, change):
 
     def hidden(layer, channel, head):
         asked = layer in wanted["layers"] and head in wanted["heads"] and channel in wanted["channels"]
-        return wanted["hide"] if asked else ()
+        if not asked:
+            return ()
+        n = config.frame_tokens
+        in_frames = [len(TEXT) + time * n + j for time in wanted.get("frames", ()) for j in range(n)]
+        return [*wanted["hide"], *(in_frames if channel == "temporal" else ())]
 
     *_, logits = dense(model, TEXT, frames, MASK, hidden, wanted.get("silent", ()))
     expected = F.cross_entropy(logits, frames.flatten(), reduction="none").view(frames.shape)
@@ -51,6 +56,7 @@ def test_losses_equal_a_dense_computation_with_the_same_change(name, change):
     "changes, sentence",
     [
         ({"hide": [5]}, r"There is no text slot 5: this text has slots 0\.\.4"),
+        ({"frames": [5]}, r"There is no frame 5: this clip has frames 0\.\.4"),
         ({"hide": [3], "heads": [2]}, "There is no head 2"),
         ({"silent": [2]}, "There is no layer 2"),
         ({"silent": [0]}, r"Layers \[0\] were not recorded: record all of them"),

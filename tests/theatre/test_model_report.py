@@ -7,23 +7,30 @@ from reports.page import Page
 
 from cogvideo import CogVideoError, Pipeline
 from cogvideo.checkpoints.registry import DEMO
-from cogvideo.theatre.alignment import compare, weights_hash
+from cogvideo.theatre.alignment import compare, weights_hash, whole_clips
+from cogvideo.theatre.judge import DAMAGES
 from cogvideo.theatre.model_report import report_weights, temporal_shares
+from cogvideo.theatre.questions import GROUPS
+from cogvideo.theatre.scores import LABELS, TARGETS
 
 
 def test_the_report_says_what_was_measured(tmp_path):
     page = Page(report_weights("demo", tmp_path / "x.html", n=2, fvd_clips=0, seed=3).read_text("utf-8"))
-    assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) == 2 * 4
+    assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) == 2 * 6
     assert str(tmp_path) not in page.text and weights_hash(DEMO) in page.text
     pipe = Pipeline.from_pretrained("demo")
-    found = compare(pipe.key_frames, pipe.frames, n=2, seed=3, progress=False)
-    rows = page.tables["alignment"][1:]
-    right = [
-        found[source][name]["right"] for name in found["model"] for source in ("model", "ceiling", "real")
-    ]
-    order = ["digit", "color", "action", "same", "part"]
-    assert list(found["model"]) == order and [int(row[5]) for row in rows] == right
-    assert all(float(row[2]) == 100 * int(row[5]) / int(row[6]) for row in rows)
+    found = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=2, seed=3, progress=False)
+    rows, sources = page.tables["alignment"][1:], ("model", "ceiling", "real")
+    asked = [(group, name) for group in GROUPS for name in LABELS]
+    assert [(row[0], row[1]) for row in rows[::3]] == [(group, LABELS[name]) for group, name in asked]
+    counts = [found[group][source][name] for group, name in asked for source in sources]
+    assert [(int(row[6]), int(row[7])) for row in rows] == [(c["right"], c["n"]) for c in counts]
+    assert all(float(row[3]) == pytest.approx(100 * int(row[6]) / int(row[7]), rel=1e-3) for row in rows)
+    targets = {(row[0], row[1]): float(row[8]) for row in rows if row[8] not in ("", "–")}
+    goals = {(g, LABELS[name]): 100 * goal for g in GROUPS for name, goal in TARGETS[g].items()}
+    assert targets == pytest.approx(goals)
+    felt = {row[0]: row[1:] for row in page.tables["judge"][1:]}
+    assert felt.keys() == {"none", *DAMAGES} and set(felt["none"]) == {"100"}
     clips = page.tables["speed"][1:]
     assert all(int(r[1]) * int(r[2]) / float(r[3]) == pytest.approx(float(r[4]), rel=2e-3) for r in clips)
     weights = [
