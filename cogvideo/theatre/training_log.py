@@ -1,4 +1,4 @@
-"""What a run of the recipe leaves beside its weights: the losses of every part, their curves, what made them."""
+"""What a run of the recipe leaves beside its weights: losses of every part, their curves, what made them."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from cogvideo.io import commit, file_hash, write_json, write_whole
 
-LOGGED = ("frames", "image", "stage1", "stage2", "superres")
+LOGGED = ("frames", "image", "first_layer", "stage1", "stage2", "superres")
 
 
 def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Copy the parts' metrics into `folder`, draw loss_curves.png -> commit, settings and the hash of each log."""
+    """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, hash of each log."""
     hashes, rows = {}, {}
     for part in LOGGED:
         text = (run_dir / part / "metrics.jsonl").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def _draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for name in sorted({name for row in logged for name in row if name.startswith("test_loss ")}):
             points = [(row["step"], row[name]) for row in logged if name in row]
             axis.loglog(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("test_loss "))
-        unit = "squared and absolute error" if part == "frames" else "nats a token"
+        unit = {"frames": "squared and absolute error", "first_layer": "relative error"}.get(part, "nats a token")
         axis.set(title=part, xlabel="step", ylabel=unit)
         axis.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
