@@ -10,7 +10,7 @@ LOGGED = ("frames", "image", "first_layer", "stage1", "stage2", "superres")
 
 
 def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, hash of each log."""
+    """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, hash of the logs."""
     hashes, rows = {}, {}
     for part in LOGGED:
         text = (run_dir / part / "metrics.jsonl").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def _draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for name in sorted({name for row in logged for name in row if name.startswith("test_loss ")}):
             points = [(row["step"], row[name]) for row in logged if name in row]
             axis.loglog(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("test_loss "))
-        unit = {"frames": "squared and absolute error", "first_layer": "relative error"}.get(part, "nats a token")
-        axis.set(title=part, xlabel="step", ylabel=unit)
+        errors = {"frames": "squared and absolute error", "first_layer": "relative error"}
+        axis.set(title=part, xlabel="step", ylabel=errors.get(part, "nats a token"))
         axis.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)
