@@ -60,9 +60,7 @@ class Guard:
                 if note["host"] == platform.node():
                     kill(note["attempt"])
                 note = self._settle(note)
-            codes = (code, self.job.fingerprint)
-            fresh = note.get("attempt") != self.job.seen and note.get("fingerprint") in codes
-            if note.get("status") in notes.VERDICTS and fresh:
+            if self.job.answered_by(note, code):
                 return  # another guard has run it since it was asked for
             if self.may_begin():
                 self._clear(keep=note.get("fingerprint") == code)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from cogvideo.sweeps.notes import read_note
+from cogvideo.sweeps.notes import VERDICTS, read_note
 from cogvideo.sweeps.spec import Point, Sweep
 
 ATTEMPTS = 4  # of a point whose guard is killed, on the same worker
@@ -26,6 +26,11 @@ class Job:
     def point(self) -> Point:
         return self.sweep.points[0]
 
+    def answered_by(self, note: dict[str, Any], *codes: str) -> bool:
+        """Whether a note is a verdict on this code, or one of `codes`, that the driver has not seen."""
+        fresh = note.get("attempt") != self.seen and note.get("fingerprint") in (self.fingerprint, *codes)
+        return note.get("status") in VERDICTS and fresh
+
 
 def dask_setup(worker: Any) -> None:
     """Called by Dask in each new worker: Ctrl-C is for the driver alone."""
@@ -37,13 +42,16 @@ def run_point(job: Job) -> dict[str, Any]:
 
     A guard that was killed is started again; where guards cannot do their work, the note says why.
     """
+    folder = job.sweep.folder_of(job.point)
+    if job.answered_by(note := read_note(folder)):  # before the worker that had this task died
+        return note
     command, error = [sys.executable, "-m", "cogvideo.sweeps.guard"], ""
     for _ in range(ATTEMPTS):
         done = subprocess.run(
             command, input=pickle.dumps(job), stderr=subprocess.PIPE, start_new_session=True
         )
         if done.returncode == 0:
-            return read_note(job.sweep.folder_of(job.point))
+            return read_note(folder)
         error = done.stderr.decode().strip().split("\n")[-1] or f"killed by signal {-done.returncode}"
         if done.returncode > 0:
             break

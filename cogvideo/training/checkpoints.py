@@ -81,7 +81,7 @@ class Checkpoints:
         of_file = state["step"] if state else -1
         of_folder = int(folders[-1].name.removeprefix(FOLDER)) if folders else -1
         if not distributed.agree(of_file, of_folder):
-            advice = "all machines must share the folder run_dir"
+            advice = "run_dir must be one folder that all machines share"
             raise CogVideoError(f"Processes find different checkpoints in {self.run_dir}: {advice}.")
         if of_folder > of_file:
             return self._load_folder(folders[-1])
