@@ -65,7 +65,7 @@ class Settings:
         if self.kind not in KINDS:
             raise CogVideoError(f"Sequences of kind {self.kind!r} are unknown: choose {', '.join(KINDS)}.")
         if self.per_clip < 1 or self.shard_clips < 1 or self.rate <= 0:
-            raise CogVideoError("Sequences per clip, clips per shard and the rate must be positive.")
+            raise CogVideoError("Sequences per clip and clips per shard must be 1 or more, the rate above 0.")
 
 
 def tokenize(

@@ -45,8 +45,8 @@ class LocalBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """given [B,G,D], drawn [B,N,D], bias [B,1,G,G]; tiles see the last `seen` given tokens."""
         channel = self.given if self.drawn is None else self.drawn
-        q, k, v = self.given.project(self.attention_norm(given))
-        drawn_q, drawn_k, drawn_v = channel.project(self.attention_norm(drawn))
+        q, (k, v) = self.given.project(self.attention_norm(given))
+        drawn_q, (drawn_k, drawn_v) = channel.project(self.attention_norm(drawn))
         first = given.shape[1] - seen
         keys = torch.cat([k[..., first:, :], drawn_k], -2)
         values = torch.cat([v[..., first:, :], drawn_v], -2)

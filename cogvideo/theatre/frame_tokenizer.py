@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
@@ -81,15 +80,10 @@ def train_frame_tokenizer(
         save_atomic({"codebook": codebook, "settings": settings}, path)
     model.codebook.copy_(read_checkpoint(path, settings)["codebook"])
     sizes = zip(pool_frames, (FRAME_SIZE, LARGE_SIZE), strict=True)
-
-    @cache
-    def pools() -> list[_Pool]:
-        return [_Pool(random_frames(seed, n, size, split="pictures"), model.codebook) for n, size in sizes]
+    pool = cache(lambda: [random_frames(seed, n, size, split="pictures") for n, size in sizes])
 
     def loss(step: int) -> Tensor:
-        generator, half = torch.Generator().manual_seed(seed * 1_000_003 + step), decoder.batch_size // 2
-        small, large = (part.crops(half, generator) for part in pools())
-        frames = torch.stack([*small, *large]).float() / 255
+        frames = _crops(pool(), seed * 1_000_003 + step, decoder.batch_size)
         error = model.frames(model.codebook[nearest_codes(model.vectors(frames), model.codebook)]) - frames
         return (error.square() + L1 * error.abs()).mean()
 
@@ -115,26 +109,15 @@ def _weighted_patches() -> tuple[Tensor, Tensor]:
     return torch.cat(patches), torch.cat(weights)
 
 
-class _Pool:
-    """Frames [n,3,H,W] to cut crops from; where the codebook alone is wrong, crops come more often."""
-
-    def __init__(self, frames: Tensor, codebook: Tensor):
-        self.frames = (frames * 255).round().to(torch.uint8)
-        errors = []
-        for some in frames.split(64):
-            patches = to_patches(some)
-            errors.append((codebook[nearest_codes(patches, codebook)] - patches).square().mean(-1))
-        wrong = F.avg_pool2d(torch.cat(errors)[:, None], CROP // SIDE, stride=1)[:, 0]
-        self.chances, self.columns = (wrong + wrong.mean() / 4).flatten(), wrong.shape[-1]
-        self.windows = wrong[0].numel()
-
-    def crops(self, n: int, generator: torch.Generator) -> list[Tensor]:
-        """n crops [3,CROP,CROP] on the grid of tokens."""
-        chosen = torch.multinomial(self.chances, n, generator=generator)
-        window = chosen % self.windows
-        corners = SIDE * (window // self.columns), SIDE * (window % self.columns)
-        places = zip(chosen // self.windows, *corners, strict=True)
-        return [self.frames[i, :, y : y + CROP, x : x + CROP] for i, y, x in places]
+def _crops(pool: list[Tensor], seed: int, n: int) -> Tensor:
+    """n crops [n,3,CROP,CROP] on the grid of tokens, half of small and half of large frames."""
+    generator = torch.Generator().manual_seed(seed)
+    crops = []
+    for part, frames in zip((n - n // 2, n // 2), pool, strict=True):
+        which = torch.randint(len(frames), (part,), generator=generator)
+        corners = SIDE * torch.randint((frames.shape[-1] - CROP) // SIDE + 1, (part, 2), generator=generator)
+        crops += [frames[i, :, y : y + CROP, x : x + CROP] for i, (y, x) in zip(which, corners, strict=True)]
+    return torch.stack(crops)
 
 
 def codebook_report(tokenizer: FrameTokenizer, frames: Tensor) -> dict[str, float]:
