@@ -52,7 +52,7 @@ def read_c3d(path: Path, mean: Path | None) -> tuple[dict[str, Tensor], str]:
 def read_table(path: Path, what: str) -> Mapping[str, Tensor]:
     """The weights `what` (for messages) in a PyTorch, safetensors or npz file by name; runs no code in it."""
     if not path.is_file():
-        raise CogVideoError(f"There is no file there: {path} is missing, check the path of the weights {what}.")
+        raise CogVideoError(f"There is no file: {path} is missing, check the path of the weights {what}.")
     wrong = f"{path} cannot be read as weights {what}: it is damaged or holds more than tensors"
     with explained(f"{wrong} (REASON); download it again."):
         if path.suffix == ".npz":

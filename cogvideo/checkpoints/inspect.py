@@ -1,8 +1,6 @@
 """What weights are: kind, geometry, size, missing and unexpected keys, and the memory that they will need.
 
-Only headers are read: of torch files and safetensors the table of names, shapes and types, of zips the list
-of files.
-"""
+Only headers are read: tables of names, shapes and types, and lists of files in zips."""
 
 import json
 import re

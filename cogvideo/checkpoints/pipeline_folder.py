@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import ADVICE, load_model, read_weights
-from cogvideo.config import SamplingConfig, from_dict
+from cogvideo.config import ModelConfig, SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
 from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.memory import check_fits, weight_bytes
 from cogvideo.runtime.quantize import load_int8
 from cogvideo.runtime.tensors import DTYPES, meta_of
-from cogvideo.superres.direct import DirectSuperResolution
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
 
@@ -119,3 +119,36 @@ def read_native(folder: Path, load: Loader) -> dict[str, Any]:
         "sampling": sampling,
         "cluster_labels": read_labels(labels) if labels.exists() else None,
     }
+
+
+def check_parts(
+    text: TextTokenizer,
+    frames: FrameTokenizer,
+    one: ModelConfig,
+    two: ModelConfig,
+    large: SuperResolutionConfig,
+    labels: np.ndarray | None,
+) -> None:
+    """Refuse parts of a pipeline that do not belong together."""
+    if (one.order, two.order) != ("sequential", "interpolation"):
+        raise CogVideoError(
+            f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: "
+            "were the folders exchanged?"
+        )
+    if two.num_frames != 5 or one.num_frames % 2 == 0:
+        raise CogVideoError(
+            "Frames between are made from three at a time: stage 2 needs sequences of five frames "
+            f"and stage 1 an odd number, not {two.num_frames} and {one.num_frames}."
+        )
+    geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
+    geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
+    if len(geometry) > 1 or frames.num_codes != one.image_tokens or text.begin_of_image != one.begin_of_image:
+        raise CogVideoError(
+            "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: "
+            "take all from one set of weights."
+        )
+    if labels is not None and len(labels) != one.image_tokens:
+        raise CogVideoError(
+            f"There are cluster labels for {len(labels)} image tokens, but the models have "
+            f"{one.image_tokens}: take the cluster file of these weights."
+        )

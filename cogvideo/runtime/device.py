@@ -21,7 +21,7 @@ def choose_device(name: str) -> str:
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise CogVideoError(
-                f"Device {name} is not on this machine: choose --device cpu, or install a CUDA build of torch."
+                f"Device {name} is not on this machine: choose --device cpu, or a CUDA build of torch."
             )
         if device.index is not None:
             torch.cuda.set_device(device)  # graphs are captured, and streams made, on the current one

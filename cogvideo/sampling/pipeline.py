@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, read_native
+from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, check_parts, read_native
 from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import is_released, read_released
 from cogvideo.config import SamplingConfig
@@ -59,40 +59,10 @@ class Pipeline:
         self.text, self.frames, self.sampling = text, frames, sampling
         self.stage1, self.stage2, self.superres = stage1, stage2, superres
         self.cluster_labels, self.device = cluster_labels, torch.device(device)
-        self._check()
+        check_parts(text, frames, stage1.config, stage2.config, superres.config, cluster_labels)
         self.sequences_at_once, self.frames_at_once = AT_ONCE[check_offload(offload)]
         parts = (stage1, stage2, superres, frames)
         self._offload = None if offload == "none" else Offload(parts, self.device, layers=offload == "layers")
-
-    def _check(self) -> None:
-        """Refuse parts that do not belong together."""
-        one, two, large = self.stage1.config, self.stage2.config, self.superres.config
-        if (one.order, two.order) != ("sequential", "interpolation"):
-            raise CogVideoError(
-                f"Stage 1 should be sequential and stage 2 interpolation, not {one.order} and {two.order}: "
-                "were the folders exchanged?"
-            )
-        if two.num_frames != 5 or one.num_frames % 2 == 0:
-            raise CogVideoError(
-                "Frames between are made from three at a time: stage 2 needs sequences of five frames "
-                f"and stage 1 an odd number, not {two.num_frames} and {one.num_frames}."
-            )
-        geometry = {(c.frame_height, c.frame_width, c.image_tokens, c.begin_of_image) for c in (one, two)}
-        geometry.add((large.low_height, large.low_width, large.image_tokens, large.begin_of_image))
-        if (
-            len(geometry) > 1
-            or self.frames.num_codes != one.image_tokens
-            or self.text.begin_of_image != one.begin_of_image
-        ):
-            raise CogVideoError(
-                "Stage 1, stage 2, super-resolution and tokenizers do not share frame size and token ids: "
-                "take all from one set of weights."
-            )
-        if self.cluster_labels is not None and len(self.cluster_labels) != one.image_tokens:
-            raise CogVideoError(
-                f"There are cluster labels for {len(self.cluster_labels)} image tokens, but the models have "
-                f"{one.image_tokens}: take the cluster file of these weights."
-            )
 
     @classmethod
     def from_pretrained(

@@ -10,7 +10,7 @@ LOGGED = ("frames", "image", "first_layer", "stage1", "stage2", "superres")
 
 
 def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, hash of the logs."""
+    """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, their hashes."""
     hashes, rows = {}, {}
     for part in LOGGED:
         text = (run_dir / part / "metrics.jsonl").read_text(encoding="utf-8")
