@@ -46,8 +46,8 @@ def train_codebook(patches: Tensor, weights: Tensor, *, codes: int, seed: int) -
         sums = torch.zeros_like(codebook).index_add_(0, ids, patches * weights[:, None])
         codebook = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-9)[:, None], codebook)
         if round_ < GROWTHS:
-            added = (codes - len(codebook)) // (GROWTHS - round_)
-            codebook = torch.cat([codebook, some(error + 1e-9, added)])
+            if added := (codes - len(codebook)) // (GROWTHS - round_):
+                codebook = torch.cat([codebook, some(error + 1e-9, added)])
         elif round_ < GROWTHS + SETTLING - 2 and (dead := mass == 0).any():
             codebook[dead] = some(error + 1e-9, int(dead.sum()))
     return codebook.clamp(0, 1)

@@ -52,7 +52,7 @@ def test_image_tokenizers(tmp_path):
 def test_the_text_tokenizer(tmp_path):
     file = PACKAGED / "demo" / "tokenizers" / "text.model"
     found = inspect(file)
-    assert found.kind == "text tokenizer" and found.geometry["pieces"] == 79
+    assert found.kind == "text tokenizer" and found.geometry["pieces"] == 155
     (tmp_path / "ice_text.model").write_bytes(file.read_bytes()[:-500])
     with pytest.raises(CogVideoError, match="no SentencePiece model or is damaged"):
         inspect(tmp_path / "ice_text.model")

@@ -53,7 +53,7 @@ def test_generate_writes_what_was_asked(run, tmp_path):
     frames, fps = read_video(tmp_path / "one.mp4")
     assert frames.shape == (5, 192, 192, 3) and fps == 8
     code, out, _ = run(
-        "generate", PROMPT, "一个绿色的8旋转", "-o", tmp_path / "two.gif", "--no-enlarge", *arguments
+        "generate", PROMPT, "一只猫喝茶", "-o", tmp_path / "two.gif", "--no-enlarge", *arguments
     )
     assert code == 0 and len(out.splitlines()) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.mp4", "two-1.gif", "two-2.gif"]

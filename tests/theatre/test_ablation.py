@@ -178,7 +178,7 @@ def test_groups_of_questions():
 def test_a_group_is_asked_scored_and_named(monkeypatch):
     """With true clips for the variant's: all is right, and the names say of which group."""
     monkeypatch.setattr("cogvideo.theatre.ablation.make_clips", lambda *a, **_: real_clips(a[3]))
-    scores = score_group("cogvideo", None, None, 4, 1, group="picture-only")  # type: ignore[arg-type]
+    scores = score_group("cogvideo", None, None, 4, 1, group="picture-only")  # type: ignore[arg-type]  # not used there
     assert scores["order_picture_only"] == scores["actor_picture_only"] == 1
     assert all("_picture_only" in name for name in scores)
 

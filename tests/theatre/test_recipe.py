@@ -22,12 +22,14 @@ ROOT = Path(__file__).parents[2]
 TINY = """
 run_dir: {folder}/run
 output: {folder}/weights
+log_dir: {folder}/log
 parts: [text, frames, image, stage1, stage2, superres, assemble]
 seed: 0
 threads: 1
 frames: {{codes: 48, decoder: {{steps: 3, batch_size: 4}}, pool_frames: [64, 64]}}
 model: {{num_layers: 2, hidden_size: 16, num_heads: 2, text_length: 24}}
 image: {{steps: {steps}, batch_size: 2, warmup: 2}}
+first_layer: {{steps: 2, batch_size: 2}}
 stage1: {{steps: 3, batch_size: 2}}
 stage2: {{steps: 3, batch_size: 2}}
 superres: {{steps: 2, batch_size: 2}}
