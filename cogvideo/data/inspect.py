@@ -104,7 +104,9 @@ def contact_sheet(found: Inspection, path: Path, rates: Sequence[float], rows: i
 
     useful = [i for i in found.readable if found.rates[i] is not None]
     if not useful:
-        raise CogVideoError(f"{found.dataset.label} has no clip that gives five frames to show.")
+        raise CogVideoError(
+            f"{found.dataset.label} has no clip that gives five frames: there is nothing to show."
+        )
     chosen = [useful[i] for i in np.unique(np.linspace(0, len(useful) - 1, rows).round().astype(int))]
     gap = 4
     sheet = Image.new("RGB", (FRAMES * (CELL + gap) + 60, len(chosen) * (CELL + gap)), "white")

@@ -230,7 +230,7 @@ def test_keys_sliders_and_pointer(demo, demo_page):
         press("H", f"0/0/mean/mixed/place {start + 60}")
         press("c", f"0/0/mean/spatial/place {start + 60}")
         press("w", "0/0/mean/spatial/word 0")
-        press("W", "0/0/mean/spatial/word 6")
+        press("W", "0/0/mean/spatial/word 7")
         press("Escape", f"0/0/mean/spatial/place {start + 60}")
         press("g", f"1/0/mean/spatial/place {start + 60}")
         press("G", f"0/0/mean/spatial/place {start + 60}")
