@@ -29,7 +29,7 @@ def random_weights(make: Callable[[], nn.Module], seed: int) -> Callable[..., An
 
 def step_bytes(model: CogVideoTransformer, *, temporal: bool = True) -> int:
     """Bytes of weights that a decoding step moves: the blocks that it uses, and the head for image tokens."""
-    blocks = model.blocks
+    blocks = model.get_submodule("blocks")
     named = {**dict(blocks.named_parameters()), **dict(blocks.named_buffers())}
     if isinstance(blocks, StreamedBlocks):  # copied whole; the head stays
         return bytes_of(named.values())

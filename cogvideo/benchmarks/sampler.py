@@ -157,7 +157,7 @@ def measure(settings: Settings, kind: str, read: float) -> tuple[dict[str, Any],
     weights = step_bytes(model)
     positions = attended_positions(config, times, wavefront)[1 : len(ticks)]
     # Of the keys and values of one position in all rows, which have the type of the norms.
-    itemsize = next(model.blocks.parameters()).itemsize
+    itemsize = next(model.blocks[0].parameters()).itemsize
     size = settings.clips * (1 + settings.guided) * 2 * config.num_layers * config.hidden_size * itemsize
     caches = [count * size for count in positions]
     total = sum(seconds)

@@ -212,7 +212,7 @@ def _zip(path: Path) -> Inspection:
         root = model_root(archive, path)
         ranks = [i for i in archive.infolist() if re.search(r"/mp_rank_\d+_model_states\.pt$", i.filename)]
         if not ranks or (info := archive.getinfo(f"{root}model_config.json")).file_size > 10**6:
-            raise CogVideoError(f"{path} holds no weights of the release with a small model_config.json.")
+            raise CogVideoError(f"{path} is no zip of the release, with weights and a model_config.json.")
         with explained(f"The model_config.json in {path} cannot be read (REASON): download it again."):
             settings = json.loads(archive.read(info))
             layers, hidden = int(settings["num_layers"]), int(settings["hidden_size"])

@@ -119,7 +119,7 @@ def new_folder(target: Path, needed: int) -> Iterator[Path]:
         raise CogVideoError(f"{target} is there already: choose another name, or delete it first.")
     with replacing(target, parents=True, one_writer=True) as part:
         part.mkdir()
-        check_room(part, needed, "choose another disk")
+        check_room(part, needed, "choose a disk with as many GB free")
         yield part
         if target.exists():  # and empty; not all systems replace a folder
             target.rmdir()

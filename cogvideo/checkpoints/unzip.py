@@ -87,7 +87,7 @@ def check_room(folder: Path, need: int, advice: str = "set COGVIDEO_CACHE to a f
     """Raise CogVideoError when fewer than `need` bytes are free on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        sizes = f"{need / 1e9:.1f} GB are needed in {folder}, with {free / 1e9:.1f} GB free"
+        sizes = f"{need / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free"
         raise CogVideoError(f"{sizes}: make room, or {advice}.")
 
 

@@ -112,7 +112,8 @@ class Block(nn.Module):
         h = self.attention_norm(x)
         q, kv = self.spatial.project(h)
         temporal = None if self.temporal is None else KVCache(self.temporal.project(h)[1])
-        x = self.add_attention(x, self.spatial.merge(attend(q, *kv.unbind(0), bias)))
+        k, v = kv.unbind(0)
+        x = self.add_attention(x, self.spatial.merge(attend(q, k, v, bias)))
         return x, LayerMemory(KVCache(kv), temporal)
 
     def forward(

@@ -142,7 +142,7 @@ def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
     if sum(p.nbytes for p in model.parameters()) <= MOST_COPIED:
         fused = (FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in blocks)
         blocks = nn.ModuleList(fused)
-    view._modules = model._modules | {"blocks": blocks}
+    vars(view)["_modules"] = model._modules | {"blocks": blocks}
     head = model.word_embedding.weight.detach()[: model.config.image_tokens]
     if head.dtype != torch.float32:  # else every step would widen it
         view.image_head = SmallBatchLinear(head.float(), None, copies=False)

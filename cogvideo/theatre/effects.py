@@ -17,8 +17,10 @@ from cogvideo.explore.knockout import token_losses
 from cogvideo.explore.recording import CHANNELS, Recording, record
 from cogvideo.model import masks
 
+Regions = np.ndarray | Sequence[np.ndarray]  # a mask [T,N] for every clip
 
-def reading(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
+
+def reading(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Regions) -> Any:
     """Where words are read: DataFrame by channel, layer and head, with all heads together as head -1.
 
     slots: the words' slots in every clip; there [T,N] bool of every clip: the patches that show what they
@@ -55,7 +57,7 @@ def costs(
     clips: Sequence[Recording],
     hidden: Mapping[str, Sequence[dict]],
     swapped: Mapping[str, Sequence[dict[int, int]]],
-    there: Mapping[str, Sequence[np.ndarray]],
+    there: Mapping[str, Regions],
 ) -> Any:
     """What changes cost: DataFrame of the nats more that a token of the patches `there`, or elsewhere, costs.
 
@@ -83,7 +85,7 @@ def costs(
     )
 
 
-def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Sequence[np.ndarray]) -> Any:
+def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: Regions) -> Any:
     """Where patches get from what they show: DataFrame by layer and head of the temporal channel.
 
     From the patches `there` [T,N] of generated frames. "word": attention on `slots`. Of the attention to
@@ -123,7 +125,7 @@ def sources(clips: Sequence[Recording], slots: Sequence[Sequence[int]], there: S
     )
 
 
-def mirrored(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
+def mirrored(clips: Sequence[Recording], there: Regions) -> Any:
     """One row: how far back moving patches look (`sources`), and what the outermost frames are worth.
 
     "without first", "without last": nats a moving token costs more when the first, or last, frame is hidden.
@@ -140,7 +142,7 @@ def mirrored(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     return pd.DataFrame([{**table, **worth}])
 
 
-def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
+def silencing(clips: Sequence[Recording], there: Regions) -> Any:
     """What gates let through: DataFrame with a row a layer, and one for all layers (layer -1).
 
     "temporal share": the gate weight 1 - sigmoid(gate), mean over dimensions; "temporal part": of the mixed
@@ -167,17 +169,18 @@ def silencing(clips: Sequence[Recording], there: Sequence[np.ndarray]) -> Any:
     return pd.DataFrame(rows)
 
 
-def _rise(clip: Recording, rise: torch.Tensor, there: np.ndarray) -> list[float]:
+def _rise(clip: Recording, rise: torch.Tensor, there: Regions) -> list[float]:
     """Means of losses' rise [T,N] at the patches `there` and at all others."""
     return [_mean(rise.cpu().numpy(), part) for part in _split(clip, there)]
 
 
-def _split(clip: Recording, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _split(clip: Recording, there: Regions) -> tuple[np.ndarray, np.ndarray]:
     """[T,N] bool: the patches `there`, and all others, of generated frames."""
     times = masks.trained_frames(clip.model.config)
     made = np.zeros((len(clip.frames), 1), bool)
     made[[time for time in times if time < len(made)]] = True
-    return made & there, made & ~there
+    chosen = np.asarray(there, bool)
+    return made & chosen, made & ~chosen
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> float:

@@ -99,6 +99,7 @@ def main(folder: str = "docs") -> None:
     out.mkdir(parents=True, exist_ok=True)
     prompts = [caption(*scene) for scene in SCENES]
     videos = pipe(prompts, seconds=SECONDS, seed=[SEED + i for i in range(len(prompts))], progress=False)
+    assert isinstance(videos, list)  # one for each prompt
     labels = [caption(*scene[:4]) + " (asked in Chinese)" * (scene[4] == "zh") for scene in SCENES]
     sheet(list(zip(labels, videos, strict=True))).save(out / "demo.png", optimize=True)
     written = [out / "demo.png", save_loop(out / "demo.webp", grid(videos), videos[0].fps)]

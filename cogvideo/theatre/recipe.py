@@ -231,7 +231,7 @@ class Recipe:
             first_frame_position=c.text_length, temporal=False, **self._sizes(text, frames),
         )  # fmt: skip
 
-    def _sizes(self, text: TextTokenizer, frames: FrameTokenizer) -> dict[str, int]:
+    def _sizes(self, text: TextTokenizer, frames: FrameTokenizer) -> dict[str, Any]:
         """What the image model and super-resolution have in common."""
         c = self.config.model
         return {

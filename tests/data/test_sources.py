@@ -11,7 +11,7 @@ from data.videos import make_video, number_of
 
 from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
-from cogvideo.theatre.dataset import make_theatre
+from cogvideo.theatre.dataset import TheatreClip, make_theatre
 from cogvideo.theatre.drawing import render
 
 TENTHS = [i / 10 for i in range(30)]
@@ -101,6 +101,7 @@ def test_clips_that_look_the_same_are_one_group():
     clips = open_dataset("theatre:train?clips=300").clips
     looks: dict[str, set[tuple]] = {}
     for clip in clips:
+        assert isinstance(clip, TheatreClip)
         truth = clip.clip
         looks.setdefault(clip.group, set()).add((*truth.names(0), truth.background[0], truth.duration[0]))
     assert all(len(found) == 1 for found in looks.values()) and 200 < len(looks) < 300

@@ -190,7 +190,7 @@ def test_render_shows_the_state_of_every_time(size):
     frames, shown = render(clips, times, size), states(clips, times)
     assert frames.shape == (5, 4, 3, size, size) and frames.dtype == torch.float32
     for i, t in np.ndindex(5, 4):
-        picture = draw(*clips.names(i), shown[i, t], BACKGROUNDS[clips.background[i]], size)
+        picture = draw(*clips.names(i), int(shown[i, t]), BACKGROUNDS[clips.background[i]], size)
         assert torch.equal((frames[i, t] * 255).round().byte(), torch.from_numpy(picture).permute(2, 0, 1))
 
 
@@ -211,7 +211,7 @@ def test_random_frames_are_reproducible_by_seed():
 
 
 def test_a_known_frame_costs_a_fraction_of_a_new_one():
-    clips = Clips(*(np.full(17, value) for value in (3, 1, 2)), np.full(17, 1.0))
+    clips = Clips(np.full(17, 3), np.full(17, 1), np.full(17, 2), np.full(17, 1.0))
     times = np.arange(17)[:, None] / 16
     render(clips, times)  # layers are drawn
 

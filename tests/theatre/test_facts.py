@@ -61,7 +61,8 @@ def test_reading_is_weight_and_rise_on_the_patches_that_show_it(name, made):
 def test_sources_are_parts_of_the_attention_to_other_frames(name, made):
     (clip,), (there,) = clips_of(name, 1)
     captured = clip.capture(channels=["temporal"])
-    table = effects.sources([clip], [[3]], [there])
+    assert captured.temporal is not None and captured.temporal_visible is not None
+    table = effects.sources([clip], [[3]], np.stack([there]))
     layer, head, sums = 1, 1, {}
     for even, keys in (("", captured.temporal[layer, head]), ("even ", captured.temporal_visible[layer])):
         for time, patch in np.argwhere(there):
@@ -97,7 +98,9 @@ def test_silencing_is_the_rise_without_the_temporal_channel():
         assert row.rise == pytest.approx(float(np.mean(rises)), abs=1e-5) and not math.isclose(
             row.rise, 0, abs_tol=1e-4
         )
-    gate = clips[0].model.blocks[1].gate.sigmoid().mean().item()
+    weight = clips[0].model.blocks[1].gate
+    assert weight is not None
+    gate = weight.sigmoid().mean().item()
     assert table["temporal share"][1] == pytest.approx(1 - gate, abs=1e-5)
 
 

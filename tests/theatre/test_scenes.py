@@ -148,7 +148,9 @@ def test_english_sentences_can_be_read_back():
     for actor, action, thing, duration in EVERYTHING:
         read = ENGLISH.fullmatch(caption(actor, action, thing, duration))
         assert read and (read["actor"], read["action"], read["thing"]) == (actor, action, thing)
-        assert read["adverb"].strip() == {1: "quickly", 2: "", 4: "slowly", 8: "very slowly"}[duration]
+        assert (
+            read["adverb"].strip() == {1.0: "quickly", 2.0: "", 4.0: "slowly", 8.0: "very slowly"}[duration]
+        )
         assert (read["article"] == "an") == (actor[0] in "aeiou")
 
 
