@@ -7,6 +7,7 @@ ones, and the distance grows as samples get fewer (study_gaussians).
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from cogvideo.evaluation.distances import check_features, frechet_distance, kern
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import Recipe, find_recipe
 from cogvideo.evaluation.settings import lines
-from cogvideo.io import commit
+from cogvideo.io import commit, write_json
 
 SUBSETS = 4  # disjoint ones for the spread
 SIZES = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1)  # fractions of the samples that the value is extrapolated from
@@ -40,6 +41,10 @@ class FVDResult:
     n_real: int
     n_generated: int
     protocol: dict
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, whole or not at all."""
+        return write_json(path, asdict(self))
 
 
 def fvd(
