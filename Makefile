@@ -25,7 +25,7 @@ lint: .venv/installed
 	$(BIN)/python -m ruff check $(CHECKED)
 	$(BIN)/python -m ruff format --check $(CHECKED)
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pyright
+	$(BIN)/python -m pyright -p pyproject.toml  # of this tree, whatever lies in the folders above
 
 # The whole recipe from nothing, then its score; the same command resumes a killed run.
 demo-weights: .venv/installed
