@@ -21,11 +21,12 @@ demo: .venv/installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
+# -p: this tree's settings, whatever lies in the folders above it.
 lint: .venv/installed
 	$(BIN)/python -m ruff check $(CHECKED)
 	$(BIN)/python -m ruff format --check $(CHECKED)
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pyright -p pyproject.toml  # of this tree, whatever lies in the folders above
+	$(BIN)/python -m pyright -p pyproject.toml
 
 # The whole recipe from nothing, then its score; the same command resumes a killed run.
 demo-weights: .venv/installed
