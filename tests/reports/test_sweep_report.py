@@ -151,7 +151,8 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
 
 
 def p_of(pair: Any) -> float:
-    return float(pair.mean() == 0) if pair.std() == 0 else float(stats.ttest_1samp(pair, 0).pvalue)
+    tested: Any = stats.ttest_1samp(pair, 0)
+    return float(pair.mean() == 0) if pair.std() == 0 else float(tested.pvalue)
 
 
 def holm(p: list[float]) -> list[float]:

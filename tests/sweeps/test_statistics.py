@@ -102,8 +102,8 @@ def test_intervals_have_the_confidence_of_holm_s_steps():
 
 def of_p(p: float) -> Difference:
     """A difference of 1 over six seeds with this p alone."""
-    error = 1 / stats.t.ppf(1 - p / 2, 5)
-    half = error * stats.t.ppf(0.975, 5)
+    error = 1 / float(stats.t.ppf(1 - p / 2, 5))
+    half = float(error * stats.t.ppf(0.975, 5))
     return Difference("a", "b", "fvd", 1.0, 1 - half, 1 + half, p, 6)
 
 
