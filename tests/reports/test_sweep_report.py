@@ -24,7 +24,7 @@ from cogvideo.sweeps import table
 from cogvideo.sweeps.spec import fingerprint, load
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "notebooks" / "multi_frame_rate_ablation.ipynb"
+NOTEBOOK = ROOT / "notebooks" / "05_multi_frame_rate_ablation.ipynb"
 COMMITTED = sorted((ROOT / "reports" / "ablations").glob("*.csv"))
 VARIANTS = ["cogvideo", "overlap-2", "from-nothing"]
 METRICS = ["fvd", "order", "loss"]
