@@ -51,7 +51,7 @@ def find_parts(places: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def _model_part(folder: Path) -> str | None:
-    """Which of MODELS the model in a folder is; None: no model, an image model, or another super-resolution."""
+    """Which of MODELS a folder holds; None: no model, an image model, or another super-resolution."""
     if not (folder / "config.json").is_file():
         return None
     settings = read_json(folder / "config.json", advice=ADVICE)

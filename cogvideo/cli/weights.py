@@ -48,8 +48,8 @@ def assemble(
         list[str],
         typer.Argument(
             metavar="FROM...",
-            help="Where its parts are, first come first: run_dirs of trainings, model folders, tokenizer files, "
-            "pipeline folders or demo.",
+            help="Where its parts are, first come first: run_dirs of trainings, model folders, "
+            "tokenizer files, pipeline folders or demo.",
         ),
     ],
     dtype: FileDtype = "keep",
