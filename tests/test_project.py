@@ -13,9 +13,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cogvideo.checkpoints.registry import DEMO, weights_hash
+
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
 ROOT = Path(__file__).parents[1]
+REPORTS = ROOT / "reports" / "README.md"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 CONDA_NAMES = {  # under other names on conda-forge
     "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch",
@@ -236,3 +239,57 @@ def test_type_ignores_are_few_and_say_why():
 def test_no_module_outgrows_one_room():
     for path in (ROOT / "cogvideo").rglob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 400, path
+
+
+def listed_results() -> dict[str, tuple[str, str, str]]:
+    """Committed results, as reports/README.md lists them: path -> command, commit, weights."""
+    rows = re.findall(
+        r"^\| `([^`]+)` \|.*\| `(\w[^`]*)` \| (\S+) \| (\S+) \|$", REPORTS.read_text("utf-8"), re.M
+    )
+    return {path: (command, commit, weights) for path, command, commit, weights in rows}
+
+
+def stale(folder: Path, results: dict[str, tuple[str, str, str]], shipped: str) -> list[str]:
+    """Sentences about results that are not listed, are not what the list says, or are of other weights."""
+    wrong = []
+    kept = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    kept = [path for path in kept if path != "README.md" and not path.startswith(("runs/", "sweeps/"))]
+    wrong += [
+        f"{p} is not listed"
+        for p in kept
+        if not any(p == r or p.startswith(r.rstrip("/") + "/") for r in results)
+    ]
+    for path, (_, commit, weights) in results.items():
+        files = [folder / path] if (folder / path).is_file() else sorted((folder / path).rglob("*.*"))
+        texts = [f.read_text("utf-8") for f in files if f.suffix in (".json", ".csv", ".html")]
+        if not any(commit in text for text in texts):
+            wrong.append(f"{path} does not name the commit {commit}")
+        if weights != "–" and weights != shipped:
+            wrong.append(f"{path} is of the weights {weights}; the shipped ones are {shipped}")
+        told = {
+            found for text in texts for found in re.findall(r'"(?:sha256|weights)": "([0-9a-f]{16})"', text)
+        }
+        if told - {weights}:
+            wrong.append(f"{path} is of the weights {told}; the list says {weights}")
+    return wrong
+
+
+def test_committed_results_are_of_the_shipped_weights():
+    """Results of older weights, or that nobody can repeat, do not stay in the repository."""
+    results = listed_results()
+    assert len(results) >= 4 and all(
+        command.startswith(("cogvideo ", "make ")) for command, *_ in results.values()
+    )
+    assert stale(REPORTS.parent, results, weights_hash(DEMO)) == []
+
+
+def test_a_result_of_other_weights_is_told(tmp_path):
+    (tmp_path / "new.json").write_text('{"sha256": "0123456789abcdef", "commit": "abc"}')
+    (tmp_path / "page.html").write_text("commit abc")
+    good = {"new.json": ("cogvideo x", "abc", "0123456789abcdef"), "page.html": ("cogvideo y", "abc", "–")}
+    assert stale(tmp_path, good, "0123456789abcdef") == []
+    assert len(stale(tmp_path, good, "f" * 16)) == 1  # new weights are shipped
+    assert (
+        len(stale(tmp_path, {"new.json": ("cogvideo x", "abc", "f" * 16)}, "f" * 16)) == 2
+    )  # and not listed
+    assert len(stale(tmp_path, good | {"page.html": ("cogvideo y", "other", "–")}, "0123456789abcdef")) == 1

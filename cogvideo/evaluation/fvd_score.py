@@ -153,7 +153,7 @@ def card(result: FVDResult) -> str:
         skipped = [line for side in p["skipped"].values() for line in side]
         rows += [
             ("real", p["real"]),
-            ("generated", p["generated"]),
+            ("generated", p["generated"] + (f", weights {p['weights']}" if p.get("weights") else "")),
             ("skipped", "; ".join(skipped) or "none"),
             ("I3D", f"{p['i3d_sha256'][:16]}{'' if p['i3d_known'] else ' (not the known weights)'}"),
             ("commit", p["commit"]),

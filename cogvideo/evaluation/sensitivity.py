@@ -23,7 +23,7 @@ from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import PRESETS, find_recipe
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sides import Side
-from cogvideo.evaluation.sources import generations, open_side, real_sides
+from cogvideo.evaluation.sources import generations, open_side, real_sides, weights_of
 
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 
@@ -88,6 +88,7 @@ def sensitivity(
             found = features_of(side, recipe, network, size=truth.size, **more, **options)
             score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
             rows.append(Row(recipe.name, kind, strength, score))
+    protocol["weights"] = generated and weights_of(generated)
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
     settings.finish(table(result), asdict(result))
     if settings.out:
