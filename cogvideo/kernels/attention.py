@@ -82,13 +82,13 @@ def _combine(parts, stats, out, splits, heads, R: tl.constexpr, D: tl.constexpr,
 
 def shares(keys: int, heads: int) -> tuple[int, int]:
     """(programs that share the keys of a head, blocks that each reads); heads: of all rows."""
-    blocks = triton.cdiv(keys, BLOCK)
+    blocks = -(-keys // BLOCK)
     if keys <= WHOLE:
         return 1, blocks
     steps = 2
-    while heads * triton.cdiv(blocks, steps) > PROGRAMS and steps < blocks:
+    while heads * -(-blocks // steps) > PROGRAMS and steps < blocks:
         steps *= 2
-    return triton.cdiv(blocks, steps), steps
+    return -(-blocks // steps), steps
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
