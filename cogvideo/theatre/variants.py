@@ -211,7 +211,9 @@ VARIANTS = {
     "one-channel": Variant(
         "image model tuned whole, without a second channel", "5.3", start=one_channel, muon_lr=1e-2
     ),
-    "unfrozen": Variant("second channel, nothing frozen", "not in the paper", start=unfrozen),
+    "unfrozen": Variant(
+        "second channel, nothing frozen", "not in the paper", start=unfrozen, muon_lr=1e-2
+    ),
     "from-nothing": Variant("from random weights", "5.3", start=from_nothing),
 }  # fmt: skip
 
