@@ -21,6 +21,9 @@ TITLES = {
     "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
     "background": "background steady", "control": "frame-rate text obeyed",
     **{f"order_{seconds}s": f"phases in order, {seconds} s" for seconds in (1, 2, 4, 8)},
+    "order_unseen": "phases in order, unseen", "order_picture_only": "phases in order, picture-only",
+    "same_picture_only": "the same all the time, picture-only",
+    "actor_picture_only": "actor right, picture-only", "object_picture_only": "object right, picture-only",
 }  # fmt: skip
 
 

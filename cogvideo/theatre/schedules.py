@@ -42,7 +42,7 @@ def _one_stage(seconds: float, overlap: int) -> list[Window]:
 
 
 def _hierarchy(begin: float, span: float) -> list[Window]:
-    """Stage 1's five frames, then stage 2's rounds: from frames 0, 2, 4 of five neighbours the two between."""
+    """Stage 1's five frames, then rounds of stage 2: from every other one of five frames the two between."""
     times = tuple(begin + np.linspace(0, span, FRAMES))
     found = [Window(1, times[:1], times[1:])]
     while (step := times[1] - times[0]) > 1 / FPS:
