@@ -253,7 +253,7 @@ def listed_results() -> dict[str, tuple[str, str, str]]:
 def stale(folder: Path, results: dict[str, tuple[str, str, str]], shipped: str) -> list[str]:
     """Sentences about results that are not listed, are not what the list says, or are of other weights."""
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    kept = [path for path in kept if path != "README.md" and not path.startswith(("runs/", "sweeps/"))]
+    kept = [p for p in kept if not (p.endswith("README.md") or p.startswith(("runs/", "sweeps/")))]
     below = tuple(path for path in results if path.endswith("/"))
     wrong = [f"{path} is not listed" for path in kept if path not in results and not path.startswith(below)]
     for path, (_, commit, weights) in results.items():
