@@ -50,8 +50,9 @@ def drift(pipe: Pipeline, asked: Questions, variant: str = "cogvideo") -> Drift:
         real = (some.real_frames(round(seconds * FPS) + 1) * 255).round().byte().numpy()
         tokens = {"truth": pipe.tokens(real)}
         for way, truth in {"forced": tokens["truth"], "free": None}.items():
-            first, seeds = tokens["truth"][:, 0], some.seeds.tolist()
-            tokens[way] = make(pipe, Request(first, some.prompts, seeds, seconds, truth))
+            first, seeds, whole = tokens["truth"][:, 0], some.seeds.tolist(), np.ones(len(rows), bool)
+            asking = Request(first, some.prompts, seeds, some.spans, whole, truth)
+            tokens[way] = torch.stack(make(pipe, asking))
             agreement[way][rows] = _by_time((tokens[way] == tokens["truth"]).float().mean(-1))
         for way, drawn in tokens.items():
             frames = pipe.pixels(drawn)

@@ -34,8 +34,10 @@ def test_floor_spread_and_counts():
     assert result.spread[0] > result.value and result.spread[1] > 0  # subsets are smaller, so higher
     assert (result.n_real, result.n_generated) == (64, 80)
     assert [n for n, _ in result.curve] == [16, 21, 32, 43, 64]
+    assert result.mind is not None
     assert result.mind == sliced_distance(gaussians(64, 0), gaussians(80, 1, 1.0))
-    assert result.mind_floor == sliced_distance(gaussians(64, 0), gaussians(64, 2)) < result.mind
+    assert result.mind_floor == sliced_distance(gaussians(64, 0), gaussians(64, 2))
+    assert result.mind_floor < result.mind
     falling = [value for _, value in result.mind_curve]  # as samples get more
     assert (
         falling[0]
