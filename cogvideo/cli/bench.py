@@ -140,7 +140,7 @@ def full_size(
 
 @app.command()
 def make_checkpoint(
-    out: Annotated[Path, typer.Argument(help="The folder to make; for all, of four folders.")],
+    out: Annotated[Path, options.folder("The folder to make; for all, of four folders.")],
     kind: Annotated[str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all but itersr.")] = "all",
     layers: options.Layers = 48,
     width: options.Width = 3072,

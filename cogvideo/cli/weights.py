@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import BeginOfImage, FileDtype, ImageTokens
+from cogvideo.cli.options import BeginOfImage, FileDtype, ImageTokens, folder
 
 app = typer.Typer(name="weights", help="Find, download, inspect and convert weights.", no_args_is_help=True)
 
@@ -47,7 +47,7 @@ def convert(
         Path,
         typer.Argument(help="A released folder or zip, ice_image.pt, the whole release, a native folder."),
     ],
-    target: Annotated[Path, typer.Argument(help="The native or pipeline folder to make.")],
+    target: Annotated[Path, folder("The native or pipeline folder to make.")],
     dtype: FileDtype = "bf16",
     image_tokens: ImageTokens = 20000,
     begin_of_image: BeginOfImage = 150000,
