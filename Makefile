@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := reports/runs/demo
 CHECKED := cogvideo tests notebooks
 
-.PHONY: demo test lint demo-weights pictures clean
+.PHONY: demo test lint lab notebooks docs wheel demo-weights pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -27,6 +27,32 @@ lint: .venv/installed
 	$(BIN)/python -m ruff format --check $(CHECKED)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pyright -p pyproject.toml
+
+# The notebooks, to be read in the order of their numbers: notebooks/README.md.
+lab: .venv/installed
+	$(BIN)/python -m jupyter lab --notebook-dir=. notebooks/README.md
+
+# All of them executed, to be read in a browser: reports/runs/notebooks/*.html.
+notebooks: .venv/installed
+	TQDM_DISABLE=1 $(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir reports/runs/notebooks \
+		notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --to html reports/runs/notebooks/*.ipynb
+	@echo "Open reports/runs/notebooks/*.html"
+
+# docs/ as a site without a network, with the notebooks as `make notebooks` left them. A broken link is an error.
+docs: .venv/installed
+	@rm -rf build/docs && mkdir -p build/docs
+	@tar -cf - --exclude='*.safetensors' --exclude=__pycache__ *.md LICENSE CITATION.cff pyproject.toml docs notebooks \
+		configs reports/*.md reports/sweeps cogvideo tests/test_project.py | tar -xf - -C build/docs
+	@cp reports/runs/notebooks/*.ipynb build/docs/notebooks/ 2>/dev/null || true
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --config-file mkdocs.yml
+	@echo "Open build/site/index.html"
+
+# A wheel, installed in an empty environment, with extras and without, makes a clip there.
+wheel: .venv/installed
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w dist .
+	$(BIN)/python -m pytest -n0 -q tests/test_wheel.py
 
 # The whole recipe from nothing, then its score; the same command resumes a killed run.
 demo-weights: .venv/installed

@@ -202,7 +202,7 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise CogVideoError(f"Cannot read the settings {path}: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that are none; brackets without end
         raise CogVideoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise CogVideoError(f"{path} should hold keys and values.")
@@ -218,7 +218,7 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
                 raise CogVideoError(f"--set {override!r}: {parent!r} is a value, not a group of settings.")
         try:
             target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise CogVideoError(f"--set {override!r}: {text!r} is not a YAML value.") from None
     return values
 

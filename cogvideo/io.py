@@ -96,7 +96,7 @@ def read_json(
         if default is not None:
             return default
         raise CogVideoError(f"{path} is missing: {advice}.") from None
-    except (OSError, ValueError) as error:  # of JSON or UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # of JSON or UTF-8; brackets without end
         reason = getattr(error, "strerror", None) or error
         raise CogVideoError(f"{path} is damaged ({reason}): {advice}.") from None
     if not isinstance(values, kind):
@@ -149,11 +149,10 @@ def check_place(path: str | Path) -> Path:
 
 
 def check_folder(path: str | Path, advice: str = "choose another folder") -> Path:
-    """The path, if a folder can be written there, with what is missing above it; nothing is made yet."""
+    """The path, if it can be written there with the folders missing above it; nothing is made yet."""
     path = Path(path)
-    _check(
-        path, next(place for place in (path.absolute(), *path.absolute().parents) if place.exists()), advice
-    )
+    there = path.absolute()
+    _check(path, next(place for place in (there, *there.parents) if place.exists()), advice)
     return path
 
 

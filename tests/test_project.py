@@ -21,7 +21,7 @@ CONDA_NAMES = {  # under other names on conda-forge
     "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch",
     "playwright": "playwright-python", "scikit-video": "sk-video",
 }  # fmt: skip
-CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
+CONDA_ONLY = {"python", "nodejs", "mkdocstrings-python", "pip"}  # what extras of pyright, mkdocstrings bring
 
 
 def declared() -> dict[str, Requirement]:
@@ -163,6 +163,8 @@ def test_the_tests_mirror_the_package():
     """tests/ROOM/test_X.py tests cogvideo/ROOM/X.py."""
     others = {
         "test_import.py",  # cogvideo/__init__.py
+        "test_fuzzing.py",  # readers of several rooms
+        "test_documents.py",  # the commands in README and docs
         "test_project.py",
         "checkpoints/test_inspect_files.py",  # inspect.py, from real and damaged files
         "explore/test_capture.py",  # __init__.py: the public capture

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from cogvideo.cli import options
+from cogvideo.io import check_folder
 
 app = typer.Typer(name="bench", help="Measure time and memory.", no_args_is_help=True)
 
 RESULTS = Path("reports/benchmarks")
-ReportFile = Annotated[Path, options.output("The report, as JSON.")]
+ReportFile = Annotated[Path, options.output("The report, as JSON; missing folders are made.", check_folder)]
 
 
 def _show(report: dict[str, Any], render: Any, path: Path | None) -> None:

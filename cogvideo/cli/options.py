@@ -15,9 +15,9 @@ Number = TypeVar("Number", int, float)
 FORMER = {"--out": "--output", "--sheet": "--output", "--hidden": "--width"}
 
 
-def output(help: str):
+def output(help: str, check: Callable[[Path], Path] = check_place):
     """The option for the file that a command writes; whether it can be written is tried before the work."""
-    return typer.Option("-o", "--output", help=help, callback=_unless_missing(check_place))
+    return typer.Option("-o", "--output", help=help, callback=_unless_missing(check))
 
 
 def folder(help: str):

@@ -1,7 +1,9 @@
-"""What several commands refuse before their work: numbers out of range, and places where nothing can be written."""
+"""What several commands refuse before their work: numbers out of range, places that cannot be written."""
 
 import json
 import tempfile
+from io import FileIO
+from pathlib import Path
 
 import pytest
 from cli.test_app import PROMPT, assert_one_sentence
@@ -33,7 +35,7 @@ WRITERS = {
 def command(tmp_path, monkeypatch):
     """command(name): its arguments, in a folder that has the files they name."""
     (tmp_path / "prompts.txt").write_text(PROMPT)
-    demo = options.Path(options.__file__).parents[2] / "configs" / "demo.yaml"
+    demo = Path(options.__file__).parents[2] / "configs" / "demo.yaml"
     (tmp_path / "demo.yaml").write_bytes(demo.read_bytes())
     sweeps = tmp_path / "out" / "sweeps"
     sweeps.mkdir(parents=True)
@@ -48,7 +50,7 @@ def command(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_sentence_before_the_work(run, tmp_path, monkeypatch, command, name):
     """/dev/full says what a full disk says; nothing but the probe is ever written."""
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: FileIO("/dev/full", "w"))
     assert_one_sentence(run(*command(name)), "No space left on device", "out")
     made = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
     assert not made
@@ -79,13 +81,10 @@ def test_a_cache_that_cannot_be_written(run, tmp_path, monkeypatch, arguments):
 
 
 @pytest.mark.parametrize("seed", [2**63, -1, 10**30])
-@pytest.mark.parametrize(
-    "arguments",
-    [["generate", PROMPT], ["explore", PROMPT], ["evaluate", "fvd", "a", "b"], ["bench", "sampler"]],
-)
-def test_seeds_beyond_64_bits(run, tmp_path, monkeypatch, arguments, seed):
+@pytest.mark.parametrize("command", ["generate x", "explore x", "evaluate fvd a b", "bench sampler"])
+def test_seeds_beyond_64_bits(run, tmp_path, monkeypatch, command, seed):
     monkeypatch.chdir(tmp_path)
-    assert_one_sentence(run(*arguments, "--seed", seed), str(seed), "2**63 - 1")
+    assert_one_sentence(run(*command.split(), "--seed", seed), str(seed), "2**63 - 1")
 
 
 @pytest.mark.parametrize("guidance", ["nan", "inf", "-inf"])
@@ -96,9 +95,9 @@ def test_guidance_that_is_not_finite(run, tmp_path, monkeypatch, arguments, guid
 
 
 @pytest.mark.parametrize(
-    "text, kind, found", [(None, int, None), ("0,2", int, (0, 2)), ("0.5,1", float, (0.5, 1.0))]
+    "kind, text, found", [(int, None, None), (int, "0,2", (0, 2)), (float, "0.5", (0.5,))]
 )
-def test_numbers(text, kind, found):
+def test_numbers(kind, text, found):
     assert options.numbers(text, "--x", kind) == found
     with pytest.raises(CogVideoError, match=r"^--x should be .*numbers with commas.*'1;2'"):
         options.numbers("1;2", "--x", kind)

@@ -15,9 +15,8 @@ def test_mistakes_are_one_sentence(run, tmp_path, monkeypatch):
 
 def test_help_lists_every_setting_and_what_the_code_says_of_it(run):
     code, out, _ = run("train", "--help")
-    settings = [
-        row.split("  ")[0] for row in (line.strip() for line in out.partition("Settings of")[2].splitlines())
-    ]
+    rows = out.partition("Settings of")[2].splitlines()
+    settings = [row.strip().split("  ")[0] for row in rows]
     assert code == 0 and {"stage", "optimizer.steps", "seed = 0", "tensorboard = True"} <= set(settings)
     assert "a folder that `cogvideo data tokenize` made" in out and "stage1 or stage2 or image" in out
     names = {field.name for field in fields(TrainingConfig)}
