@@ -229,7 +229,7 @@ def settings_help(cls: type["DataclassInstance"], group: str = "") -> list[tuple
     rows, hints = [], get_type_hints(cls)
     for setting in fields(cls):
         kind, name = hints[setting.name], f"{group}{setting.name}"
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             rows += settings_help(kind, f"{name}.")
             continue
         default = "" if setting.default is MISSING else f" = {setting.default}"

@@ -1,7 +1,7 @@
 """Every command in the README and in docs/ can be run as it is written; what takes long is checked, not run.
 
-A command of `cogvideo` is parsed by the program's own parser, with the types of its options. Short ones are run,
-in a folder that has the files they name. The README's Python is run as a whole.
+A command of `cogvideo` is parsed by the program's own parser, with the types of its options. Short ones are
+run, in a folder that has the files they name. The README's Python is run as a whole.
 """
 
 import re
@@ -70,7 +70,7 @@ def test_a_target_is_there(line):
 
 SHORT = [
     'cogvideo generate "a lion drinks milk slowly" -o lion.mp4 --seconds 0.5 --seed 0',
-    "cogvideo generate --prompts prompts.txt --out-dir clips --seconds 0.5",
+    "cogvideo generate --prompts prompts.txt --out-dir made --seconds 0.5",
     "cogvideo data make-theatre clips --clips 2 --seed 0",
     "cogvideo data inspect clips",
     "cogvideo data tokenize clips tokens/stage1 --weights demo",

@@ -1,6 +1,6 @@
 """Readers of files that come from anywhere, given damaged ones: an answer or a CogVideoError, nothing else.
 
-COGVIDEO_FUZZ_SECONDS is how long each reader is tried, by default a second: 60 in CI, an hour by hand.
+COGVIDEO_FUZZ_SECONDS is how long each reader is tried, by default 0.7: 60 in CI, an hour by hand.
 """
 
 import io
@@ -28,7 +28,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.runtime.tensors import open_safetensors
 from cogvideo.sweeps.spec import load
 
-SECONDS = float(os.environ.get("COGVIDEO_FUZZ_SECONDS", 1))
+SECONDS = float(os.environ.get("COGVIDEO_FUZZ_SECONDS", 0.7))
 
 
 def zip_bytes() -> bytes:
@@ -94,18 +94,17 @@ def test_damaged_files_are_answered_or_one_sentence(tmp_path, name):
     filename, whole, read = READERS[name]
     content = whole if whole is not None else video_bytes(tmp_path, Path(filename).suffix)
     folder = tmp_path / "fuzzed"
-    count, left = 0, SECONDS
+    count, end = 0, time.thread_time() + SECONDS
 
     @settings(
-        max_examples=int(1000 * SECONDS), deadline=None, derandomize=SECONDS <= 1, database=None,
-        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        max_examples=int(1000 * SECONDS) or 1, deadline=None, derandomize=SECONDS <= 1, database=None,
+        phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow],
     )  # fmt: skip
     @given(damaged(content))
     def reading(case: bytes) -> None:
-        nonlocal count, left
-        if left <= 0:
+        nonlocal count
+        if time.thread_time() > end:
             return
-        began = time.thread_time()
         folder.mkdir()
         (folder / filename).write_bytes(case)
         try:
@@ -114,7 +113,7 @@ def test_damaged_files_are_answered_or_one_sentence(tmp_path, name):
             assert "\n" not in str(error) and len(str(error)) < 2000
         finally:
             shutil.rmtree(folder)
-            count, left = count + 1, left - (time.thread_time() - began)
+            count += 1
 
     reading()
-    assert count >= 20
+    assert count >= 5

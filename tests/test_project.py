@@ -98,6 +98,11 @@ def test_make_demo_says_last_what_to_open():
     assert last.startswith('echo "Done. Open this page') and "reports/runs/demo/index.html" in last
 
 
+def test_the_wheel_is_small_and_tried_in_an_empty_environment():
+    ran = "\n".join(planned("wheel"))
+    assert re.search(r"pip wheel .*-size \+40000k.*-m venv .*pip install .*cogvideo generate", ran, re.DOTALL)
+
+
 def planned(target: str) -> list[str]:
     """What make would run for a target in a fresh clone."""
     make = subprocess.run(
