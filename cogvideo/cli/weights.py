@@ -24,7 +24,7 @@ def get(
     url: Annotated[str | None, typer.Option(help="Another address of the same file.")] = None,
     file: Annotated[Path | None, typer.Option(help="The file, downloaded by other means.")] = None,
 ) -> None:
-    """Download weights into the cache ($COGVIDEO_CACHE), or check them. A stopped download resumes."""
+    """Download weights into the cache, or check them. It is $COGVIDEO_CACHE; a stopped download resumes."""
     from cogvideo.checkpoints.download import get
 
     path, done = get(name, url, file)
@@ -47,7 +47,7 @@ def assemble(
     places: Annotated[
         list[str],
         typer.Argument(
-            metavar="FROM...",
+            metavar="FROM",
             help="Where its parts are, first come first: run_dirs of trainings, model folders, "
             "tokenizer files, pipeline folders or demo.",
         ),
