@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoints.registry import DEMO, weights_hash
-from cogvideo.data.video import Video, check_place
+from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.fvd_score import card
 from cogvideo.evaluation.protocols import evaluate
 from cogvideo.evaluation.sensitivity import plot_sensitivity, sensitivity
 from cogvideo.evaluation.sensitivity import table as sensitivity_table
 from cogvideo.evaluation.settings import Settings
-from cogvideo.io import commit
+from cogvideo.io import check_place, commit
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.reports import html
 from cogvideo.runtime.machine import describe

@@ -37,7 +37,7 @@ def test_floor_spread_and_counts():
     assert result.mind is not None
     assert result.mind == sliced_distance(gaussians(64, 0), gaussians(80, 1, 1.0))
     assert result.mind_floor == sliced_distance(gaussians(64, 0), gaussians(64, 2))
-    assert result.mind_floor < result.mind
+    assert result.mind_floor is not None and result.mind_floor < result.mind
     falling = [value for _, value in result.mind_curve]  # as samples get more
     assert (
         falling[0]
