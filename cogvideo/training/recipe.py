@@ -1,0 +1,393 @@
+"""From a folder of captioned clips to a pipeline: the parts of a model one after another, for any data.
+
+What the settings leave open is chosen from how many clips there are and what computes: see `defaults`.
+"""
+
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cogvideo.checkpoints.assemble import assemble
+from cogvideo.checkpoints.native import save_model
+from cogvideo.checkpoints.tokenizers import Tokenizers
+from cogvideo.config import ModelConfig, SamplingConfig, from_dict, load_yaml, to_dict
+from cogvideo.data.frame_rates import FRAMES
+from cogvideo.data.sources import Dataset, open_dataset
+from cogvideo.data.tokenize import COMPRESS, ENLARGED, Settings, tokenize
+from cogvideo.data.tokenized import Batch, TokenizedBatches, read_manifest
+from cogvideo.errors import CogVideoError
+from cogvideo.io import make_writable, read_json, write_json, write_whole
+from cogvideo.model.masks import trained_frames
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.hvqvae import HVQVAE
+from cogvideo.tokenizers.text import TextTokenizer, train_text_tokenizer
+from cogvideo.training import distributed
+from cogvideo.training.cost import Cost, measure
+from cogvideo.training.frame_tokenizer import FrameTokenizerConfig, NetworkConfig, train_frame_tokenizer
+from cogvideo.training.loop import use_threads
+from cogvideo.training.optimizer import OptimizerConfig
+from cogvideo.training.run import TEST_BATCHES, Training, TrainingConfig
+
+PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
+KINDS = {"image": "image", "stage1": "sequential", "stage2": "interpolation", "superres": "superres"}
+LONGEST = 64  # text slots, at most
+COUNTED = 200  # batches of training that the unigram distribution is taken from
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    pieces: int = 8000  # of a SentencePiece model of the captions, at most
+    model: str | None = None  # a file instead, such as the released ice_text.model
+
+
+@dataclass(frozen=True)
+class FramesConfig:
+    """See FrameTokenizerConfig, which has the same fields."""
+
+    optimizer: OptimizerConfig
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    start: str | None = None
+    per_clip: int = 12
+    plain: float = 0.15
+    perceptual: str | None = None
+    adversarial: float = 0.0
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """All settings of a recipe; see configs/own.yaml."""
+
+    data: str
+    run_dir: str
+    frames: FramesConfig
+    model: TransformerConfig
+    image: OptimizerConfig
+    stage1: OptimizerConfig
+    stage2: OptimizerConfig
+    superres: OptimizerConfig
+    frame_side: int  # tokens; a frame has 8 pixels for each
+    dtype: Literal["fp32", "bf16"]
+    recompute: bool
+    pictures: str | None = None  # captioned pictures that the image model is shown besides frames
+    parts: tuple[str, ...] = PARTS
+    text: TextConfig = field(default_factory=TextConfig)
+    sampling: SamplingConfig | None = None  # None: the spans that were trained, nothing else unusual
+    per_clip: int = 4  # sequences of a clip, and pictures
+    test_share: float = 0.1  # of the groups of clips
+    seed: int = 0
+    workers: int = 1  # processes that tokenize
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self):
+        if unknown := set(self.parts) - set(PARTS):
+            raise CogVideoError(f"Part {min(unknown)!r} is unknown: choose of {', '.join(PARTS)}.")
+        if self.frame_side < 1 or self.per_clip < 1:
+            raise CogVideoError("frame_side and per_clip must be at least 1.")
+
+
+def defaults(clips: int, gpu: bool) -> dict[str, Any]:
+    """Settings for so many clips: minutes on a CPU for a handful, a night on a GPU for some thousands."""
+    many = min(clips, 5000)
+
+    def steps(least: int, per_clip: float, most: int) -> int:
+        return round(min(max(least, per_clip * many), most))
+
+    if not gpu:
+        size = {"num_layers": 4, "hidden_size": 128, "num_heads": 4}
+        muon: dict[str, Any] = {"batch_size": 8, "warmup": 20}
+        if distributed.world_size() == 1:
+            muon["muon_lr"] = 1e-2
+        network = {"batch_size": 8, "lr": 2e-3, "warmup": 50, "weight_decay": 1e-4}
+        return {
+            "model": size, "frame_side": 8, "dtype": "fp32", "recompute": False,
+            "frames": {"optimizer": network | {"steps": steps(1000, 6, 8000)}},
+            "image": muon | {"steps": steps(300, 4, 6000)}, "stage1": muon | {"steps": steps(400, 4, 6000)},
+            "stage2": muon | {"steps": steps(200, 2, 3000)},
+            "superres": muon | {"steps": steps(60, 0.5, 1000), "batch_size": 4},
+        }  # fmt: skip
+    large = clips >= 1000
+    layers, width = (16, 1024) if large else (12, 512)
+    adam = {"batch_size": 64 if large else 32, "lr": 3e-4, "warmup": 500, "weight_decay": 0.01}
+    wide = {"codes": 8192 if large else 4096, "dim": 64, "channels": 64, "encoder_mult": [1, 2, 4, 4]}
+    return {
+        "model": {"num_layers": layers, "hidden_size": width, "num_heads": width // 64},
+        "frame_side": 16, "dtype": "bf16", "recompute": large,
+        "frames": {
+            "network": wide | {"decoder_mults": [[1, 2, 4, 4]]},
+            "optimizer": {"batch_size": 64, "lr": 5e-4, "warmup": 500, "steps": steps(5000, 20, 60000)},
+        },
+        "image": adam | {"steps": steps(4000, 20, 60000)}, "stage1": adam | {"steps": steps(4000, 20, 60000)},
+        "stage2": adam | {"steps": steps(3000, 10, 30000)},
+        "superres": adam | {"steps": steps(2000, 5, 20000), "batch_size": 16},
+    }  # fmt: skip
+
+
+def filled(values: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+    """The values, and where they say nothing what `left` says."""
+    own = {key: value for key, value in values.items() if value is not None}
+    both = {k: filled(own[k], v) for k, v in left.items() if isinstance(own.get(k), dict) and isinstance(v, dict)}
+    return left | own | both
+
+
+def train(path: str | Path, overrides: list[str] | None = None) -> None:
+    """Run the parts of a recipe in order; finished parts are kept, a part that was cut off is resumed."""
+    values = load_yaml(path, overrides or [])
+    use_threads(values.get("threads"))
+    try:
+        _, _, device = distributed.join()
+        dataset = open_dataset(str(values.get("data")))
+        values = filled(values, defaults(len(dataset.clips), device.type == "cuda"))
+        Recipe(from_dict(RecipeConfig, values, str(path)), dataset).run()
+    finally:
+        distributed.leave()
+
+
+class Recipe:
+    """One method a part; each leaves its result under run_dir."""
+
+    def __init__(self, config: RecipeConfig, dataset: Dataset):
+        self.config, self.run_dir, self.dataset = config, Path(config.run_dir), dataset
+        self.rank, _, self.device = distributed.join()
+        make_writable("run_dir", self.run_dir)
+        pictures = open_dataset(config.pictures) if config.pictures else Dataset("", [], [])
+        self.pictures = Dataset(dataset.label, [*dataset.clips, *pictures.clips], dataset.missing)
+
+    def run(self) -> None:
+        parts = [part for part in PARTS if part in self.config.parts]
+        if "text" in parts:
+            distributed.first_only(self.text)
+        self._say(self.announcement(parts))
+        for part in parts:
+            if part in KINDS:
+                self._train(part)
+            elif part != "text":
+                getattr(self, part)()
+
+    def text(self) -> None:
+        path, c = self.run_dir / "text.model", self.config.text
+        if not path.exists():
+            captions = [clip.caption for clip in self.pictures.clips]
+            write_whole(path, Path(c.model).read_bytes() if c.model else train_text_tokenizer(captions, c.pieces))
+
+    def frames(self) -> None:
+        c, side = self.config, COMPRESS * self.config.frame_side
+        own = {part.name: getattr(c.frames, part.name) for part in fields(c.frames)}
+        shared = ("data", "test_share", "seed", "dtype", "threads", "checkpoint_seconds")
+        own |= {name: getattr(c, name) for name in shared}
+        folder, crop = self.run_dir / "frames", min(side, 128)
+        config = FrameTokenizerConfig(run_dir=str(folder), sides=(side, ENLARGED * side), crop=crop, **own)
+        train_frame_tokenizer(config, self.dataset)
+
+    def assemble(self) -> None:
+        """Put the finished parts into one pipeline folder, and what they score beside it."""
+        tokenizers = {"text": self.run_dir / "text.model", "frames": self.run_dir / "frames/frames.safetensors"}
+        models = {part: self.run_dir / part / "model" for part in ("stage1", "stage2", "superres")}
+        parts = {part: path for part, path in (tokenizers | models).items() if path.exists()}
+        output = self.run_dir / "pipeline"
+
+        def put() -> None:
+            assemble(output, parts, sampling=self.config.sampling or self._sampling(), dtype=torch.float16, overwrite=True)
+            write_json(output / "scores.json", self.scores())
+            write_whole(output / "README.md", self._card())
+
+        distributed.first_only(put)
+        self._say(f'Now: cogvideo generate "{self.dataset.clips[0].caption}" --weights {output} '
+                  f"--seconds {self._sampling().spans[0]:g}")
+
+    def scores(self) -> dict[str, Any]:
+        """What the parts score on clips that were held out, as their own logs say."""
+        found: dict[str, Any] = {"frames": read_json(self.run_dir / "frames/report.json", default={})}
+        for part in KINDS:
+            if (self.run_dir / part / "scores.json").exists():
+                found[part] = read_json(self.run_dir / part / "scores.json")
+        return found
+
+    def announcement(self, parts: list[str]) -> str:
+        """What the parts will cost on this machine, by a trial of two steps of each."""
+        lines, total = [f"{len(self.dataset.clips)} clips, {self.device}; runs in {self.run_dir}"], 0.0
+        for part in parts:
+            if part not in ("text", "assemble"):
+                cost = self._cost(part)
+                lines.append(f"{part:>9}: {cost}")
+                total += cost.seconds
+        return "\n".join([*lines, f"together about {total / 60:.0f} min, and reading the clips"])
+
+    def _train(self, part: str) -> None:
+        folder = self.run_dir / part
+        tokens = self._tokens(part)
+        distributed.first_only(lambda: self._begin(part))
+        c = self.config
+        start = self.run_dir / "image/model" if part in ("stage1", "stage2") else folder / "start"
+        own = {name: getattr(c, name) for name in ("seed", "dtype", "threads", "checkpoint_seconds", "test_share")}
+        steps = getattr(c, part).steps
+        config = TrainingConfig(
+            stage=part, data=str(tokens), start=str(start), run_dir=str(folder), optimizer=getattr(c, part),
+            recompute=c.recompute and part != "superres", samples=0 if part == "superres" else 4,
+            frame_tokenizer=str(self.run_dir / "frames/frames.safetensors"), evaluate_every=max(1, steps // 4),
+            sample_every=max(1, steps // 2), tensorboard=False, **own,
+        )  # fmt: skip
+        training = Training(config)
+        training.run()
+        if not (folder / "scores.json").exists():
+            loss = training.test_loss()["test_loss"]
+            guessing = unigram_loss(training.batches, self._geometry(part), part == "superres")
+            gain = {"test_loss": loss, "unigram_loss": guessing, "below_unigram": 1 - loss / guessing}
+            distributed.first_only(partial(_note, folder / "scores.json", gain))
+        scores = read_json(folder / "scores.json")
+        self._say(f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, "
+                  f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies")
+
+    def _tokens(self, part: str) -> Path:
+        """The tokens that a part is trained on, made where they are missing."""
+        c, out, dataset = self.config, self.run_dir / "tokens" / part, self.pictures if part == "image" else self.dataset
+        load = partial(read_tokenizers, self.run_dir, c.frame_side, self._sizes()["text_length"])
+        settings = Settings(KINDS[part], per_clip=c.per_clip)
+        device = str(self.device)
+        tokenize(dataset, out, load, settings, workers=c.workers, device=device, progress=self.rank == 0)
+        distributed.most(0)  # until the others have done their shards
+        return out
+
+    def _begin(self, part: str) -> None:
+        """The random model that a part starts from."""
+        folder = self.run_dir / part / "start"
+        if (folder / "config.json").exists() or part in ("stage1", "stage2"):
+            return
+        codebook = self._frame_tokenizer().codebook
+        if part == "image":
+            model = CogVideoTransformer(self._geometry(part)).initialize(self.config.seed, codebook)
+            save_model(model, folder)
+        else:
+            DirectSuperResolution.from_config(self._large(), self.config.seed, codebook).save_pretrained(folder)
+
+    def _frame_tokenizer(self) -> FrameTokenizer:
+        return FrameTokenizer.load(self._need("frames/frames.safetensors"))
+
+    def _need(self, name: str) -> Path:
+        path = self.run_dir / name
+        if not path.exists():
+            raise CogVideoError(f"{path} is not there yet: let parts begin with {Path(name).parts[0].split('.')[0]}.")
+        return path
+
+    def _sizes(self) -> dict[str, Any]:
+        """What the models have in common; the frame tokenizer need not be there yet."""
+        side, path = self.config.frame_side, self.run_dir / "frames/frames.safetensors"
+        codes = self._frame_tokenizer().num_codes if path.exists() else self.config.frames.network.codes
+        text = TextTokenizer(self._need("text.model"), codes)
+        slots = text_slots(text, self.pictures)
+        return to_dict(self.config.model) | {
+            "vocab_size": text.vocab_size, "image_tokens": codes, "begin_of_image": text.begin_of_image,
+            "base_positions": slots + side**2, "text_length": slots,
+        }  # fmt: skip
+
+    def _geometry(self, part: str) -> ModelConfig:
+        side, sizes = self.config.frame_side, self._sizes()
+        first = {"num_frames": 1, "temporal": False, "first_frame_position": sizes["text_length"]}
+        image = ModelConfig(frame_height=side, frame_width=side, **first, **sizes)
+        if part in ("stage1", "stage2"):
+            return image.video(order="sequential" if part == "stage1" else "interpolation")
+        return image
+
+    def _large(self) -> SuperResolutionConfig:
+        side, sizes = self.config.frame_side, self._sizes()
+        slots = sizes.pop("text_length")
+        return SuperResolutionConfig(
+            low_height=side, low_width=side, scale=ENLARGED, text_slots=slots + 1, low_position=slots,
+            **sizes | {"base_positions": slots + 1 + side**2},
+        )  # fmt: skip
+
+    def _cost(self, part: str) -> Cost:
+        """By a trial on random tokens."""
+        c = self.config
+        optimizer = c.frames.optimizer if part == "frames" else getattr(c, part)
+        rows = max(1, optimizer.batch_size // optimizer.accumulate // distributed.world_size())
+        if part == "frames":
+            n, crop = c.frames.network, min(COMPRESS * c.frame_side, 128)
+            network = HVQVAE(n.codes, n.dim, n.channels, n.encoder_mult, n.decoder_mults)
+            frames = torch.rand(rows, 3, crop, crop, device=self.device)
+
+            def loss() -> Tensor:
+                made = [network.frames(network.vectors(frames, rate), rate) for rate in network.rates]
+                return sum((frames - one).abs().mean() for one in made) + torch.zeros(())
+
+            tokens = rows * sum((crop // rate) ** 2 for rate in network.rates)
+            return measure(network, loss, optimizer, tokens, self.device, c.dtype)
+        if part == "superres":
+            g = self._large()
+            model = DirectSuperResolution.from_config(g)
+            low, high = (torch.zeros(rows, n, dtype=torch.int64, device=self.device) for n in (g.low_tokens, g.high_tokens))
+            text = torch.full((rows, g.text_slots - 1), g.image_tokens, device=self.device)
+            every = text > 0
+            return measure(model, lambda: model.loss(text, low, high, text_mask=every), optimizer,
+                           rows * g.high_tokens, self.device, c.dtype)
+        g = self._geometry(part)
+        video = CogVideoTransformer(g).initialize(0)
+        ids = torch.full((rows, g.text_length), g.image_tokens, device=self.device)
+        shown = torch.zeros(rows, g.num_frames, g.frame_tokens, dtype=torch.int64, device=self.device)
+        trained = None if part == "image" else list(video.temporal_parameters())
+        return measure(video, lambda: video.frame_losses(ids, shown, ids > 0, recompute=c.recompute).mean(),
+                       optimizer, rows * g.num_frames * g.frame_tokens, self.device, c.dtype, trained)
+
+    def _sampling(self) -> SamplingConfig:
+        """Draws at the spans that stage 1 was trained with, of its own captions for examples."""
+        rates = read_manifest(self._need("tokens/stage1"))["rates"]
+        spans = tuple(sorted((FRAMES - 1) / float(rate) for rate in rates))
+        examples = tuple(dict.fromkeys(clip.caption for clip in self.dataset.clips[:200]))[:3]
+        return SamplingConfig(spans=spans, key_guidance=1.0, first_top_k=8, top_k=8, examples=examples)
+
+    def _card(self) -> str:
+        lines = ["# Weights of your own", "", f"Trained by `cogvideo train` on {len(self.dataset.clips)} clips.", ""]
+        for part, scores in self.scores().items():
+            values = ", ".join(f"{k} {v:.3g}" for k, v in scores.items() if isinstance(v, (int, float)))
+            nested = (f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in some.items())
+                      for name, some in scores.items() if isinstance(some, dict) and name != "enlarged")
+            lines.append(f"- {part}: {values or '; '.join(nested)}")
+        return "\n".join([*lines, "", "Scores are of clips that training never saw; losses in nats a token.", ""])
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def _note(path: Path, values: dict[str, float]) -> None:
+    write_json(path, values)
+
+
+def read_tokenizers(run_dir: Path, frame_side: int, text_length: int) -> Tokenizers:
+    """What a recipe has made so far of tokenizers."""
+    frames = FrameTokenizer.load(run_dir / "frames/frames.safetensors")
+    text = TextTokenizer(run_dir / "text.model", frames.num_codes)
+    return Tokenizers(text, frames, frame_side, frame_side, text_length)
+
+
+def text_slots(text: TextTokenizer, dataset: Dataset) -> int:
+    """Slots for the longest caption with a frame-rate text, at most LONGEST."""
+    captions = {clip.caption for clip in dataset.clips}
+    return min(LONGEST, max(len(text.encode(caption)) for caption in captions) + 2)
+
+
+def unigram_loss(batches: TokenizedBatches, config: ModelConfig, large: bool) -> float:
+    """Cross entropy (nats) of the test loss's tokens if guessed by their frequencies in training."""
+
+    def tokens(batch: Batch) -> Tensor:
+        return batch.high_res.flatten() if large and batch.high_res is not None else batch.frames[:, times].flatten()
+
+    times = trained_frames(config)
+    count = min(COUNTED, -(-batches.count() // batches.batch_size))
+    seen = torch.cat([tokens(batches(step)) for step in range(count)])
+    frequency = torch.bincount(seen, minlength=config.image_tokens).float() + 1
+    test = torch.cat([tokens(batches(step, split="test")) for step in range(TEST_BATCHES)])
+    return -(frequency / frequency.sum()).log()[test].mean().item()
