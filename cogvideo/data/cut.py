@@ -36,7 +36,9 @@ def cut(
     """
     moment = 1.25 * seconds if moment is None else moment
     if not 0 < seconds <= moment or min(pieces, side) < 1:
-        raise CogVideoError("Pieces must last more than 0 seconds and no longer than a moment; 1 or more of each.")
+        raise CogVideoError(
+            "Pieces must last more than 0 seconds and no longer than a moment; 1 or more of each."
+        )
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for part in tqdm(list(_moments(_videos(source), moment)), desc="cutting", unit="moment"):
@@ -67,7 +69,9 @@ def cut(
 def _moments(videos: Dataset, moment: float) -> Iterator[FileClip]:
     for clip in videos.clips:
         if not isinstance(clip, FileClip):
-            raise CogVideoError(f"{videos.label} has no files to be cut: name a folder or captions of videos.")
+            raise CogVideoError(
+                f"{videos.label} has no files to be cut: name a folder or captions of videos."
+            )
         length = clip.timeline().end
         for number in range(max(1, round(length / moment))):
             start = clip.start + number * moment

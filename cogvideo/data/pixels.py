@@ -31,14 +31,18 @@ def make_pool(
     digest = hashlib.sha256(repr((facts, list(sides), per_clip)).encode()).hexdigest()[:16]
     if (folder / NOTE).exists():
         if read_json(folder / NOTE)["digest"] != digest:
-            raise CogVideoError(f"{folder} has frames of other clips or sizes: delete it, or choose another run_dir.")
+            raise CogVideoError(
+                f"{folder} has frames of other clips or sizes: delete it, or choose another run_dir."
+            )
         return
     groups: list[int] = []
     with replacing(folder, parents=True, one_writer=True) as part:
         part.mkdir()
         files = [(part / f"{side}.bin").open("wb") for side in sides]
         try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # FFmpeg works outside Python's lock
+            with ThreadPoolExecutor(
+                min(8, os.cpu_count() or 1)
+            ) as pool:  # FFmpeg works outside Python's lock
                 read = pool.map(lambda clip: _frames(clip, sides, per_clip), dataset.clips)
                 bar = tqdm(read, total=len(dataset.clips), desc="frames", unit="clip", disable=not progress)
                 for clip, found in zip(dataset.clips, bar, strict=True):

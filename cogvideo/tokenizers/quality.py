@@ -15,7 +15,7 @@ C1, C2 = 0.01**2, 0.03**2  # of SSIM, for values in 0..1
 
 @torch.no_grad()
 def quality(tokenizer: FrameTokenizer, frames: Tensor, compress: int) -> tuple[dict[str, float], Tensor]:
-    """PSNR (dB), SSIM, codes used and their perplexity on frames [B,3,H,W] in 0..1 -> (these, rebuilt frames).
+    """PSNR (dB), SSIM, codes used, their perplexity on frames [B,3,H,W] in 0..1 -> (these, rebuilt frames).
 
     Perplexity: so many evenly used codes would say as much.
     """

@@ -53,8 +53,8 @@ def _other_settings(path: Path) -> CogVideoError:
 class Checkpoints:
     """The one checkpoint of a run: checkpoint.pt of one process, or a folder to which each of many writes.
 
-    Holds the trained weights, the model's buffers, the optimisers' states, the step and `extra`, anything small that JSON can
-    hold.
+    Holds the trained weights, the model's buffers, the optimisers' states, the step and `extra`, anything
+    small that JSON can hold.
     """
 
     def __init__(

@@ -22,10 +22,8 @@ class Cost:
 
     def __str__(self) -> str:
         minutes = f"{self.seconds / 60:.1f} min" if self.seconds < 5400 else f"{self.seconds / 3600:.1f} h"
-        return (
-            f"{self.steps} steps, {self.tokens / 1e6:.1f} M tokens, {self.parameters / 1e6:.1f} M parameters, "
-            f"about {minutes}, {self.bytes / GB:.1f} GB"
-        )
+        size = f"{self.tokens / 1e6:.1f} M tokens, {self.parameters / 1e6:.1f} M parameters"
+        return f"{self.steps} steps, {size}, about {minutes}, {self.bytes / GB:.1f} GB"
 
 
 def measure(
@@ -53,4 +51,10 @@ def measure(
         wait(device)
         seconds = time.perf_counter() - began
     parts = optimizer.steps * optimizer.accumulate
-    return Cost(optimizer.steps, tokens * parts, seconds * parts, peak_bytes(device), sum(p.numel() for p in model.parameters()))
+    return Cost(
+        optimizer.steps,
+        tokens * parts,
+        seconds * parts,
+        peak_bytes(device),
+        sum(p.numel() for p in model.parameters()),
+    )

@@ -63,7 +63,9 @@ class FrameTokenizerConfig:
     optimizer: OptimizerConfig  # batch_size: crops of a step, over all processes
     stage: Literal["tokenizer"] = "tokenizer"
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    start: str | None = None  # frames.safetensors or ice_image.pt; it has its own geometry. None: from nothing
+    start: str | None = (
+        None  # frames.safetensors or ice_image.pt; it has its own geometry. None: from nothing
+    )
     sides: tuple[int, ...] = (64, 192)  # pixels of the frames, those of stages 1 and 2 first
     first_share: float = 0.75  # of crops that are from frames of the first side
     crop: int = 64  # pixels along a side
@@ -86,7 +88,9 @@ class FrameTokenizerConfig:
 
     def __post_init__(self):
         if not self.sides or min(self.sides) < self.crop:
-            raise CogVideoError(f"Crops of {self.crop} pixels do not fit frames of {min(self.sides, default=0)}.")
+            raise CogVideoError(
+                f"Crops of {self.crop} pixels do not fit frames of {min(self.sides, default=0)}."
+            )
         if len(self.sides) > 2:
             raise CogVideoError("sides should be one or two numbers: those of the frames, and enlarged.")
         for name in ("first_share", "plain", "adversarial_from"):

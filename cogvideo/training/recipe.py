@@ -139,7 +139,9 @@ def defaults(clips: int, gpu: bool) -> dict[str, Any]:
 def filled(values: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
     """The values, and where they say nothing what `left` says."""
     own = {key: value for key, value in values.items() if value is not None}
-    both = {k: filled(own[k], v) for k, v in left.items() if isinstance(own.get(k), dict) and isinstance(v, dict)}
+    both = {
+        k: filled(own[k], v) for k, v in left.items() if isinstance(own.get(k), dict) and isinstance(v, dict)
+    }
     return left | own | both
 
 
@@ -181,7 +183,9 @@ class Recipe:
         path, c = self.run_dir / "text.model", self.config.text
         if not path.exists():
             captions = [clip.caption for clip in self.pictures.clips]
-            write_whole(path, Path(c.model).read_bytes() if c.model else train_text_tokenizer(captions, c.pieces))
+            write_whole(
+                path, Path(c.model).read_bytes() if c.model else train_text_tokenizer(captions, c.pieces)
+            )
 
     def frames(self) -> None:
         c, side = self.config, COMPRESS * self.config.frame_side
@@ -194,19 +198,30 @@ class Recipe:
 
     def assemble(self) -> None:
         """Put the finished parts into one pipeline folder, and what they score beside it."""
-        tokenizers = {"text": self.run_dir / "text.model", "frames": self.run_dir / "frames/frames.safetensors"}
+        tokenizers = {
+            "text": self.run_dir / "text.model",
+            "frames": self.run_dir / "frames/frames.safetensors",
+        }
         models = {part: self.run_dir / part / "model" for part in ("stage1", "stage2", "superres")}
         parts = {part: path for part, path in (tokenizers | models).items() if path.exists()}
         output = self.run_dir / "pipeline"
 
         def put() -> None:
-            assemble(output, parts, sampling=self.config.sampling or self._sampling(), dtype=torch.float16, overwrite=True)
+            assemble(
+                output,
+                parts,
+                sampling=self.config.sampling or self._sampling(),
+                dtype=torch.float16,
+                overwrite=True,
+            )
             write_json(output / "scores.json", self.scores())
             write_whole(output / "README.md", self._card())
 
         distributed.first_only(put)
-        self._say(f'Now: cogvideo generate "{self.dataset.clips[0].caption}" --weights {output} '
-                  f"--seconds {self._sampling().spans[0]:g}")
+        self._say(
+            f'Now: cogvideo generate "{self.dataset.clips[0].caption}" --weights {output} '
+            f"--seconds {self._sampling().spans[0]:g}"
+        )
 
     def scores(self) -> dict[str, Any]:
         """What the parts score on clips that were held out, as their own logs say."""
@@ -232,13 +247,16 @@ class Recipe:
         distributed.first_only(lambda: self._begin(part))
         c = self.config
         start = self.run_dir / "image/model" if part in ("stage1", "stage2") else folder / "start"
-        own = {name: getattr(c, name) for name in ("seed", "dtype", "threads", "checkpoint_seconds", "test_share")}
+        own = {
+            name: getattr(c, name)
+            for name in ("seed", "dtype", "threads", "checkpoint_seconds", "test_share")
+        }
         steps = getattr(c, part).steps
         config = TrainingConfig(
             stage=part, data=str(tokens), start=str(start), run_dir=str(folder), optimizer=getattr(c, part),
             recompute=c.recompute and part != "superres", samples=0 if part == "superres" else 4,
-            frame_tokenizer=str(self.run_dir / "frames/frames.safetensors"), evaluate_every=max(1, steps // 4),
-            sample_every=max(1, steps // 2), tensorboard=False, **own,
+            frame_tokenizer=str(self.run_dir / "frames/frames.safetensors"), tensorboard=False,
+            evaluate_every=max(1, steps // 4), sample_every=max(1, steps // 2), **own,
         )  # fmt: skip
         training = Training(config)
         training.run()
@@ -248,12 +266,18 @@ class Recipe:
             gain = {"test_loss": loss, "unigram_loss": guessing, "below_unigram": 1 - loss / guessing}
             distributed.first_only(partial(_note, folder / "scores.json", gain))
         scores = read_json(folder / "scores.json")
-        self._say(f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, "
-                  f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies")
+        self._say(
+            f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, "
+            f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies"
+        )
 
     def _tokens(self, part: str) -> Path:
         """The tokens that a part is trained on, made where they are missing."""
-        c, out, dataset = self.config, self.run_dir / "tokens" / part, self.pictures if part == "image" else self.dataset
+        c, out, dataset = (
+            self.config,
+            self.run_dir / "tokens" / part,
+            self.pictures if part == "image" else self.dataset,
+        )
         load = partial(read_tokenizers, self.run_dir, c.frame_side, self._sizes()["text_length"])
         settings = Settings(KINDS[part], per_clip=c.per_clip)
         device = str(self.device)
@@ -271,7 +295,9 @@ class Recipe:
             model = CogVideoTransformer(self._geometry(part)).initialize(self.config.seed, codebook)
             save_model(model, folder)
         else:
-            DirectSuperResolution.from_config(self._large(), self.config.seed, codebook).save_pretrained(folder)
+            DirectSuperResolution.from_config(self._large(), self.config.seed, codebook).save_pretrained(
+                folder
+            )
 
     def _frame_tokenizer(self) -> FrameTokenizer:
         return FrameTokenizer.load(self._need("frames/frames.safetensors"))
@@ -279,7 +305,9 @@ class Recipe:
     def _need(self, name: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
-            raise CogVideoError(f"{path} is not there yet: let parts begin with {Path(name).parts[0].split('.')[0]}.")
+            raise CogVideoError(
+                f"{path} is not there yet: let parts begin with {Path(name).parts[0].split('.')[0]}."
+            )
         return path
 
     def _sizes(self) -> dict[str, Any]:
@@ -328,18 +356,34 @@ class Recipe:
         if part == "superres":
             g = self._large()
             model = DirectSuperResolution.from_config(g)
-            low, high = (torch.zeros(rows, n, dtype=torch.int64, device=self.device) for n in (g.low_tokens, g.high_tokens))
+            low, high = (
+                torch.zeros(rows, n, dtype=torch.int64, device=self.device)
+                for n in (g.low_tokens, g.high_tokens)
+            )
             text = torch.full((rows, g.text_slots - 1), g.image_tokens, device=self.device)
             every = text > 0
-            return measure(model, lambda: model.loss(text, low, high, text_mask=every), optimizer,
-                           rows * g.high_tokens, self.device, c.dtype)
+            return measure(
+                model,
+                lambda: model.loss(text, low, high, text_mask=every),
+                optimizer,
+                rows * g.high_tokens,
+                self.device,
+                c.dtype,
+            )
         g = self._geometry(part)
         video = CogVideoTransformer(g).initialize(0)
         ids = torch.full((rows, g.text_length), g.image_tokens, device=self.device)
         shown = torch.zeros(rows, g.num_frames, g.frame_tokens, dtype=torch.int64, device=self.device)
         trained = None if part == "image" else list(video.temporal_parameters())
-        return measure(video, lambda: video.frame_losses(ids, shown, ids > 0, recompute=c.recompute).mean(),
-                       optimizer, rows * g.num_frames * g.frame_tokens, self.device, c.dtype, trained)
+        return measure(
+            video,
+            lambda: video.frame_losses(ids, shown, ids > 0, recompute=c.recompute).mean(),
+            optimizer,
+            rows * g.num_frames * g.frame_tokens,
+            self.device,
+            c.dtype,
+            trained,
+        )
 
     def _sampling(self) -> SamplingConfig:
         """Draws at the spans that stage 1 was trained with, of its own captions for examples."""
@@ -349,13 +393,23 @@ class Recipe:
         return SamplingConfig(spans=spans, key_guidance=1.0, first_top_k=8, top_k=8, examples=examples)
 
     def _card(self) -> str:
-        lines = ["# Weights of your own", "", f"Trained by `cogvideo train` on {len(self.dataset.clips)} clips.", ""]
+        lines = [
+            "# Weights of your own",
+            "",
+            f"Trained by `cogvideo train` on {len(self.dataset.clips)} clips.",
+            "",
+        ]
         for part, scores in self.scores().items():
             values = ", ".join(f"{k} {v:.3g}" for k, v in scores.items() if isinstance(v, (int, float)))
-            nested = (f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in some.items())
-                      for name, some in scores.items() if isinstance(some, dict) and name != "enlarged")
+            nested = (
+                f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in some.items())
+                for name, some in scores.items()
+                if isinstance(some, dict) and name != "enlarged"
+            )
             lines.append(f"- {part}: {values or '; '.join(nested)}")
-        return "\n".join([*lines, "", "Scores are of clips that training never saw; losses in nats a token.", ""])
+        return "\n".join(
+            [*lines, "", "Scores are of clips that training never saw; losses in nats a token.", ""]
+        )
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
@@ -383,7 +437,11 @@ def unigram_loss(batches: TokenizedBatches, config: ModelConfig, large: bool) ->
     """Cross entropy (nats) of the test loss's tokens if guessed by their frequencies in training."""
 
     def tokens(batch: Batch) -> Tensor:
-        return batch.high_res.flatten() if large and batch.high_res is not None else batch.frames[:, times].flatten()
+        return (
+            batch.high_res.flatten()
+            if large and batch.high_res is not None
+            else batch.frames[:, times].flatten()
+        )
 
     times = trained_frames(config)
     count = min(COUNTED, -(-batches.count() // batches.batch_size))

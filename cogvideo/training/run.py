@@ -21,7 +21,7 @@ from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
-from cogvideo.config import Order, from_dict, load_yaml, to_dict
+from cogvideo.config import ModelConfig, Order, from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, replacing
@@ -55,8 +55,8 @@ class TrainingConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"  # of products; trained weights, sums and the residuals stay fp32
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
     compile: bool = False  # blocks by torch.compile; meant for GPUs
-    # Of the temporal channel, where stage 1 or 2 inherits an image model. None: the release's 10 for a stage 2 of
-    # frames twice as large, and none otherwise.
+    # Of the temporal channel, where stage 1 or 2 inherits an image model. None: the release's 10 for a stage 2
+    # of frames twice as large, and none otherwise.
     window: int | None = None
     test_share: float = 0.05  # of the video files, or of the groups that captions name
     caption_dropout: float = 0.1
@@ -103,8 +103,8 @@ class Training:
             raise CogVideoError(f"{c.optimizer.batch_size} clips are no multiple of {multiple}.")
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
-            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, test_share=c.test_share, rank=self.rank,
-            world_size=self.processes,
+            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, test_share=c.test_share,
+            rank=self.rank, world_size=self.processes,
         )  # fmt: skip
         self.format = self.batches.format
         self.batches.text_length = self.format.text_length
@@ -197,9 +197,7 @@ class Training:
             return image_model_of(model) if model.config.temporal else model
         order: Order = "interpolation" if c.stage == "stage2" else "sequential"
         if not model.config.temporal:
-            side = min(model.config.frame_height, model.config.frame_width)
-            of_release = WINDOW if c.stage == "stage2" and side >= 2 * WINDOW else None
-            video = model.config.video(order=order, window=c.window or of_release)
+            video = model.config.video(order=order, window=c.window or usual_window(model.config, order))
             return inherit_image_model(model, config=video, seed=c.seed)
         if model.config.order != order:
             advice = f"give weights of {c.stage}, or an image model to inherit"
@@ -270,6 +268,12 @@ class Training:
         if path is None:
             return None
         return read_any(path).to(self.device)
+
+
+def usual_window(image: ModelConfig, order: Order) -> int | None:
+    """The window of a stage that inherits an image model: the release's for stage 2, if frames are larger."""
+    side = min(image.frame_height, image.frame_width)
+    return WINDOW if order == "interpolation" and side >= 2 * WINDOW else None
 
 
 def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> None:

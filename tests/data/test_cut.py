@@ -38,7 +38,9 @@ def test_pieces_overlap_within_moments_alone(videos, tmp_path):
 
 
 def test_captions_are_those_of_the_video(videos, tmp_path):
-    (tmp_path / "list.csv").write_text(f"path,caption,start,end\n{videos}/a_slow-dog.mp4,a dog sleeps,1,2.5\n")
+    (tmp_path / "list.csv").write_text(
+        f"path,caption,start,end\n{videos}/a_slow-dog.mp4,a dog sleeps,1,2.5\n"
+    )
     assert cut(str(tmp_path / "list.csv"), tmp_path / "clips", pieces=1) == 1
     (row,) = csv.DictReader((tmp_path / "clips/captions.csv").open())
     assert row["caption"] == "a dog sleeps"

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 from training.tiny_clips import write_clips
 
+from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.pixels import FramePool, make_pool
 from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
 from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.training.frame_tokenizer import (
     FrameLearner,
     FrameTokenizerConfig,
@@ -28,10 +30,13 @@ def clips(tmp_path_factory) -> Path:
 
 
 def config_of(clips: Path, run_dir: Path, **changes) -> FrameTokenizerConfig:
-    network = NetworkConfig(codes=16, dim=4, channels=4, encoder_mult=(1, 2, 2, 2), decoder_mults=((1, 2, 2, 2),))
+    network = NetworkConfig(
+        codes=16, dim=4, channels=4, encoder_mult=(1, 2, 2, 2), decoder_mults=((1, 2, 2, 2),)
+    )
     values = {
-        "optimizer": OptimizerConfig(steps=12, batch_size=4, lr=5e-3, warmup=1), "network": network, "sides": (32,),
-        "crop": 32, "per_clip": 4, "plain": 0.2, "checkpoint_seconds": 0.0, "log_every": 1, "evaluate_every": 100,
+        "optimizer": OptimizerConfig(steps=12, batch_size=4, lr=5e-3, warmup=1), "network": network,
+        "sides": (32,), "crop": 32, "per_clip": 4, "plain": 0.2, "checkpoint_seconds": 0.0, "log_every": 1,
+        "evaluate_every": 100,
     } | changes  # fmt: skip
     return FrameTokenizerConfig(str(clips), str(run_dir), **values)
 
@@ -53,7 +58,7 @@ def test_it_learns_and_says_how_well(clips, tmp_path):
 
 
 def test_a_killed_training_gives_the_same_weights(clips, tmp_path, monkeypatch):
-    """Stopped within the steps before codes, right before the first codebook, and after codes were revived."""
+    """Stopped in the steps before codes, right before the first codebook, and after codes were revived."""
     train_frame_tokenizer(config_of(clips, tmp_path / "whole"), open_dataset(str(clips)))
     loss, stops = FrameLearner.loss, [1, 2, 5, 9]
 
@@ -139,6 +144,13 @@ def test_two_rates_share_a_codebook(clips, tmp_path):
     half = learner_of(clips, tmp_path, network=network, dtype="bf16").loss(11)
     assert half.item() == pytest.approx(exact.item(), rel=0.03) and half.item() != exact.item()
     assert set(learner.report(torch.rand(2, 3, 32, 32))) == {"8x", "16x"}
+
+
+def test_the_preset_can_be_read():
+    path = Path(__file__).parents[2] / "configs/tokenizer.yaml"
+    config = from_dict(FrameTokenizerConfig, load_yaml(path), str(path))
+    with torch.device("meta"):
+        assert HVQVAE(*vars(config.network).values()).rates == (8, 16)
 
 
 def test_crops_must_fit(clips, tmp_path):

@@ -1,4 +1,4 @@
-"""The recipe for any data, tiny: from clips to a pipeline that generates, killed and resumed; its defaults."""
+"""The recipe for any data, tiny: from clips to a pipeline that generates, also when killed; its defaults."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training.tiny_clips import write_clips
 
-from cogvideo.config import from_dict
+from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.sampling.pipeline import Pipeline
@@ -21,11 +21,18 @@ STEPS = 3
 
 def write_recipe(folder: Path, run_dir: str = "run", **changes) -> Path:
     optimizer = {"steps": STEPS, "batch_size": 2, "warmup": 1}
-    network = {"codes": 8, "dim": 4, "channels": 4, "encoder_mult": [1, 1, 1, 1], "decoder_mults": [[1, 1, 1, 1]]}
+    network = {
+        "codes": 8,
+        "dim": 4,
+        "channels": 4,
+        "encoder_mult": [1, 1, 1, 1],
+        "decoder_mults": [[1, 1, 1, 1]],
+    }
     values = {
         "data": str(folder / "clips"), "run_dir": str(folder / run_dir), "frame_side": 2, "per_clip": 2,
         "frames": {"network": network, "optimizer": optimizer, "per_clip": 2, "plain": 0.4},
-        "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2}, "checkpoint_seconds": 0.0, "threads": 1,
+        "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2},
+        "checkpoint_seconds": 0.0, "threads": 1,
         **dict.fromkeys(("image", "stage1", "stage2", "superres"), optimizer),
     } | changes  # fmt: skip
     path = folder / f"{run_dir}.yaml"
@@ -46,7 +53,7 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_what_is_trained_generates(made, capsys):
-    pipe = Pipeline.from_pretrained(made / "run/pipeline", device="cpu")
+    pipe = Pipeline.from_pretrained(made / "run", device="cpu")
     assert pipe.sampling.spans == (1.0,)
     video = pipe("a red square goes to the right", seconds=1, progress=False)
     assert video.frames.shape == (9, 48, 48, 3) and video.fps == 8
@@ -103,6 +110,8 @@ def test_defaults_fit_clips_and_device(clips, gpu):
 
 
 def test_what_is_written_counts_before_defaults():
+    own = load_yaml(Path(__file__).parents[2] / "configs/own.yaml")
+    assert from_dict(RecipeConfig, filled(own, defaults(60, True)), "").frame_side == 16
     values = filled({"stage1": {"steps": 7}, "model": None}, defaults(60, False))
     assert values["stage1"]["steps"] == 7 and values["stage1"]["batch_size"] == 8
     assert values["model"]["num_layers"] == 4
@@ -117,5 +126,3 @@ def test_the_loss_of_guessing_by_frequencies(made):
     test = torch.cat([batches(step, split="test").frames[:, 1:].flatten() for step in range(4)])
     wanted = -(counts / counts.sum()).log()[test].mean().item()
     assert unigram_loss(batches, config, False) == pytest.approx(wanted, rel=1e-5)
-
-
