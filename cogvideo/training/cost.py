@@ -37,9 +37,11 @@ def measure(
 ) -> Cost:
     """Two steps of a model that is thrown away; tokens: of one call of loss; trained: names, None: all."""
     model.to(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     for name, weight in model.named_parameters():
         weight.requires_grad_(trained is None or name in trained)
-    optimizers = make_optimizers(model, optimizer)
+    optimizers, seconds = make_optimizers(model, optimizer), 0.0
     for _ in range(2):
         wait(device)
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 What the settings leave open is chosen from how many clips there are and what computes: see `defaults`.
 """
 
+import json
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -183,9 +184,8 @@ class Recipe:
         path, c = self.run_dir / "text.model", self.config.text
         if not path.exists():
             captions = [clip.caption for clip in self.pictures.clips]
-            write_whole(
-                path, Path(c.model).read_bytes() if c.model else train_text_tokenizer(captions, c.pieces)
-            )
+            given = Path(c.model).read_bytes() if c.model else None
+            write_whole(path, given or train_text_tokenizer(captions, c.pieces))
 
     def frames(self) -> None:
         c, side = self.config, COMPRESS * self.config.frame_side
@@ -198,30 +198,23 @@ class Recipe:
 
     def assemble(self) -> None:
         """Put the finished parts into one pipeline folder, and what they score beside it."""
-        tokenizers = {
-            "text": self.run_dir / "text.model",
-            "frames": self.run_dir / "frames/frames.safetensors",
-        }
-        models = {part: self.run_dir / part / "model" for part in ("stage1", "stage2", "superres")}
-        parts = {part: path for part, path in (tokenizers | models).items() if path.exists()}
-        output = self.run_dir / "pipeline"
+        made = {"text": self.run_dir / "text.model", **{part: self._result(part) for part in KINDS}}
+        made |= {"frames": self._result("frames")}
+        parts = {part: path for part, path in made.items() if part != "image" and path.exists()}
+        output, sampling = self.run_dir / "pipeline", self.config.sampling or self._sampling()
 
         def put() -> None:
-            assemble(
-                output,
-                parts,
-                sampling=self.config.sampling or self._sampling(),
-                dtype=torch.float16,
-                overwrite=True,
-            )
+            assemble(output, parts, sampling=sampling, dtype=torch.float16, overwrite=True)
             write_json(output / "scores.json", self.scores())
             write_whole(output / "README.md", self._card())
 
         distributed.first_only(put)
-        self._say(
-            f'Now: cogvideo generate "{self.dataset.clips[0].caption}" --weights {output} '
-            f"--seconds {self._sampling().spans[0]:g}"
-        )
+        options = f"--weights {self.run_dir} --seconds {sampling.spans[0]:g}"
+        self._say(f'Now: cogvideo generate "{self.dataset.clips[0].caption}" {options}')
+
+    def _result(self, part: str) -> Path:
+        """What a part leaves when it is finished."""
+        return self.run_dir / part / ("frames.safetensors" if part == "frames" else "model")
 
     def scores(self) -> dict[str, Any]:
         """What the parts score on clips that were held out, as their own logs say."""
@@ -232,52 +225,49 @@ class Recipe:
         return found
 
     def announcement(self, parts: list[str]) -> str:
-        """What the parts will cost on this machine, by a trial of two steps of each."""
+        """What the parts will cost on this machine, by a trial of two steps of each that is not finished."""
         lines, total = [f"{len(self.dataset.clips)} clips, {self.device}; runs in {self.run_dir}"], 0.0
         for part in parts:
-            if part not in ("text", "assemble"):
-                cost = self._cost(part)
-                lines.append(f"{part:>9}: {cost}")
-                total += cost.seconds
+            if part in ("text", "assemble"):
+                continue
+            if self._result(part).exists():
+                lines.append(f"{part:>9}: finished")
+                continue
+            cost, done = self._cost(part), last_step(self.run_dir / part / "metrics.jsonl")
+            lines.append(f"{part:>9}: {cost}" + (f"; {done} steps are done" if done else ""))
+            total += cost.seconds * (1 - min(1, done / max(1, cost.steps)))
         return "\n".join([*lines, f"together about {total / 60:.0f} min, and reading the clips"])
 
-    def _train(self, part: str) -> None:
+    def _train(self, part: Any) -> None:
         folder = self.run_dir / part
         tokens = self._tokens(part)
         distributed.first_only(lambda: self._begin(part))
         c = self.config
         start = self.run_dir / "image/model" if part in ("stage1", "stage2") else folder / "start"
-        own = {
-            name: getattr(c, name)
-            for name in ("seed", "dtype", "threads", "checkpoint_seconds", "test_share")
-        }
+        shared = ("seed", "dtype", "threads", "checkpoint_seconds", "test_share")
+        own = {name: getattr(c, name) for name in shared}
         steps = getattr(c, part).steps
         config = TrainingConfig(
             stage=part, data=str(tokens), start=str(start), run_dir=str(folder), optimizer=getattr(c, part),
             recompute=c.recompute and part != "superres", samples=0 if part == "superres" else 4,
-            frame_tokenizer=str(self.run_dir / "frames/frames.safetensors"), tensorboard=False,
+            frame_tokenizer=str(self._result("frames")), tensorboard=False,
             evaluate_every=max(1, steps // 4), sample_every=max(1, steps // 2), **own,
         )  # fmt: skip
         training = Training(config)
         training.run()
         if not (folder / "scores.json").exists():
             loss = training.test_loss()["test_loss"]
-            guessing = unigram_loss(training.batches, self._geometry(part), part == "superres")
+            guessing = unigram_loss(training.batches, self._geometry(part))
             gain = {"test_loss": loss, "unigram_loss": guessing, "below_unigram": 1 - loss / guessing}
             distributed.first_only(partial(_note, folder / "scores.json", gain))
         scores = read_json(folder / "scores.json")
-        self._say(
-            f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, "
-            f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies"
-        )
+        gained = f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies"
+        self._say(f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, {gained}")
 
     def _tokens(self, part: str) -> Path:
         """The tokens that a part is trained on, made where they are missing."""
-        c, out, dataset = (
-            self.config,
-            self.run_dir / "tokens" / part,
-            self.pictures if part == "image" else self.dataset,
-        )
+        c, out = self.config, self.run_dir / "tokens" / part
+        dataset = self.pictures if part == "image" else self.dataset
         load = partial(read_tokenizers, self.run_dir, c.frame_side, self._sizes()["text_length"])
         settings = Settings(KINDS[part], per_clip=c.per_clip)
         device = str(self.device)
@@ -295,9 +285,8 @@ class Recipe:
             model = CogVideoTransformer(self._geometry(part)).initialize(self.config.seed, codebook)
             save_model(model, folder)
         else:
-            DirectSuperResolution.from_config(self._large(), self.config.seed, codebook).save_pretrained(
-                folder
-            )
+            large = DirectSuperResolution.from_config(self._large(), self.config.seed, codebook)
+            large.save_pretrained(folder)
 
     def _frame_tokenizer(self) -> FrameTokenizer:
         return FrameTokenizer.load(self._need("frames/frames.safetensors"))
@@ -305,9 +294,8 @@ class Recipe:
     def _need(self, name: str) -> Path:
         path = self.run_dir / name
         if not path.exists():
-            raise CogVideoError(
-                f"{path} is not there yet: let parts begin with {Path(name).parts[0].split('.')[0]}."
-            )
+            first = Path(name).parts[0].removesuffix(".model")
+            raise CogVideoError(f"{path} is not there yet: let the parts of the recipe begin with {first}.")
         return path
 
     def _sizes(self) -> dict[str, Any]:
@@ -338,52 +326,38 @@ class Recipe:
         )  # fmt: skip
 
     def _cost(self, part: str) -> Cost:
-        """By a trial on random tokens."""
-        c = self.config
+        """By a trial on random frames or tokens."""
+        c, device = self.config, self.device
         optimizer = c.frames.optimizer if part == "frames" else getattr(c, part)
         rows = max(1, optimizer.batch_size // optimizer.accumulate // distributed.world_size())
+        trial = partial(measure, optimizer=optimizer, device=device, dtype=c.dtype)
         if part == "frames":
             n, crop = c.frames.network, min(COMPRESS * c.frame_side, 128)
             network = HVQVAE(n.codes, n.dim, n.channels, n.encoder_mult, n.decoder_mults)
-            frames = torch.rand(rows, 3, crop, crop, device=self.device)
+            frames = torch.rand(rows, 3, crop, crop, device=device)
 
             def loss() -> Tensor:
                 made = [network.frames(network.vectors(frames, rate), rate) for rate in network.rates]
-                return sum((frames - one).abs().mean() for one in made) + torch.zeros(())
+                return torch.stack([(frames - one).abs().mean() for one in made]).mean()
 
-            tokens = rows * sum((crop // rate) ** 2 for rate in network.rates)
-            return measure(network, loss, optimizer, tokens, self.device, c.dtype)
+            return trial(network, loss, rows * sum((crop // rate) ** 2 for rate in network.rates))
+
+        def tokens(*shape: int, of: int = 0) -> Tensor:
+            return torch.full((rows, *shape), of, device=device)
+
         if part == "superres":
             g = self._large()
-            model = DirectSuperResolution.from_config(g)
-            low, high = (
-                torch.zeros(rows, n, dtype=torch.int64, device=self.device)
-                for n in (g.low_tokens, g.high_tokens)
-            )
-            text = torch.full((rows, g.text_slots - 1), g.image_tokens, device=self.device)
-            every = text > 0
-            return measure(
-                model,
-                lambda: model.loss(text, low, high, text_mask=every),
-                optimizer,
-                rows * g.high_tokens,
-                self.device,
-                c.dtype,
-            )
+            large, text = DirectSuperResolution.from_config(g), tokens(g.text_slots - 1, of=g.image_tokens)
+            inputs = (text, tokens(g.low_tokens), tokens(g.high_tokens), text > 0)
+            return trial(large, lambda: large.loss(*inputs), rows * g.high_tokens)
         g = self._geometry(part)
-        video = CogVideoTransformer(g).initialize(0)
-        ids = torch.full((rows, g.text_length), g.image_tokens, device=self.device)
-        shown = torch.zeros(rows, g.num_frames, g.frame_tokens, dtype=torch.int64, device=self.device)
+        video, text = CogVideoTransformer(g).initialize(0), tokens(g.text_length, of=g.image_tokens)
+        inputs = (text, tokens(g.num_frames, g.frame_tokens), text > 0)
         trained = None if part == "image" else list(video.temporal_parameters())
-        return measure(
-            video,
-            lambda: video.frame_losses(ids, shown, ids > 0, recompute=c.recompute).mean(),
-            optimizer,
-            rows * g.num_frames * g.frame_tokens,
-            self.device,
-            c.dtype,
-            trained,
-        )
+        return trial(
+            video, lambda: video.frame_losses(*inputs, recompute=c.recompute).mean(),
+            rows * g.num_frames * g.frame_tokens, trained=trained,
+        )  # fmt: skip
 
     def _sampling(self) -> SamplingConfig:
         """Draws at the spans that stage 1 was trained with, of its own captions for examples."""
@@ -393,27 +367,28 @@ class Recipe:
         return SamplingConfig(spans=spans, key_guidance=1.0, first_top_k=8, top_k=8, examples=examples)
 
     def _card(self) -> str:
-        lines = [
-            "# Weights of your own",
-            "",
-            f"Trained by `cogvideo train` on {len(self.dataset.clips)} clips.",
-            "",
-        ]
+        count = len(self.dataset.clips)
+        lines = ["# Weights of your own", "", f"Trained by `cogvideo train` on {count} clips.", ""]
         for part, scores in self.scores().items():
-            values = ", ".join(f"{k} {v:.3g}" for k, v in scores.items() if isinstance(v, (int, float)))
-            nested = (
-                f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in some.items())
-                for name, some in scores.items()
-                if isinstance(some, dict) and name != "enlarged"
-            )
-            lines.append(f"- {part}: {values or '; '.join(nested)}")
-        return "\n".join(
-            [*lines, "", "Scores are of clips that training never saw; losses in nats a token.", ""]
-        )
+            rates = {"": scores} if part != "frames" else {k: v for k, v in scores.items() if k != "enlarged"}
+            for rate, values in rates.items():
+                written = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+                lines.append(f"- {' '.join(filter(None, (part, rate)))}: {written}")
+        lines += ["", "Scores are of clips that training never saw; losses in nats a token.", ""]
+        return "\n".join(lines)
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
             print(text, flush=True)
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last row of a training's log."""
+    rows = metrics.read_text().splitlines() if metrics.exists() else []
+    try:
+        return int(json.loads(rows[-1])["step"])
+    except (IndexError, ValueError):
+        return 0
 
 
 def _note(path: Path, values: dict[str, float]) -> None:
@@ -433,15 +408,12 @@ def text_slots(text: TextTokenizer, dataset: Dataset) -> int:
     return min(LONGEST, max(len(text.encode(caption)) for caption in captions) + 2)
 
 
-def unigram_loss(batches: TokenizedBatches, config: ModelConfig, large: bool) -> float:
+def unigram_loss(batches: TokenizedBatches, config: ModelConfig) -> float:
     """Cross entropy (nats) of the test loss's tokens if guessed by their frequencies in training."""
 
     def tokens(batch: Batch) -> Tensor:
-        return (
-            batch.high_res.flatten()
-            if large and batch.high_res is not None
-            else batch.frames[:, times].flatten()
-        )
+        shown = batch.frames[:, times] if batch.high_res is None else batch.high_res
+        return shown.flatten()
 
     times = trained_frames(config)
     count = min(COUNTED, -(-batches.count() // batches.batch_size))

@@ -55,9 +55,7 @@ class TrainingConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"  # of products; trained weights, sums and the residuals stay fp32
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
     compile: bool = False  # blocks by torch.compile; meant for GPUs
-    # Of the temporal channel, where stage 1 or 2 inherits an image model. None: the release's 10 for a stage 2
-    # of frames twice as large, and none otherwise.
-    window: int | None = None
+    window: int | None = None  # of the temporal channel; None: as usual_window says, or as `start` has it
     test_share: float = 0.05  # of the video files, or of the groups that captions name
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice

@@ -55,7 +55,7 @@ def made(tmp_path_factory) -> Path:
 def test_what_is_trained_generates(made, capsys):
     pipe = Pipeline.from_pretrained(made / "run", device="cpu")
     assert pipe.sampling.spans == (1.0,)
-    video = pipe("a red square goes to the right", seconds=1, progress=False)
+    (video,) = pipe(["a red square goes to the right"], seconds=1, progress=False)
     assert video.frames.shape == (9, 48, 48, 3) and video.fps == 8
     scores = json.loads((made / "run/pipeline/scores.json").read_text())
     assert set(scores) == {"frames", "image", "stage1", "stage2", "superres"}
@@ -125,4 +125,4 @@ def test_the_loss_of_guessing_by_frequencies(made):
         counts += torch.bincount(batches(step).frames[:, 1:].flatten(), minlength=8)
     test = torch.cat([batches(step, split="test").frames[:, 1:].flatten() for step in range(4)])
     wanted = -(counts / counts.sum()).log()[test].mean().item()
-    assert unigram_loss(batches, config, False) == pytest.approx(wanted, rel=1e-5)
+    assert unigram_loss(batches, config) == pytest.approx(wanted, rel=1e-5)
