@@ -29,8 +29,9 @@ class Cost:
 def measure(
     model: nn.Module,
     loss: Callable[[], Tensor],
-    optimizer: OptimizerConfig,
     tokens: int,
+    *,
+    optimizer: OptimizerConfig,
     device: torch.device,
     dtype: str,
     trained: Sequence[str] | None = None,

@@ -14,7 +14,8 @@ from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.training import loop
-from cogvideo.training.recipe import PARTS, RecipeConfig, defaults, filled, train, unigram_loss
+from cogvideo.training.recipe import train, unigram_loss
+from cogvideo.training.recipe_settings import PARTS, RecipeConfig, defaults, filled
 
 STEPS = 3
 
