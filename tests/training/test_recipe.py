@@ -11,6 +11,7 @@ from training.tiny_clips import write_clips
 
 from cogvideo.config import from_dict, load_yaml
 from cogvideo.data.tokenized import TokenizedBatches
+from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.training import loop
@@ -56,7 +57,8 @@ def made(tmp_path_factory) -> Path:
 def test_what_is_trained_generates(made, capsys):
     pipe = Pipeline.from_pretrained(made / "run", device="cpu")
     assert pipe.sampling.spans == (1.0,)
-    (video,) = pipe(["a red square goes to the right"], seconds=1, progress=False)
+    video = pipe("a red square goes to the right", seconds=1, progress=False)
+    assert isinstance(video, Video)
     assert video.frames.shape == (9, 48, 48, 3) and video.fps == 8
     scores = json.loads((made / "run/pipeline/scores.json").read_text())
     assert set(scores) == {"frames", "image", "stage1", "stage2", "superres"}
