@@ -12,8 +12,8 @@ CHECKED := cogvideo tests notebooks
 demo: .venv/installed
 	@mkdir -p $(DEMO)
 	@echo "Making videos from sentences:"  # the bars are the notebook's; the kernel's own remarks go to log.txt
-	@$(BIN)/python -m papermill notebooks/text_to_video.ipynb $(DEMO)/text_to_video.ipynb --cwd notebooks -k python3 \
-		-p output_dir ../$(DEMO) --log-level ERROR --no-progress-bar --stdout-file - --stderr-file - \
+	@$(BIN)/python -m papermill notebooks/01_text_to_video.ipynb $(DEMO)/text_to_video.ipynb -k python3 \
+		-p output_dir $(DEMO) --log-level ERROR --no-progress-bar --stdout-file - --stderr-file - \
 		2> $(DEMO)/log.txt || { cat $(DEMO)/log.txt; exit 1; }
 	@echo "Done. Open this page in a browser: $(CURDIR)/$(DEMO)/index.html"
 

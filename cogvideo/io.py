@@ -144,6 +144,18 @@ def make_writable(name: str, folder: Path) -> None:
         raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 
 
+def output_folder(path: str | Path) -> Path:
+    """The folder that a notebook writes to, made if missing.
+
+    A relative path starts at the root of the repository, wherever the notebook runs; where the package was
+    installed without its repository, at the current folder.
+    """
+    root = Path(__file__).parents[1]
+    folder = (root if (root / "pyproject.toml").exists() else Path.cwd()) / path
+    make_writable("output_dir", folder)
+    return folder
+
+
 def commit() -> str:
     """The commit of this checkout, with "-dirty" where files differ from it; "unknown" outside of one."""
     folder = str(Path(__file__).parent)

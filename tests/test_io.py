@@ -6,8 +6,9 @@ import os
 import pytest
 from safetensors import SafetensorError
 
+from cogvideo import io
 from cogvideo.errors import CogVideoError
-from cogvideo.io import disk_errors, file_hash, read_json, replacing, write_json, write_whole
+from cogvideo.io import disk_errors, file_hash, output_folder, read_json, replacing, write_json, write_whole
 
 
 def names(folder):
@@ -112,3 +113,18 @@ def test_json_comes_back_and_what_is_no_such_file_is_named(tmp_path):
 def test_a_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     content = bytes(range(256)) * 10_000
     assert file_hash(write_whole(tmp_path / "file", content)) == hashlib.sha256(content).hexdigest()
+
+
+def test_notebooks_write_inside_the_repository_from_anywhere(tmp_path, monkeypatch):
+    for folder in ("clone/cogvideo", "site-packages/cogvideo", "here"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "clone" / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    for home, root in {"clone": "clone", "site-packages": "here"}.items():
+        monkeypatch.setattr(io, "__file__", str(tmp_path / home / "cogvideo" / "io.py"))
+        assert output_folder("reports/runs/x") == tmp_path / root / "reports/runs/x"
+        assert names(tmp_path / root / "reports/runs") == ["x"]
+    assert output_folder(tmp_path / "absolute") == tmp_path / "absolute"
+    (tmp_path / "file").touch()
+    with pytest.raises(CogVideoError, match=r"Cannot write to output_dir .*file/x: .*; set another one\.$"):
+        output_folder(tmp_path / "file" / "x")

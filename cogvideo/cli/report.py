@@ -16,7 +16,7 @@ def report(
     ] = None,
     output: Annotated[Path, output("The HTML page.")] = Path("report.html"),
     notes: Annotated[Path | None, typer.Option(help="Remarks on a sweep's results, in Markdown.")] = None,
-    ratings: Annotated[Path | None, typer.Option(help="Answers of notebooks/human_study.ipynb.")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="Answers of notebooks/07_human_study.ipynb.")] = None,
     weights: Annotated[str | None, typer.Option(help="Instead of a sweep: demo, a pipeline folder.")] = None,
     n: Annotated[int, typer.Option("-n", help="With --weights: prompts of each kind.")] = 24,
     fvd_clips: Annotated[int, typer.Option(help="With --weights: clips a side for FVD; 0: no FVD.")] = 12,

@@ -42,6 +42,27 @@ def inspect(
 
 
 @app.command()
+def assemble(
+    output: Annotated[Path, typer.Argument(metavar="NEW", help="The pipeline folder to make.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FROM...",
+            help="Where its parts are, first come first: run_dirs of trainings, model folders, "
+            "tokenizer files, pipeline folders or demo.",
+        ),
+    ],
+    dtype: FileDtype = "keep",
+) -> None:
+    """Make a pipeline folder of trained parts. It says what is missing; files are linked, not copied."""
+    from cogvideo.checkpoints.assemble import assemble, describe, find_parts
+    from cogvideo.checkpoints.convert import file_dtype
+
+    parts = find_parts(places)
+    typer.echo(describe(assemble(output, parts, dtype=file_dtype(dtype)), parts))
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path,

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
@@ -125,7 +125,7 @@ def write_folder(
     pipe = Pipeline.from_pretrained(**models)
     weights = models["weights"]
     made_with = {
-        "weights": identity(DEMO if weights == "demo" else weights),
+        "weights": identity(weights_folder(weights)),
         "dtype": models["dtype"],
         "device": pipe.device.type,
     }

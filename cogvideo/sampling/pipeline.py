@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, check_parts, read_native
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import is_released, read_released
 from cogvideo.config import SamplingConfig
 from cogvideo.data.video import Video
@@ -73,7 +73,8 @@ class Pipeline:
         dtype: str | None = None,
         offload: str = "none",
     ) -> "Pipeline":
-        """Load "demo", a pipeline folder (it holds pipeline.json), or the folder of the released files.
+        """Load "demo", a pipeline folder (it holds pipeline.json), the run_dir of a training that
+        ended with one, or the folder of the released files.
 
         The released files lie in one folder under their own names (checkpoints/released.py). device "auto"
         takes CUDA where there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in
@@ -83,11 +84,7 @@ class Pipeline:
         """
         device = choose_device(device)
         home = device if check_offload(offload) == "none" else "cpu"
-        folder = DEMO if str(weights) == "demo" else Path(weights)
-        if not folder.is_dir():
-            raise CogVideoError(
-                f"There are no weights at {folder}: give demo or a folder with pipeline.json in it."
-            )
+        folder = weights_folder(weights)
         if is_released(folder):
             parts = read_released(folder, Loader(dtype, device, home, None, offload))
         else:

@@ -1,7 +1,7 @@
 """What a video model takes from its image model: which weights, what the gate does, what it is worth.
 
 Paper section 3.2: CogVideo keeps CogView2 frozen and adds a temporal attention channel beside the spatial
-one. The notebook weight_inheritance.ipynb shows what these functions compute.
+one. The notebook 04_weight_inheritance.ipynb shows what these functions compute.
 """
 
 import json
