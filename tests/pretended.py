@@ -196,8 +196,8 @@ class PretendedGpu(TorchDispatchMode):
             "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
             "cudart": runtime, "get_device_name": "Pretended", "mem_get_info": (memory, memory),
             "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 0,
-            "reset_peak_memory_stats": None, "empty_cache": None, "set_device": None, "get_device_capability": self.capability,
-            "is_bf16_supported": True,
+            "reset_peak_memory_stats": None, "empty_cache": None, "set_device": None,
+            "get_device_capability": self.capability, "is_bf16_supported": True,
         }  # fmt: skip
         made = {f"torch.cuda.{name}": lambda *_, value=value, **__: value for name, value in facts.items()}
         return made | {
