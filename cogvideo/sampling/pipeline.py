@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, check_parts, read_native
 from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import is_released, read_released
-from cogvideo.config import SamplingConfig
+from cogvideo.config import SamplingConfig, check_guidance, check_seed
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
@@ -118,7 +118,7 @@ class Pipeline:
             if self.sampling.examples:
                 words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
             warnings.warn(words, stacklevel=2)
-        scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
+        scale = self.sampling.key_guidance if check_guidance(guidance_scale) is None else guidance_scale
 
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
@@ -371,12 +371,12 @@ class Pipeline:
 
 
 def _seeds(seed: Seeds, clips: int) -> list[int]:
-    seeds = np.atleast_1d(np.asarray(seed, int))
+    seeds = [seed] if isinstance(seed, int) else [int(one) for one in seed]
     if len(seeds) not in (1, clips):
         raise CogVideoError(
             f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip."
         )
-    return np.broadcast_to(seeds, clips).tolist()
+    return [check_seed(one) for one in seeds] * (clips if len(seeds) == 1 else 1)
 
 
 def _bar(title: str, total: int, progress: bool) -> tqdm:
