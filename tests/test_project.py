@@ -172,6 +172,7 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
 def test_the_tests_mirror_the_package():
     """tests/ROOM/test_X.py tests cogvideo/ROOM/X.py."""
     others = {
+        "test_gpu.py",  # all that runs on a GPU, on a pretended one
         "test_import.py",  # cogvideo/__init__.py
         "test_fuzzing.py",  # readers of several rooms
         "test_documents.py",  # the commands in README and docs

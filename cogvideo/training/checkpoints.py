@@ -53,8 +53,8 @@ def _other_settings(path: Path) -> CogVideoError:
 class Checkpoints:
     """The one checkpoint of a run: checkpoint.pt of one process, or a folder to which each of many writes.
 
-    Holds the trained weights, the optimisers' states, the step and `extra`, anything small that JSON can
-    hold.
+    Holds the trained weights, the model's buffers, the optimisers' states, the step and `extra`, anything
+    small that JSON can hold.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Checkpoints:
             self._save_folder(step, extra)
         else:
             weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+            weights |= dict(self.model.named_buffers())
             states = [optimizer.state_dict() for optimizer in self.optimizers]
             state = {"step": step, "weights": weights, "optimizers": states, "settings": self.settings}
             save_atomic(state | extra, self.run_dir / FILE)
@@ -87,7 +88,7 @@ class Checkpoints:
             return self._load_folder(folders[-1])
         if state is None:
             return 0, {}
-        own = dict(self.model.named_parameters())
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for name, weight in state.pop("weights").items():
                 own[name].copy_(distributed.shard_like(weight, own[name]))

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.frames import read_any
 from cogvideo.checkpoints.native import image_model_of, inherit_image_model, load_model, save_model
 from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
-from cogvideo.config import Order, check_seed, from_dict, load_yaml, to_dict
+from cogvideo.config import ModelConfig, Order, check_seed, from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, replacing
@@ -37,6 +38,7 @@ from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.samples import draw
 
 TEST_BATCHES = 4  # over which the test loss is a mean
+WINDOW = 10  # tokens along a side, with which the release trained stage 2
 Model = CogVideoTransformer | DirectSuperResolution
 
 
@@ -53,7 +55,8 @@ class TrainingConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"  # of products; trained weights, sums and the residuals stay fp32
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
     compile: bool = False  # blocks by torch.compile; meant for GPUs
-    window: int | None = None  # of the temporal channel, where stage 1 or 2 inherits an image model
+    window: int | None = None  # of the temporal channel; None: as usual_window says, or as `start` has it
+    test_share: float = 0.05  # of the video files, or of the groups that captions name
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
     checkpoint_seconds: float = 600.0
@@ -99,8 +102,8 @@ class Training:
             raise CogVideoError(f"{c.optimizer.batch_size} clips are no multiple of {multiple}.")
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
-            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, rank=self.rank,
-            world_size=self.processes,
+            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, test_share=c.test_share,
+            rank=self.rank, world_size=self.processes,
         )  # fmt: skip
         self.format = self.batches.format
         self.batches.text_length = self.format.text_length
@@ -123,8 +126,7 @@ class Training:
         model: nn.Module = self.model.to(self.device)
         if c.compile:
             compile_blocks(self.model)
-        test = partial(self.batches, device=self.device, split="test")
-        sample = self._samples(test(0)) if c.samples else None
+        sample = self._samples(self._test(0)) if c.samples else None
         if self.processes > 1:
             distributed.shard(self.model)
         trained = dict(model.named_parameters())
@@ -132,7 +134,7 @@ class Training:
             model, [trained[name] for name in self.names],
             lambda part: self.losses(self.batches(part, self.device)),
             c.optimizer, folder, self.settings(),
-            evaluate=lambda: self.test_loss([test(step) for step in range(TEST_BATCHES)]), sample=sample,
+            evaluate=self.test_loss, sample=sample,
             checkpoint_seconds=c.checkpoint_seconds, log_every=c.log_every, evaluate_every=c.evaluate_every,
             sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, label=c.stage,
         )  # fmt: skip
@@ -155,9 +157,13 @@ class Training:
             ids, mask = shorten(batch.text_ids, batch.text_mask, self.model.config.text_slots - 1)
             return self.model.loss(ids, batch.frames[:, 0], batch.high_res, text_mask=mask)
 
+    def _test(self, step: int) -> Batch:
+        return self.batches(step, self.device, split="test")
+
     @torch.no_grad()
-    def test_loss(self, batches: list[Batch]) -> dict[str, float]:
-        losses = torch.stack([self.losses(batch).mean() for batch in batches]).mean()
+    def test_loss(self) -> dict[str, float]:
+        """The mean over TEST_BATCHES batches of what is held out."""
+        losses = torch.stack([self.losses(self._test(step)).mean() for step in range(TEST_BATCHES)]).mean()
         return {"test_loss": float(distributed.mean(losses))}
 
     def pace(self) -> Pace | None:
@@ -172,7 +178,7 @@ class Training:
     def settings(self) -> dict:
         """What a checkpoint must agree with; how many processes there are is not part of it."""
         c = self.config
-        own = ("stage", "seed", "dtype", "window", "caption_dropout")
+        own = ("stage", "seed", "dtype", "window", "caption_dropout", "test_share")
         return {name: getattr(c, name) for name in own} | {
             "start": self.given,
             "optimizer": to_dict(c.optimizer) | {"betas": list(c.optimizer.betas)},  # as JSON has it
@@ -190,7 +196,7 @@ class Training:
             return image_model_of(model) if model.config.temporal else model
         order: Order = "interpolation" if c.stage == "stage2" else "sequential"
         if not model.config.temporal:
-            video = model.config.video(order=order, window=c.window)
+            video = model.config.video(order=order, window=c.window or usual_window(model.config, order))
             return inherit_image_model(model, config=video, seed=c.seed)
         if model.config.order != order:
             advice = f"give weights of {c.stage}, or an image model to inherit"
@@ -260,8 +266,13 @@ class Training:
         path = Path(c.frame_tokenizer) if c.frame_tokenizer else next(filter(Path.exists, known), None)
         if path is None:
             return None
-        made = FrameTokenizer.load(path) if path.suffix == ".safetensors" else FrameTokenizer.from_icetk(path)
-        return made.to(self.device)
+        return read_any(path).to(self.device)
+
+
+def usual_window(image: ModelConfig, order: Order) -> int | None:
+    """The window of a stage that inherits an image model: the release's for stage 2, if frames are larger."""
+    side = min(image.frame_height, image.frame_width)
+    return WINDOW if order == "interpolation" and side >= 2 * WINDOW else None
 
 
 def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> None:
