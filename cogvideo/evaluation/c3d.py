@@ -60,7 +60,7 @@ class C3D(nn.Module):
         if clips.ndim != 5 or clips.dtype != torch.uint8 or clips.shape[1] != FRAMES or clips.shape[4] != 3:
             raise CogVideoError(f"C3D takes uint8 [B, 16, H, W, 3], not {clips.dtype} {list(clips.shape)}.")
         x = self.prepared(clips)
-        with full_precision(self.convolutions["conv1a"].weight):
+        with full_precision(self.convolutions["conv1a"].get_parameter("weight")):
             for name, convolution in self.convolutions.items():
                 x = F.relu(convolution(x))
                 if name in POOLED:
