@@ -68,7 +68,7 @@ def no_pipeline(folder: Path) -> CogVideoError:
         return CogVideoError(f"{folder} holds a single model: {why}.")
     if any(map(Path.exists, parts)):
         why = f"`cogvideo weights assemble NEW {folder} demo` makes one, and takes from demo what it lacks"
-        return CogVideoError(f"{folder} holds parts of a pipeline, not a whole one: {why}.")
+        return CogVideoError(f"{folder} holds parts of a pipeline, but no {PIPELINE}: {why}.")
     if any(folder.glob("checkpoint*")):
         why = "run `cogvideo train` to its end, then `cogvideo weights assemble`"
         return CogVideoError(f"{folder} holds a training that has not ended: {why}.")
