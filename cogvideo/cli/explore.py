@@ -35,6 +35,7 @@ def explore(
     frames = None if clip is None else read_video(clip)[0]
     pipe = Pipeline.from_pretrained(weights, device=device)
     explorer.select(pipe.stage1.config, **chosen)  # likewise
+    pipe.warn_of_unknown_words([prompt])
     if frames is None:
         scenes = explorer.scenes(pipe, prompt, seconds=seconds, seed=seed, rounds=rounds, progress=True)
     else:

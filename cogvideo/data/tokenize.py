@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
+from cogvideo.data.inspect import unknown_line
 from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
-from cogvideo.data.sources import Clip, Dataset, FileClip
+from cogvideo.data.sources import NO_CAPTION, Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
     INDEX,
     MANIFEST,
@@ -119,6 +120,8 @@ def summary(manifest: dict[str, Any]) -> str:
         return f"this process has done its {manifest['shards']} shards; others are still at work"
     rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
     lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
+    if words := unknown_line(manifest.get("unknown_words", {})):
+        lines.append(words)
     problems, missing = manifest["problems"], manifest["missing"]
     if problems["count"] or missing:
         count = problems["count"]
@@ -159,6 +162,8 @@ def sequences(
 
     Sequences of the very same frames are given once.
     """
+    if not clip.caption.strip():
+        return [], NO_CAPTION
     size = (COMPRESS * made.frame_height, COMPRESS * made.frame_width)
     sizes = [size, (ENLARGED * size[0], ENLARGED * size[1])][: 2 if settings.kind == "superres" else 1]
     timeline = clip.timeline()
@@ -395,5 +400,6 @@ def _write_manifest(
         "rates": dict(sorted(rates.items(), key=lambda pair: float(pair[0]))),
         "settings": asdict(settings),
         "problems": {"count": len(problems), "first": problems[:LISTED]},
+        "unknown_words": dict(text.count_unknown(clip.caption for clip in dataset.clips).most_common(LISTED)),
     }
     return finish(out, names, made, unguided=unguided, notes=notes)

@@ -25,7 +25,12 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.cuda import release
-from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.decode import (
+    check_scale,
+    generate_first_frame,
+    generate_key_frames,
+    interpolate_frames,
+)
 from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -113,12 +118,9 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._spans(prompts, seconds)
         seeds = _seeds(seed, len(prompts))
-        if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
-            words = f"These weights have never seen the words {', '.join(unknown)} and will not obey them."
-            if self.sampling.examples:
-                words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
-            warnings.warn(words, stacklevel=2)
+        self.warn_of_unknown_words(prompts)
         scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
+        check_scale(scale)  # now, not after the first frame
 
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
@@ -134,6 +136,14 @@ class Pipeline:
 
         videos = halving(make, len(prompts), release=release)
         return videos[0] if isinstance(prompt, str) else videos
+
+    def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        """Name the words that the text model has no piece for, and prompts that the weights understand."""
+        if unknown := sorted(self.text.count_unknown(prompts)):
+            words = f"These weights have never seen the words {', '.join(unknown)} and will not obey them."
+            if self.sampling.examples:
+                words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
+            warnings.warn(words, stacklevel=3)
 
     def key_frames(
         self, prompts: Sequence[str], seconds: Seconds = 4.0, seed: Seeds = 0, *, progress: bool = False

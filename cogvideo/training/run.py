@@ -4,33 +4,36 @@
 many.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cogvideo.checkpoints.assemble import TRAINED, assemble, find_parts
 from cogvideo.checkpoints.native import image_model_of, inherit_image_model, load_model, save_model
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
 from cogvideo.config import Order, from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
 from cogvideo.errors import CogVideoError
-from cogvideo.io import make_writable, replacing
+from cogvideo.io import make_writable, read_json, replacing, write_json
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.tensors import DTYPES
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.training import distributed
-from cogvideo.training.checkpoints import ADVICE, fingerprint
+from cogvideo.training.checkpoints import disk_advice, fingerprint
 from cogvideo.training.flops import peak_flops, step_flops
+from cogvideo.training.lock import held
 from cogvideo.training.loop import Job, fit, use_threads
 from cogvideo.training.metrics import Pace
 from cogvideo.training.optimizer import OptimizerConfig
@@ -78,8 +81,11 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
     """Train by a YAML file and overrides "group.key=value"; the same call resumes a stopped run."""
     config = from_dict(TrainingConfig, load_yaml(path, overrides or []), str(path))
     use_threads(config.threads)
+    make_writable("run_dir", Path(config.run_dir))
     try:
-        Training(config).run()
+        distributed.join()
+        with held(Path(config.run_dir)):  # now, not after the weights were read for minutes
+            Training(config).run()
     finally:
         distributed.leave()
 
@@ -89,8 +95,7 @@ class Training:
 
     def __init__(self, config: TrainingConfig):
         self.config, c = config, config
-        self.source = DEMO if c.start == "demo" else Path(c.start)
-        make_writable("run_dir", Path(c.run_dir))
+        self.source = weights_folder(c.start)
         self.rank, self.processes, self.device = distributed.join()
         rows = c.optimizer.batch_size // c.optimizer.accumulate
         if c.optimizer.batch_size % (c.optimizer.accumulate * self.processes):
@@ -117,7 +122,7 @@ class Training:
         set_types(self.model, self.names, DTYPES[c.dtype])
 
     def run(self) -> None:
-        """Train to the end and write the model; a finished run does nothing."""
+        """Train to the end and write the model, and a pipeline of it; a finished run does nothing."""
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
@@ -136,7 +141,8 @@ class Training:
             sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, label=c.stage,
         )  # fmt: skip
         fit(job)
-        (saved,) = distributed.most((folder / "model" / "config.json").exists())  # in all or in none
+        steps = read_json(folder / "model" / TRAINED, default={}).get("steps")
+        (saved,) = distributed.most(steps == c.optimizer.steps)  # in all or in none
         if not saved:
             weights = {}
             for name in self.names:
@@ -144,6 +150,8 @@ class Training:
                 if self.rank == 0:
                     weights[name] = weight.cpu()
             distributed.first_only(lambda: self._save(weights, folder / "model"))
+        if c.stage != "image" and not (saved and (folder / "pipeline").exists()):
+            distributed.first_only(lambda: self._assemble(folder))
 
     def losses(self, batch: Batch) -> Tensor:
         """By frame [T], or of super-resolution one; in the type of products that is asked for."""
@@ -231,8 +239,30 @@ class Training:
             raise CogVideoError(f"The weights at {self.config.start} have changed meanwhile: {advice}.")
         for name, weight in weights.items():
             model.get_parameter(name).data = weight
-        with replacing(folder, one_writer=True, advice=ADVICE) as part:
+        with replacing(folder, one_writer=True, advice=disk_advice(folder.parent)) as part:
             save_model(model, part)
+            write_json(part / TRAINED, self._notes())
+            shutil.rmtree(folder, ignore_errors=True)  # of fewer steps
+
+    def _notes(self) -> dict[str, Any]:
+        """What checkpoints.assemble and people want to know of a trained model."""
+        f, rates = self.format, self.batches.manifest.get("rates", {})
+        return {
+            "stage": self.config.stage,
+            "steps": self.config.optimizer.steps,
+            "start": self.config.start,
+            "spans": sorted((f.num_frames - 1) / rate for rate in map(float, rates) if rate),
+            "frame_tokenizer": f.frame_tokenizer,
+            "text_tokenizer": f.text_tokenizer,
+        }
+
+    def _assemble(self, folder: Path) -> None:
+        """A pipeline of the trained model and of what else its start and earlier parts give."""
+        try:
+            made = assemble(folder / "pipeline", find_parts([folder, self.source]), overwrite=True)
+            print(f'{made} is ready: cogvideo generate "PROMPT" --weights {folder}', file=sys.stderr)
+        except CogVideoError as error:  # the model itself is there
+            print(f"{folder}/model is trained. {error}", file=sys.stderr)
 
     def _samples(self, batch: Batch) -> Callable[[int], np.ndarray] | None:
         """What draws pictures of the first clips of a test batch; see samples.draw()."""
