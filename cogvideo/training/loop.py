@@ -50,6 +50,7 @@ class Job:
     sample_every: int = 1000
     pace: Pace | None = None  # to log tokens a second and MFU
     tensorboard: bool = False
+    bits: int = 32  # of the optimiser's states
     label: str = "train"  # of the progress bar
 
 
@@ -122,7 +123,7 @@ class _Run:
         job.model.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        self.optimizers = make_optimizers(job.model, job.optimizer)
+        self.optimizers = make_optimizers(job.model, job.optimizer, bits=job.bits)
         self.checkpoints = Checkpoints(job.folder, job.model, self.optimizers, job.settings)
         self.start, extra = self.checkpoints.load()
         self.recent: list[list[float]] = extra.get("recent", [])

@@ -35,6 +35,7 @@ from cogvideo.training.checkpoints import disk_advice, fingerprint
 from cogvideo.training.flops import peak_flops, step_flops
 from cogvideo.training.lock import held
 from cogvideo.training.loop import Job, fit, use_threads
+from cogvideo.training.lora import LoraConfig, add_adapters, merge, save_adapters
 from cogvideo.training.metrics import Pace
 from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.samples import draw
@@ -56,6 +57,8 @@ class TrainingConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"  # of products; trained weights, sums and the residuals stay fp32
     recompute: bool = False  # blocks are computed again for their gradients: less memory, a third more time
     compile: bool = False  # blocks by torch.compile; meant for GPUs
+    lora: LoraConfig | None = None  # train adapters of the attention in place of the weights
+    optimizer_bits: Literal[32, 8] = 32  # of AdamW's states; 8 by bitsandbytes
     window: int | None = None  # of the temporal channel, where stage 1 or 2 inherits an image model
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
@@ -119,6 +122,8 @@ class Training:
         elif self.format.kind != "superres":
             raise CogVideoError(f"{c.data} has no large frames: tokenize with --kind superres.")
         self.names = list(trained)
+        if c.lora:
+            self.names = add_adapters(self.model, c.lora, c.seed)
         set_types(self.model, self.names, DTYPES[c.dtype])
 
     def run(self) -> None:
@@ -138,10 +143,12 @@ class Training:
             c.optimizer, folder, self.settings(),
             evaluate=lambda: self.test_loss([test(step) for step in range(TEST_BATCHES)]), sample=sample,
             checkpoint_seconds=c.checkpoint_seconds, log_every=c.log_every, evaluate_every=c.evaluate_every,
-            sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, label=c.stage,
+            sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, bits=c.optimizer_bits,
+            label=c.stage,
         )  # fmt: skip
         fit(job)
-        steps = read_json(folder / "model" / TRAINED, default={}).get("steps")
+        made = folder / ("model" if c.lora is None or c.lora.merge else "adapter")
+        steps = read_json(made / TRAINED, default={}).get("steps")
         (saved,) = distributed.most(steps == c.optimizer.steps)  # in all or in none
         if not saved:
             weights = {}
@@ -149,8 +156,8 @@ class Training:
                 weight = distributed.whole(trained[name].detach())
                 if self.rank == 0:
                     weights[name] = weight.cpu()
-            distributed.first_only(lambda: self._save(weights, folder / "model"))
-        if c.stage != "image" and not (saved and (folder / "pipeline").exists()):
+            distributed.first_only(lambda: self._save(weights, made))
+        if c.stage != "image" and made.name == "model" and not (saved and (folder / "pipeline").exists()):
             distributed.first_only(lambda: self._assemble(folder))
 
     def losses(self, batch: Batch) -> Tensor:
@@ -180,12 +187,19 @@ class Training:
         """What a checkpoint must agree with; how many processes there are is not part of it."""
         c = self.config
         own = ("stage", "seed", "dtype", "window", "caption_dropout")
-        return {name: getattr(c, name) for name in own} | {
-            "start": self.given,
-            "optimizer": to_dict(c.optimizer) | {"betas": list(c.optimizer.betas)},  # as JSON has it
-            "model": to_dict(self.model.config),
-            "data": {name: facts["sha256"] for name, facts in self.batches.manifest["files"].items()},
-        }
+        lora = {"lora": [c.lora.rank, c.lora.alpha]} if c.lora else {}
+        bits = {"optimizer_bits": c.optimizer_bits} if c.optimizer_bits != 32 else {}
+        return (
+            {name: getattr(c, name) for name in own}
+            | lora
+            | bits
+            | {
+                "start": self.given,
+                "optimizer": to_dict(c.optimizer) | {"betas": list(c.optimizer.betas)},  # as JSON has it
+                "model": to_dict(self.model.config),
+                "data": {name: facts["sha256"] for name, facts in self.batches.manifest["files"].items()},
+            }
+        )
 
     def _start(self) -> Model:
         """The model before training, in the types of its files; sets `given`, its fingerprint."""
@@ -237,10 +251,17 @@ class Training:
         if self.given != given:
             advice = "put them back and run the same command"
             raise CogVideoError(f"The weights at {self.config.start} have changed meanwhile: {advice}.")
-        for name, weight in weights.items():
-            model.get_parameter(name).data = weight
+        lora = self.config.lora
+        if lora is None:
+            for name, weight in weights.items():
+                model.get_parameter(name).data = weight
+        else:
+            merge(model, weights, lora)
         with replacing(folder, one_writer=True, advice=disk_advice(folder.parent)) as part:
-            save_model(model, part)
+            if lora:
+                save_adapters(weights, lora, part)
+            if lora is None or lora.merge:
+                save_model(model, part)
             write_json(part / TRAINED, self._notes())
             shutil.rmtree(folder, ignore_errors=True)  # of fewer steps
 
@@ -269,6 +290,8 @@ class Training:
         c, model, frames, why = self.config, self.model, None, ""
         if not isinstance(model, CogVideoTransformer):
             why = "of super-resolution there are none"
+        elif c.lora:
+            why = "adapters cannot draw before they are merged"
         elif self.processes > 1:
             why = "only a training by one process draws them"
         elif (frames := self._frame_tokenizer()) is None:

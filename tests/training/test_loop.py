@@ -105,7 +105,7 @@ def test_a_nan_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_path):
 def test_a_nan_loss_before_the_first_checkpoint_promises_none(tmp_path):
     model = nn.Linear(2, 1)
     job = Job(
-        model, model.parameters(), lambda step: model.weight.sum() * float("nan"),
+        model, model.parameters(), lambda step: model.weight.sum() + float("nan"),
         OptimizerConfig(steps=4, batch_size=4), tmp_path, {},
     )  # fmt: skip
     with pytest.raises(CogVideoError, match="loss is nan at step 0, before the first checkpoint") as error:
