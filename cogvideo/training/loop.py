@@ -42,7 +42,7 @@ class Job:
     optimizer: OptimizerConfig
     folder: Path  # of the checkpoint, metrics.jsonl and TensorBoard's files
     settings: dict[str, Any]  # what a checkpoint must agree with to be resumed
-    evaluate: Callable[[], dict[str, float]] | None = None  # test losses
+    evaluate: Callable[[], dict[str, Any]] | None = None  # test losses
     sample: Callable[[int], np.ndarray] | None = None  # of a step: a picture uint8 [H,W,3] for TensorBoard
     checkpoint_seconds: float = 60.0
     log_every: int = 50  # steps

@@ -170,9 +170,11 @@ class Training:
             return self.model.loss(ids, batch.frames[:, 0], batch.high_res, text_mask=mask)
 
     @torch.no_grad()
-    def test_loss(self, batches: list[Batch]) -> dict[str, float]:
-        losses = torch.stack([self.losses(batch).mean() for batch in batches]).mean()
-        return {"test_loss": float(distributed.mean(losses))}
+    def test_loss(self, batches: list[Batch]) -> dict[str, Any]:
+        """The mean, and of several trained frames that of each: all with the true tokens before them."""
+        losses = distributed.mean(torch.stack([self.losses(batch).flatten() for batch in batches]).mean(0))
+        by_frame = {"test_frame_losses": losses.tolist()} if len(losses) > 1 else {}
+        return {"test_loss": float(losses.mean())} | by_frame
 
     def pace(self) -> Pace | None:
         """None for super-resolution, whose operations are not counted."""

@@ -164,7 +164,9 @@ def test_the_log_and_the_pictures(base, tmp_path):
             and 0 < row["mfu"] < 1
             and row["peak_gb"] > 0
         )
-    assert [row["step"] for row in rows if "test_loss" in row] == [3, 6]
+    tested = [row for row in rows if "test_loss" in row]
+    assert [row["step"] for row in tested] == [3, 6] and len(tested[0]["test_frame_losses"]) == 4
+    assert np.mean(tested[0]["test_frame_losses"]) == pytest.approx(tested[0]["test_loss"])
     board = EventAccumulator(str(tmp_path / "run/tensorboard"))
     board.Reload()
     assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(
