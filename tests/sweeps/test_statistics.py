@@ -5,7 +5,15 @@ import pytest
 from scipy import stats
 
 from cogvideo import CogVideoError
-from cogvideo.sweeps.statistics import Summary, corrected, difference, differences, holm, summarize
+from cogvideo.sweeps.statistics import (
+    Difference,
+    Summary,
+    corrected,
+    difference,
+    differences,
+    holm,
+    summarize,
+)
 
 
 def table(**scores):
@@ -71,6 +79,32 @@ def test_many_looks_are_corrected_by_metric():
     for metric in ("fvd", "loss"):
         raw, after = ([d.p for d in some if d.metric == metric] for some in (alone[::2] + alone[1::2], found))
         assert after == holm(raw) != raw
+    assert {d.clear for d in found} == {True, False}
+    assert all(d.clear == (d.low > 0 or d.high < 0) for d in found)
+
+
+def test_intervals_have_the_confidence_of_holm_s_steps():
+    """Of p .001, .02, .04: the first passes at 5 % / 3, the second at 5 % / 2, the third at 5 %."""
+    for last, clear, confidences in (
+        (0.04, [True, True, True], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+        (0.06, [True, True, False], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+        (0.5, [True, True, False], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+    ):
+        found = corrected([of_p(p) for p in (last, 0.001, 0.02)])
+        found = [found[1], found[2], found[0]]
+        assert [d.clear for d in found] == clear
+        assert [d.confidence for d in found] == pytest.approx(confidences)
+        assert [d.low > 0 for d in found] == clear
+    stopped = corrected([of_p(p) for p in (0.03, 0.04, 0.049)])  # Holm stops at once
+    assert not any(d.clear or d.low > 0 for d in stopped)
+    assert [d.confidence for d in stopped] == pytest.approx([1 - 0.05 / 3] * 3)
+
+
+def of_p(p: float) -> Difference:
+    """A difference of 1 over six seeds with this p alone."""
+    error = 1 / float(stats.t.ppf(1 - p / 2, 5))
+    half = float(error * stats.t.ppf(0.975, 5))
+    return Difference("a", "b", "fvd", 1.0, 1 - half, 1 + half, p, 6)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
