@@ -21,12 +21,14 @@ class LoraConfig:
     """What is trained in place of the attention's own weights: two narrow matrices beside each."""
 
     rank: int = 16
-    alpha: float = 32.0  # the product of both counts alpha / rank times
+    alpha: int = 32  # the product of both counts alpha / rank times
     merge: bool = True  # write a whole model, with the product added; else the adapter alone
 
     def __post_init__(self):
-        if self.rank < 1 or not self.alpha > 0:
-            raise CogVideoError(f"lora needs a rank of 1 or more and alpha above 0, not {to_dict(self)}.")
+        if min(self.rank, self.alpha) < 1:
+            raise CogVideoError(
+                f"lora needs a rank of 1 or more and an alpha of 1 or more, not {to_dict(self)}."
+            )
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> list[str]:
@@ -68,7 +70,7 @@ def adamw8(
 ) -> torch.optim.Optimizer:
     """AdamW whose two averages take a byte a weight (Dettmers et al. 2021, by bitsandbytes)."""
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:
         advice = 'pip install "cogvideo[small]", or set optimizer_bits to 32'
         raise CogVideoError(f"8-bit optimiser states need bitsandbytes: {advice}.") from None

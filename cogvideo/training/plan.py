@@ -60,13 +60,10 @@ def plan_of(config: TrainingConfig, clips: int | None, gpus: int) -> Plan:
     """
     if config.stage == "superres":
         raise CogVideoError("Operations of super-resolution are not counted: plan stage1, stage2 or image.")
-    if clips is None:
-        found = read_json(Path(config.data) / MANIFEST, default={}).get("samples", 0)
-        clips = found or PAPER_CLIPS
+    found = read_json(Path(config.data) / MANIFEST, default={}).get("samples", 0)
     shared = ("optimizer", "stage", "dtype", "recompute", "lora", "optimizer_bits")
-    return Plan(
-        **{name: getattr(config, name) for name in shared}, clips=clips, gpus=gpus, model=_geometry(config)
-    )
+    own: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    return Plan(**own, clips=clips or found or PAPER_CLIPS, gpus=gpus, model=_geometry(config))
 
 
 def _geometry(config: TrainingConfig) -> ModelConfig:

@@ -24,7 +24,7 @@ def test_merged_weights_give_what_the_adapters_gave(tmp_path):
     text = torch.randint(11, 28, (2, 4), generator=generator)
     frames = torch.randint(10, (2, 5, 6), generator=generator)
     before = model(text, frames).detach()
-    config = LoraConfig(rank=3, alpha=5.0)
+    config = LoraConfig(rank=3, alpha=5)
     names = add_adapters(model, config, seed=0)
     assert len(names) == 2 * 2 * 2 * 2  # layers, channels, qkv and dense, two matrices each
     assert torch.equal(model(text, frames), before)
@@ -49,7 +49,7 @@ def test_a_stage_trains_with_adapters_and_8_bit_states(tmp_path):
         not (tmp_path / "run/model").exists() and losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
     )
     with safe_open(tmp_path / "run/adapter/adapter.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["lora"]) == {"rank": 2, "alpha": 32.0, "merge": False}
+        assert json.loads(file.metadata()["lora"]) == {"rank": 2, "alpha": 32, "merge": False}
         assert all(2 in file.get_tensor(name).shape for name in file.keys())
     train(write_config(tmp_path, lora={"rank": 2}, optimizer=steps))  # the same run, now merged
     before, after = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("weights", "run/model"))

@@ -10,7 +10,7 @@ from training.tiny_tokens import IMAGE, write_config, write_tokens, write_weight
 from cogvideo.errors import CogVideoError
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.memory import GB
-from cogvideo.training.lora import LoraConfig
+from cogvideo.training.lora import ATTENTION, LoraConfig
 from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.plan import KEPT, RECOMPUTED, Plan, memory, numbers, plan, report, sample_bytes
 
@@ -24,7 +24,7 @@ def test_numbers_are_the_model_s():
     assert trained == sum(p.numel() for p in model.temporal_parameters().values())
     assert matrices + others + trained == sum(p.numel() for p in model.parameters())
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=3, target_modules=r"blocks\\.\\d+\\.(spatial|temporal)\\.(qkv|dense)")
+    config = peft.LoraConfig(r=3, target_modules=ATTENTION)
     peft.inject_adapter_in_model(config, model)
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     assert numbers(Plan(ONE, model=IMAGE.video(), lora=LoraConfig(rank=3)))[2] == adapters
