@@ -5,12 +5,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cogvideo.errors import CogVideoError
 from cogvideo.reports import html, plots
 from cogvideo.reports.results import NOT_RUN, USABLE, Results, fvd_card, read_results, sample_clips
-from cogvideo.sweeps.statistics import CONFIDENCE, Difference, Summary, corrected, differences, summarize
+from cogvideo.sweeps.statistics import (
+    CONFIDENCE,
+    Difference,
+    Summary,
+    corrected,
+    detectable,
+    differences,
+    summarize,
+)
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
 LABEL = " label"  # a column that no table has
@@ -21,6 +30,9 @@ TITLES = {
     "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
     "background": "background steady", "control": "frame-rate text obeyed",
     **{f"order_{seconds}s": f"phases in order, {seconds} s" for seconds in (1, 2, 4, 8)},
+    "order_unseen": "phases in order, unseen", "order_picture_only": "phases in order, picture-only",
+    "same_picture_only": "the same all the time, picture-only",
+    "actor_picture_only": "actor right, picture-only", "object_picture_only": "object right, picture-only",
 }  # fmt: skip
 
 
@@ -42,6 +54,7 @@ def report(
         *([html.heading("What to make of it"), html.markdown(said)] if said else []),
         *_clips(results),
         *_summary(results),
+        *_sample_size(found),
         *preferred,
         *_protocol(results),
         *_costs(results),
@@ -196,6 +209,28 @@ def _summary(results: Results) -> list[str]:
             drawn = plots.plot_curves(results.usable, results.variant, over, results.metrics, shown)
             parts.append(html.figure(drawn, f"Over {over}: means and standard deviations over seeds."))
     return parts
+
+
+def _sample_size(found: Sequence[Difference]) -> list[str]:
+    """How large a difference must be to be found, with the seeds that there are and with others."""
+    if not found:
+        return []
+    counts = sorted({max(d.n for d in found), 3, 6, 12})
+    rows = []
+    for metric in dict.fromkeys(d.metric for d in found):
+        some = [d for d in found if d.metric == metric]
+        deviation = median(d.deviation for d in some)
+        smallest = (html.number(detectable(deviation, seeds, len(some)), 2) for seeds in counts)
+        rows.append([_title(metric), html.number(deviation, 2), *smallest])
+    return [
+        html.heading("How many seeds are enough"),
+        html.paragraph(
+            "Deviation: of the differences between two variants with the same seed, the median over all "
+            "comparisons. Beside it, for so many seeds, the smallest true difference that is found in four "
+            "of five repetitions, when it has to pass Holm's strictest step."
+        ),
+        html.table("seeds", ["metric", "deviation", *(f"{count} seeds" for count in counts)], rows),
+    ]
 
 
 def _mean(summary: Summary | None) -> str:

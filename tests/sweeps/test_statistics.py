@@ -1,5 +1,7 @@
 """Paired differences against scipy's test, Holm against an example by hand, how often intervals are right."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,6 +11,7 @@ from cogvideo.sweeps.statistics import (
     Difference,
     Summary,
     corrected,
+    detectable,
     difference,
     differences,
     holm,
@@ -98,6 +101,18 @@ def test_intervals_have_the_confidence_of_holm_s_steps():
     stopped = corrected([of_p(p) for p in (0.03, 0.04, 0.049)])  # Holm stops at once
     assert not any(d.clear or d.low > 0 for d in stopped)
     assert [d.confidence for d in stopped] == pytest.approx([1 - 0.05 / 3] * 3)
+
+
+def test_detectable_differences_are_detected_in_four_of_five_repetitions():
+    """By 4,000 draws each, at Holm's strictest step of six comparisons; within 3.5 deviations."""
+    rng = np.random.default_rng(3)
+    for deviation, seeds in ((1.0, 3), (2.0, 6), (0.1, 12)):
+        truth = detectable(deviation, seeds, 6)
+        test: Any = stats.ttest_1samp(rng.normal(truth, deviation, (seeds, 4000)), 0)
+        assert abs(np.mean(test.pvalue < 0.05 / 6) - 0.8) < 3.5 * (0.8 * 0.2 / 4000) ** 0.5
+    assert detectable(1, 6, 6) > detectable(1, 12, 6) and detectable(1, 6, 6) > detectable(1, 6, 1)
+    found = difference(ROWS, "variant", "theirs", "ours", "fvd")
+    assert found is not None and found.deviation == pytest.approx(np.std([1, 0.5, 3, 1], ddof=1))
 
 
 def of_p(p: float) -> Difference:
