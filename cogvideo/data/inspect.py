@@ -77,8 +77,8 @@ def report(found: Inspection, text: TextTokenizer | None = None) -> str:
     lines = [
         f"{found.dataset.label}: {len(found.dataset.clips)} clips, {len(captions)} different captions",
         f"readable {len(readable)}, unreadable {len(found.errors)}, missing {len(found.dataset.missing)}, "
-        f"breaking off or damaged {len(broken)}, without five frames {len(short)}, without a caption "
-        f"{len(silent)}",
+        f"breaking off or damaged {len(broken)}, without five frames {len(short)}"
+        + (f", without a caption {len(silent)}" if silent else ""),
     ]
     if text and (words := unknown_line(dict(text.count_unknown(captions).most_common()))):
         lines.append(words)
