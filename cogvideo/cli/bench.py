@@ -37,10 +37,18 @@ def sampler(
     most_steps: Annotated[int, typer.Option(help="Steps of each kind; 0 for all.")] = 0,
     seed: options.Seed = 0,
     output: ReportFile = RESULTS / "sampler.json",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print what a step of the released model should take.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="For --plan: h100, h200, a100, 4090 or t4.")] = "h100",
 ) -> None:
     """Time decoding beside moving its weights and caches."""
     from cogvideo.benchmarks.sampler import Settings, render, run
+    from cogvideo.benchmarks.step_plan import render_plan
 
+    if plan:
+        typer.echo(render_plan(gpu))
+        return
     settings = Settings(
         width, layers, heads, side, frames, window, clips, guided, dtype, device, threads, most_steps, seed
     )
@@ -136,6 +144,17 @@ def full_size(
         return
     settings = Settings(layers, width, heads, side, dtype, device, offload, clips, seconds, seed)
     _show(run(settings, source=source), render, output)
+
+
+@app.command()
+def gpu_table(
+    minutes: Annotated[float, typer.Option(help="What is not done by then is left out.")] = 9.5,
+    output: Annotated[Path, options.output("The folder of the table and the reports.")] = RESULTS / "gpu",
+) -> None:
+    """Measure this GPU: steps, whole clips, training, offloading, beside the plan."""
+    from cogvideo.benchmarks.gpu_table import run
+
+    typer.echo(run(output, minutes))
 
 
 @app.command()
