@@ -28,7 +28,16 @@ from cogvideo.data.inspect import unknown_line
 from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
 from cogvideo.data.sources import NO_CAPTION, Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
-    INDEX, MANIFEST, Sample, TokenFormat, finish, group_of, read_notes, shard_name, span_key, write_shard,
+    INDEX,
+    MANIFEST,
+    Sample,
+    TokenFormat,
+    finish,
+    group_of,
+    read_notes,
+    shard_name,
+    span_key,
+    write_shard,
 )  # fmt: skip
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json, write_json
