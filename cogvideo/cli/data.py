@@ -84,7 +84,8 @@ def tokenize(
 
     from cogvideo.checkpoints.tokenizers import load_tokenizers
     from cogvideo.data.sources import open_dataset
-    from cogvideo.data.tokenize import Settings, summary, tokenize
+    from cogvideo.data.tokenize import Settings, tokenize
+    from cogvideo.data.tokenized import summary
     from cogvideo.runtime.device import choose_device
 
     settings = Settings(kind, numbers(rates, "--rates", float), min_rate, per_clip, rate, shard_clips)

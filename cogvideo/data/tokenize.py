@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
-from cogvideo.data.inspect import unknown_line
 from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
 from cogvideo.data.sources import NO_CAPTION, Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
@@ -112,22 +111,6 @@ def tokenize(
         if not all(_is_done(out, shard) for shard in shards):
             return {"complete": False, "shards": len(own)}
         return _finish(out, shards, made, settings, parts.text, dataset)
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """What `tokenize` returned, in lines for people."""
-    if not manifest["complete"]:
-        return f"this process has done its {manifest['shards']} shards; others are still at work"
-    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
-    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
-    if words := unknown_line(manifest.get("unknown_words", {})):
-        lines.append(words)
-    problems, missing = manifest["problems"], manifest["missing"]
-    if problems["count"] or missing:
-        count = problems["count"]
-        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
-        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
-    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from data.videos import make_video, number_of
 from cogvideo.checkpoints.tokenizers import load_tokenizers
 from cogvideo.data.inspect import inspect, report
 from cogvideo.data.sources import open_dataset
-from cogvideo.data.tokenize import summary, tokenize
+from cogvideo.data.tokenize import tokenize
+from cogvideo.data.tokenized import summary
 from cogvideo.errors import CogVideoError
 from cogvideo.theatre.dataset import TheatreClip, make_theatre
 from cogvideo.theatre.drawing import render
