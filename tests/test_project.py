@@ -21,7 +21,7 @@ CONDA_NAMES = {  # under other names on conda-forge
     "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch",
     "playwright": "playwright-python", "scikit-video": "sk-video",
 }  # fmt: skip
-CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
+CONDA_ONLY = {"python", "nodejs", "mkdocstrings-python", "pip"}  # what extras of pyright, mkdocstrings bring
 PIP_ONLY = {"triton"}  # on Linux alone, which a conda environment cannot say; torch for CUDA brings it there
 
 
@@ -99,6 +99,11 @@ def test_make_demo_says_last_what_to_open():
     assert last.startswith('echo "Done. Open this page') and "reports/runs/demo/index.html" in last
 
 
+def test_the_wheel_is_small_and_tried_in_an_empty_environment():
+    ran = "\n".join(planned("wheel"))
+    assert re.search(r"pip wheel .*-size \+40000k.*-m venv .*pip install .*cogvideo generate", ran, re.DOTALL)
+
+
 def planned(target: str) -> list[str]:
     """What make would run for a target in a fresh clone."""
     make = subprocess.run(
@@ -164,6 +169,8 @@ def test_the_tests_mirror_the_package():
     """tests/ROOM/test_X.py tests cogvideo/ROOM/X.py."""
     others = {
         "test_import.py",  # cogvideo/__init__.py
+        "test_fuzzing.py",  # readers of several rooms
+        "test_documents.py",  # the commands in README and docs
         "test_project.py",
         "checkpoints/test_inspect_files.py",  # inspect.py, from real and damaged files
         "explore/test_capture.py",  # __init__.py: the public capture

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from cogvideo.cli import options
+from cogvideo.io import check_folder
 
 app = typer.Typer(name="bench", help="Measure time and memory.", no_args_is_help=True)
 
 RESULTS = Path("reports/benchmarks")
-ReportFile = Annotated[Path, options.output("The report, as JSON.")]
+ReportFile = Annotated[Path, options.output("The report, as JSON; missing folders are made.", check_folder)]
 
 
 def _show(report: dict[str, Any], render: Any, path: Path | None) -> None:
@@ -159,7 +160,7 @@ def gpu_table(
 
 @app.command()
 def make_checkpoint(
-    out: Annotated[Path, typer.Argument(help="The folder to make; for all, of four folders.")],
+    out: Annotated[Path, options.folder("The folder to make; for all, of four folders.")],
     kind: Annotated[str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all but itersr.")] = "all",
     layers: options.Layers = 48,
     width: options.Width = 3072,

@@ -35,7 +35,7 @@ def status(file: File) -> None:
 def keep(
     file: File, folder: Annotated[Path, typer.Argument(help="Where NAME.csv and NAME/ are written.")]
 ) -> None:
-    """Copy what a report shows, table and clips, out of the runs: `cogvideo report` takes NAME.csv."""
+    """Copy what a report shows out of the runs. Table and clips: `cogvideo report` takes NAME.csv."""
     from cogvideo.reports.results import keep
 
     typer.echo(str(keep(file, folder)))

@@ -14,7 +14,7 @@ from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_whole
+from cogvideo.io import make_writable, write_whole
 from cogvideo.sampling.pipeline import Pipeline
 
 READ_BYTES = 10**9
@@ -122,6 +122,7 @@ def write_folder(
     prompts: Sequence[str], folder: str | Path, models: Mapping[str, Any], **settings: Any
 ) -> list[str]:
     """Fill a folder with a clip of every prompt (see `fill_folder`) -> the files of this process."""
+    make_writable("--out-dir", Path(folder))  # now, not after loading
     pipe = Pipeline.from_pretrained(**models)
     weights = models["weights"]
     made_with = {

@@ -6,7 +6,6 @@ guidance, unguided rows stand under the guided ones, so that each step is one fo
 3.3 and 4, reference page "Sampling".
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from cogvideo.config import ModelConfig
+from cogvideo.config import ModelConfig, check_guidance
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.strategies import Generators, Strategy, draw, fork, keeps_no_order
@@ -152,7 +151,7 @@ class Texts:
         check_ids(text, c.vocab_size, "The text")
         if ids[1] is None:
             return cls(text, mask, clips, None)
-        check_scale(scale)
+        check_guidance(scale)
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
         length = max(text.shape[1], guide.shape[1])
@@ -221,14 +220,6 @@ def _decode(
         if progress is not None:
             progress(len(step.frames))
     return tokens[: texts.clips, :, 1:].clone()  # what is kept for the next call may be written again
-
-
-def check_scale(scale: float) -> None:
-    """Refuse guidance that would make every score NaN."""
-    if not math.isfinite(scale):
-        raise CogVideoError(
-            f"The guidance must be a finite number, not {scale}: 1 is without, 3 the paper's."
-        )
 
 
 def check_ids(ids: Tensor, end: int, what: str) -> None:

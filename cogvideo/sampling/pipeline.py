@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, check_parts, read_native
 from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import is_released, read_released
-from cogvideo.config import SamplingConfig
+from cogvideo.config import SamplingConfig, check_guidance, check_seed
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
@@ -25,12 +25,7 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.cuda import release
-from cogvideo.sampling.decode import (
-    check_scale,
-    generate_first_frame,
-    generate_key_frames,
-    interpolate_frames,
-)
+from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -119,8 +114,7 @@ class Pipeline:
         self._spans(prompts, seconds)
         seeds = _seeds(seed, len(prompts))
         self.warn_of_unknown_words(prompts)
-        scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
-        check_scale(scale)  # now, not after the first frame
+        scale = self.sampling.key_guidance if check_guidance(guidance_scale) is None else guidance_scale
 
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
@@ -381,12 +375,12 @@ class Pipeline:
 
 
 def _seeds(seed: Seeds, clips: int) -> list[int]:
-    seeds = np.atleast_1d(np.asarray(seed, int))
+    seeds = [seed] if isinstance(seed, int) else [int(one) for one in seed]
     if len(seeds) not in (1, clips):
         raise CogVideoError(
             f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip."
         )
-    return np.broadcast_to(seeds, clips).tolist()
+    return [check_seed(one) for one in seeds] * (clips if len(seeds) == 1 else 1)
 
 
 def _bar(title: str, total: int, progress: bool) -> tqdm:

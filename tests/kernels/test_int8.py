@@ -60,8 +60,7 @@ def test_it_is_taken_where_it_runs(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("arch", [80, 89, 90])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("arch, dtype", [(80, "bf16"), (80, "fp16"), (89, "bf16"), (90, "bf16")])
 def test_it_compiles_without_spills_and_reads_16_bytes_at_a_time(arch, dtype):
     from cogvideo.kernels import int8
 

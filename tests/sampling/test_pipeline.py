@@ -82,7 +82,7 @@ def test_bad_requests_are_one_sentence(pipe, prompt, seconds, message):
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_guidance_that_is_not_finite_is_refused(pipe, scale):
-    with pytest.raises(CogVideoError, match="guidance must be a finite number"):
+    with pytest.raises(CogVideoError, match="Guidance cannot be"):
         pipe("a lion drinks milk", seconds=0.5, guidance_scale=scale, progress=False)
 
 
