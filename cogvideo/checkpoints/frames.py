@@ -71,6 +71,11 @@ def read_frame_tokenizer(path: Path) -> FrameTokenizer:
     return load_icetk(weights, **sizes)
 
 
+def read_any(path: Path) -> FrameTokenizer:
+    """A frame tokenizer of our own (.safetensors with a description inside) or icetk's file."""
+    return load_frames(path, "cpu") if path.suffix == ".safetensors" else read_frame_tokenizer(path)
+
+
 def loaded_names(weights: Mapping[str, Tensor]) -> set[str]:
     """The names in icetk's file that belong to the network.
 

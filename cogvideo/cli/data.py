@@ -43,6 +43,24 @@ def make_theatre(
 
 
 @app.command()
+def cut(
+    source: Annotated[str, typer.Argument(help="A folder of videos, or any data set of video files.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the pieces and their captions.csv.")],
+    seconds: Annotated[float, typer.Option(help="Length of a piece.")] = 1.0,
+    moment: Annotated[
+        float | None, typer.Option(help="Seconds that are held out together; by default 5/4 of a piece.")
+    ] = None,
+    pieces: Annotated[int, typer.Option(min=1, help="Overlapping pieces of a moment.")] = 5,
+    side: Annotated[int, typer.Option(min=16, help="Pixels of the shorter side, at most.")] = 240,
+) -> None:
+    """Cut videos into short captioned pieces. Videos without captions are called what their files are."""
+    from cogvideo.data.cut import cut
+
+    count = cut(source, out, seconds=seconds, moment=moment, pieces=pieces, side=side)
+    typer.echo(f"{out}: {count} pieces")
+
+
+@app.command()
 def inspect(
     dataset: DataSet,
     rates: Rates = None,

@@ -14,6 +14,10 @@ SIDE = (
     "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; samples:DATA?weights=W&seconds=2, "
     "samples of the captions in DATA; or weights to sample from."
 )
+BY = (
+    "Names with commas between: channel, layer, head, time, word, group; in the theatre actor, action, "
+    "object, phase."
+)
 PRESET = "paper, stylegan-v, videogpt or cd-fvd."
 REPEAT = " Repeatable; by default all."
 DAMAGE = "shuffled, frozen, reversed, blurred, noisy or recoded."
@@ -57,6 +61,29 @@ def alignment(
 
 
 @app.command()
+def attention(
+    clips: Annotated[str, typer.Argument(help="Captioned clips: theatre:test?clips=20, or a folder.")],
+    weights: Weights = "demo",
+    by: Annotated[str, typer.Option(help=BY)] = "channel,layer,head",
+    output: Annotated[Path, output("The CSV file to write.")] = Path("attention.csv"),
+    device: Device = "auto",
+) -> None:
+    """Where attention goes, averaged over clips."""
+    from tqdm import tqdm
+
+    from cogvideo.data.sources import open_dataset
+    from cogvideo.data.video import check_place
+    from cogvideo.explore.averages import attention_averages
+    from cogvideo.io import write_whole
+    from cogvideo.sampling.pipeline import Pipeline
+
+    check_place(output)  # now, not after the work
+    found = tqdm(open_dataset(clips).clips, desc="attention", unit="clip")
+    table = attention_averages(Pipeline.from_pretrained(weights, device=device), found, by.split(","))
+    typer.echo(f"{write_whole(output, table.to_csv(index=False))}: {len(table)} rows")
+
+
+@app.command()
 def fvd(
     real: Real,
     generated: Generated,
@@ -68,7 +95,7 @@ def fvd(
     output: Report = None,
     device: Device = "auto",
 ) -> None:
-    """FVD, with its recipe, its floor and its spread. A stopped run resumes."""
+    """FVD, KVD and MIND, with their recipe, floor and spread. A stopped run resumes."""
     from cogvideo.evaluation.protocols import evaluate
 
     evaluate(real, generated, _settings(n, seed, device, output, i3d), preset=preset, seeds=seeds)
@@ -89,7 +116,7 @@ def sensitivity(
     output: Annotated[Path | None, output("A JSON file; a picture (.png) goes beside it.")] = None,
     device: Device = "auto",
 ) -> None:
-    """What FVD feels: real clips against damaged ones. Each line of the table costs n clips through I3D."""
+    """What FVD, KVD and MIND feel: real clips against damaged ones. Each line costs n clips through I3D."""
     from cogvideo.evaluation.recipes import PRESETS
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
 

@@ -224,7 +224,7 @@ class TokenizedBatches:
             columns = [index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")]
         self._shard_of, self._row_of, group, lengths = columns
         self._lengths = np.array(lengths)
-        self._splits = _split(np.array(group), test_share)
+        self._splits = split_groups(np.array(group), test_share)
         self._shard = lru_cache(256)(lambda number: self._checked(self._names[number]))
         self._order = lru_cache(2)(self._permutation)
 
@@ -326,7 +326,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
+def split_groups(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
     """Sample numbers of train and test. Groups are sorted by their hashes; the first ones are the test's."""
     groups = np.unique(group)
     test = np.isin(group, groups[: max(1, round(test_share * len(groups)))])

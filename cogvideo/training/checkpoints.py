@@ -101,8 +101,9 @@ def _other_settings(path: Path, name: str, old: Any, new: Any) -> CogVideoError:
 class Checkpoints:
     """The one checkpoint of a run: checkpoint.pt of one process, or a folder to which each of many writes.
 
-    Holds the trained weights, the optimisers' states, the step and `extra`, anything small that JSON can
-    hold. changes: after `load`, what of the settings is not as it was, in sentences.
+    Holds the trained weights, the model's buffers, the optimisers' states, the step and `extra`, anything
+    small that JSON can hold. changes: after `load`, what of the settings is not as it was, in
+    sentences.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Checkpoints:
             self._save_folder(step, extra)
         else:
             weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+            weights |= dict(self.model.named_buffers())
             states = [optimizer.state_dict() for optimizer in self.optimizers]
             state = {"step": step, "weights": weights, "optimizers": states, "settings": self.settings}
             save_atomic(state | extra, self.run_dir / FILE)
@@ -140,7 +142,7 @@ class Checkpoints:
         if state is None:
             return 0, {}
         self.changes = changed(path, state.pop("settings"), self.settings)
-        own = dict(self.model.named_parameters())
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for name, weight in state.pop("weights").items():
                 own[name].copy_(distributed.shard_like(weight, own[name]))

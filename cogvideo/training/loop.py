@@ -33,7 +33,7 @@ class Job:
     loss(step) is a loss, or losses by frame [T] whose mean is the loss. It must depend on nothing but the
     weights and the step, so that a resumed run equals an undisturbed one. With optimizer.accumulate parts it
     is called for parts 0, 1, .. of all steps. Under torchrun, every process has its own rows of the batches,
-    and a model that distributed.shard() has sharded.
+    and a model that distributed.shard() has sharded, or all of it.
     """
 
     model: nn.Module
@@ -142,6 +142,10 @@ class _Run:
                 sync(part == parts - 1)  # gradients are averaged after the last part only
             (losses.mean() / parts).backward()
             found = found + losses.detach().flatten() / parts
+        if not hasattr(self.job.model, "set_requires_gradient_sync"):  # a model that every process has whole
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    distributed.mean(parameter.grad)
         norm = float(distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.job.optimizer.clip)))
         self.recent.append(distributed.mean(found).tolist())
         if not all(map(math.isfinite, (*self.recent[-1], norm))):

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.assemble import TRAINED, assemble, find_parts
+from cogvideo.checkpoints.frames import read_any
 from cogvideo.checkpoints.native import image_model_of, inherit_image_model, load_model, save_model
 from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
-from cogvideo.config import Order, check_seed, from_dict, load_yaml, to_dict
+from cogvideo.config import ModelConfig, Order, check_seed, from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, read_json, replacing, write_json
@@ -41,6 +42,7 @@ from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.samples import draw
 
 TEST_BATCHES = 4  # over which the test loss is a mean
+WINDOW = 10  # tokens along a side, with which the release trained stage 2
 Model = CogVideoTransformer | DirectSuperResolution
 
 
@@ -59,7 +61,8 @@ class TrainingConfig:
     compile: bool = False  # blocks by torch.compile; meant for GPUs
     lora: LoraConfig | None = None  # train adapters of the attention in place of the weights
     optimizer_bits: Literal[32, 8] = 32  # of AdamW's states; 8 by bitsandbytes
-    window: int | None = None  # of the temporal channel, where stage 1 or 2 inherits an image model
+    window: int | None = None  # of the temporal channel; None: as usual_window says, or as `start` has it
+    test_share: float = 0.05  # of the video files, or of the groups that captions name
     caption_dropout: float = 0.1
     threads: int | None = None  # CPU threads; None: torch's choice
     checkpoint_seconds: float = 600.0
@@ -89,7 +92,10 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
     try:
         distributed.join()
         with held(Path(config.run_dir)):  # now, not after the weights were read for minutes
-            Training(config).run()
+            training = Training(config)
+            training.run()
+            if config.stage != "image":
+                distributed.first_only(training.assemble)
     finally:
         distributed.leave()
 
@@ -107,8 +113,8 @@ class Training:
             raise CogVideoError(f"{c.optimizer.batch_size} clips are no multiple of {multiple}.")
         # A part of a step is a batch of its own; the parts of a step hold the sequences of its whole batch.
         self.batches = TokenizedBatches(
-            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, rank=self.rank,
-            world_size=self.processes,
+            c.data, rows, seed=c.seed, caption_dropout=c.caption_dropout, test_share=c.test_share,
+            rank=self.rank, world_size=self.processes,
         )  # fmt: skip
         self.format = self.batches.format
         self.batches.text_length = self.format.text_length
@@ -128,13 +134,12 @@ class Training:
         set_types(self.model, self.names, DTYPES[c.dtype])
 
     def run(self) -> None:
-        """Train to the end and write the model, and a pipeline of it; a finished run does nothing."""
+        """Train to the end and write the model; a finished run does nothing."""
         c, folder = self.config, Path(self.config.run_dir)
         model: nn.Module = self.model.to(self.device)
         if c.compile:
             compile_blocks(self.model)
-        test = partial(self.batches, device=self.device, split="test")
-        sample = self._samples(test(0)) if c.samples else None
+        sample = self._samples(self._test(0)) if c.samples else None
         if self.processes > 1:
             distributed.shard(self.model)
         trained = dict(model.named_parameters())
@@ -142,7 +147,7 @@ class Training:
             model, [trained[name] for name in self.names],
             lambda part: self.losses(self.batches(part, self.device)),
             c.optimizer, folder, self.settings(),
-            evaluate=lambda: self.test_loss([test(step) for step in range(TEST_BATCHES)]), sample=sample,
+            evaluate=self.test_loss, sample=sample,
             checkpoint_seconds=c.checkpoint_seconds, log_every=c.log_every, evaluate_every=c.evaluate_every,
             sample_every=c.sample_every, pace=self.pace(), tensorboard=c.tensorboard, bits=c.optimizer_bits,
             label=c.stage,
@@ -158,8 +163,6 @@ class Training:
                 if self.rank == 0:
                     weights[name] = weight.cpu()
             distributed.first_only(lambda: self._save(weights, made))
-        if c.stage != "image" and made.name == "model" and not (saved and (folder / "pipeline").exists()):
-            distributed.first_only(lambda: self._assemble(folder))
 
     def losses(self, batch: Batch) -> Tensor:
         """By frame [T], or of super-resolution one; in the type of products that is asked for."""
@@ -170,10 +173,17 @@ class Training:
             ids, mask = shorten(batch.text_ids, batch.text_mask, self.model.config.text_slots - 1)
             return self.model.loss(ids, batch.frames[:, 0], batch.high_res, text_mask=mask)
 
+    def _test(self, step: int) -> Batch:
+        return self.batches(step, self.device, split="test")
+
     @torch.no_grad()
-    def test_loss(self, batches: list[Batch]) -> dict[str, Any]:
-        """The mean, and of several trained frames that of each: all with the true tokens before them."""
-        losses = distributed.mean(torch.stack([self.losses(batch).flatten() for batch in batches]).mean(0))
+    def test_loss(self) -> dict[str, Any]:
+        """The mean over TEST_BATCHES batches of what is held out, and of several trained frames that of each.
+
+        All with the true tokens before them.
+        """
+        found = [self.losses(self._test(step)).flatten() for step in range(TEST_BATCHES)]
+        losses = distributed.mean(torch.stack(found).mean(0))
         by_frame = {"test_frame_losses": losses.tolist()} if len(losses) > 1 else {}
         return {"test_loss": float(losses.mean())} | by_frame
 
@@ -189,20 +199,16 @@ class Training:
     def settings(self) -> dict:
         """What a checkpoint must agree with; how many processes there are is not part of it."""
         c = self.config
-        own = ("stage", "seed", "dtype", "window", "caption_dropout")
-        lora = {"lora": [c.lora.rank, c.lora.alpha]} if c.lora else {}
-        bits = {"optimizer_bits": c.optimizer_bits} if c.optimizer_bits != 32 else {}
-        return (
-            {name: getattr(c, name) for name in own}
-            | lora
-            | bits
-            | {
-                "start": self.given,
-                "optimizer": to_dict(c.optimizer) | {"betas": list(c.optimizer.betas)},  # as JSON has it
-                "model": to_dict(self.model.config),
-                "data": {name: facts["sha256"] for name, facts in self.batches.manifest["files"].items()},
-            }
-        )
+        own = ("stage", "seed", "dtype", "window", "caption_dropout", "test_share")
+        small: dict[str, Any] = {"lora": [c.lora.rank, c.lora.alpha]} if c.lora else {}
+        small |= {"optimizer_bits": c.optimizer_bits} if c.optimizer_bits != 32 else {}
+        return {name: getattr(c, name) for name in own} | {
+            "start": self.given,
+            "optimizer": to_dict(c.optimizer) | {"betas": list(c.optimizer.betas)},  # as JSON has it
+            "model": to_dict(self.model.config),
+            "data": {name: facts["sha256"] for name, facts in self.batches.manifest["files"].items()},
+            **small,
+        }
 
     def _start(self) -> Model:
         """The model before training, in the types of its files; sets `given`, its fingerprint."""
@@ -214,7 +220,7 @@ class Training:
             return image_model_of(model) if model.config.temporal else model
         order: Order = "interpolation" if c.stage == "stage2" else "sequential"
         if not model.config.temporal:
-            video = model.config.video(order=order, window=c.window)
+            video = model.config.video(order=order, window=c.window or usual_window(model.config, order))
             return inherit_image_model(model, config=video, seed=c.seed)
         if model.config.order != order:
             advice = f"give weights of {c.stage}, or an image model to inherit"
@@ -280,10 +286,15 @@ class Training:
             "text_tokenizer": f.text_tokenizer,
         }
 
-    def _assemble(self, folder: Path) -> None:
-        """A pipeline of the trained model and of what else its start and earlier parts give."""
+    def assemble(self) -> None:
+        """Make a pipeline of the trained model and of the other parts of its start, or say what is missing."""
+        folder = Path(self.config.run_dir)
+        places = (folder / "model", folder / "pipeline")
+        times = [path.stat().st_mtime_ns for path in places if path.exists()]
+        if not places[0].exists() or (len(times) == 2 and times[0] <= times[1]):
+            return  # adapters alone, or nothing new
         try:
-            made = assemble(folder / "pipeline", find_parts([folder, self.source]), overwrite=True)
+            made = assemble(places[1], find_parts([folder, self.source]), overwrite=True)
             print(f'{made} is ready: cogvideo generate "PROMPT" --weights {folder}', file=sys.stderr)
         except CogVideoError as error:  # the model itself is there
             print(f"{folder}/model is trained. {error}", file=sys.stderr)
@@ -315,8 +326,13 @@ class Training:
         path = Path(c.frame_tokenizer) if c.frame_tokenizer else next(filter(Path.exists, known), None)
         if path is None:
             return None
-        made = FrameTokenizer.load(path) if path.suffix == ".safetensors" else FrameTokenizer.from_icetk(path)
-        return made.to(self.device)
+        return read_any(path).to(self.device)
+
+
+def usual_window(image: ModelConfig, order: Order) -> int | None:
+    """The window of a stage that inherits an image model: the release's for stage 2, if frames are larger."""
+    side = min(image.frame_height, image.frame_width)
+    return WINDOW if order == "interpolation" and side >= 2 * WINDOW else None
 
 
 def set_types(model: nn.Module, trained: list[str], products: torch.dtype) -> None:

@@ -13,12 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import save
+from training.test_frame_tokenizer import config_of
+from training.tiny_clips import write_clips
 from training.tiny_tokens import losses, write_config, write_superres, write_tokens, write_weights
 
 from cogvideo.checkpoints.native import load_model
+from cogvideo.config import from_dict, to_dict
+from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
+from cogvideo.training.frame_tokenizer import FrameTokenizerConfig, train_frame_tokenizer
 from cogvideo.training.run import train
 from cogvideo.training.sharded import state_of
 
@@ -64,6 +69,12 @@ def runs(tmp_path_factory) -> Path:
     for name, changes in own.items():
         config(f"muon-{name}", optimizer=muon, **changes)
         train(config(f"muon-{name}-one", optimizer=muon, **changes))
+    write_clips(folder / "clips")
+    for name in ("tokenizer-one", "tokenizer"):
+        own = to_dict(config_of(folder / "clips", folder / name))
+        (folder / f"{name}.json").write_text(json.dumps(own))
+    learned = from_dict(FrameTokenizerConfig, json.loads((folder / "tokenizer-one.json").read_text()), "")
+    train_frame_tokenizer(learned, open_dataset(learned.data))
     (folder / "faults").mkdir()
     for name in ("two", "from-two", "from-one"):
         config(name)
@@ -76,6 +87,7 @@ def runs(tmp_path_factory) -> Path:
         "bf16.yaml",
         "superres.yaml",
         *(f"muon-{name}.yaml" for name in own),
+        "tokenizer.json",
         "faults",
     ]
     command = [
@@ -124,6 +136,14 @@ def test_every_part_by_two_processes_with_muon(runs, part):
         load_file(runs / name / "model/model.safetensors") for name in (f"muon-{part}-one", f"muon-{part}")
     )
     assert max(float((two[name] - weight).abs().max()) for name, weight in one.items()) < 1e-3
+
+
+def test_a_frame_tokenizer_by_two_processes(runs):
+    """Also its codebook, with codes that were given to others: a checkpoint of two holds what one's does."""
+    assert losses(runs / "tokenizer") == pytest.approx(losses(runs / "tokenizer-one"), abs=1e-5)
+    one, two = (load_file(runs / name / "frames.safetensors") for name in ("tokenizer-one", "tokenizer"))
+    torch.testing.assert_close(two["quantize.embed.weight"], one["quantize.embed.weight"], atol=1e-3, rtol=0)
+    assert len(list((runs / "tokenizer").glob("checkpoint-*"))) == 1
 
 
 def test_a_fault_of_one_process_is_told_to_all(runs):

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
 from cogvideo.training.optimizer import OptimizerConfig
-from cogvideo.training.run import TrainingConfig, shorten, train
+from cogvideo.training.run import TrainingConfig, shorten, train, usual_window
 
 ROOT = Path(__file__).parents[2]
 
@@ -386,9 +387,20 @@ def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message)
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
-def test_the_presets_are_the_release_s_optimiser(name):
+def test_the_presets_of_stages_are_the_release_s_optimiser(name):
     config = from_dict(TrainingConfig, load_yaml(ROOT / "configs" / f"{name}.yaml"), name)
     optimizer = config.optimizer
-    assert config.stage == name and config.window == (10 if name == "stage2" else None)
+    assert config.stage == name and config.window is None
     assert (optimizer.lr, list(optimizer.betas), optimizer.clip) == (2e-4, [0.9, 0.95], 0.1)
     assert optimizer.weight_decay == 0 and optimizer.muon_lr == 0  # Adam
+
+
+@pytest.mark.parametrize("name", ["image", "superres"])
+def test_other_presets_can_be_read(name):
+    assert from_dict(TrainingConfig, load_yaml(ROOT / "configs" / f"{name}.yaml"), name).stage == name
+
+
+def test_only_a_large_stage_2_has_windows():
+    large = replace(IMAGE, frame_height=20, frame_width=20, base_positions=406)
+    assert usual_window(large, "interpolation") == 10 and usual_window(large, "sequential") is None
+    assert usual_window(IMAGE, "interpolation") is None
