@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -46,6 +47,15 @@ def weights_folder(weights: str | Path) -> Path:
     """The folder of "demo", the pipeline that a training has left in its run_dir, or the folder given."""
     folder = DEMO if str(weights) == "demo" else Path(weights)
     return folder / "pipeline" if (folder / "pipeline" / PIPELINE).is_file() else folder
+
+
+def weights_hash(folder: str | Path) -> str:
+    """The first 16 digits of a SHA-256 over names and contents of all weights files below a folder."""
+    digest = sha256()
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def no_pipeline(folder: Path) -> CogVideoError:

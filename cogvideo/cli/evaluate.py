@@ -94,7 +94,7 @@ def fvd(
     output: Report = None,
     device: Device = "auto",
 ) -> None:
-    """FVD, with its recipe, its floor and its spread. A stopped run resumes."""
+    """FVD, KVD and MIND, with their recipe, floor and spread. A stopped run resumes."""
     from cogvideo.evaluation.protocols import evaluate
 
     evaluate(real, generated, _settings(n, seed, device, output, i3d), preset=preset, seeds=seeds)
@@ -115,7 +115,7 @@ def sensitivity(
     output: Annotated[Path | None, output("A JSON file; a picture (.png) goes beside it.")] = None,
     device: Device = "auto",
 ) -> None:
-    """What FVD feels: real clips against damaged ones. Each line of the table costs n clips through I3D."""
+    """What FVD, KVD and MIND feel: real clips against damaged ones. Each line costs n clips through I3D."""
     from cogvideo.evaluation.recipes import PRESETS
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from cogvideo.checkpoints.registry import PIPELINE, weights_folder
+from cogvideo.checkpoints.registry import PIPELINE, weights_folder, weights_hash
 from cogvideo.checkpoints.released import is_released
 from cogvideo.data.sources import WORLDS, number, parse_spec, read_options
 from cogvideo.errors import CogVideoError
@@ -101,6 +101,12 @@ def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
     if seeds > 1 and "seed" in options:  # overrides ours
         return [(_reseeded(spec, i), seed + i) for i in range(seeds)]
     return [(spec, seed + i) for i in range(seeds)]
+
+
+def weights_of(spec: str) -> str | None:
+    """The hash of the weights that a side is sampled from (registry.weights_hash); None for other sides."""
+    weights = spec if _is_pipeline(spec) else read_options(spec).get("weights")
+    return weights and weights_hash(weights_folder(weights))
 
 
 def _is_drawn(spec: str) -> bool:
