@@ -287,7 +287,7 @@ class Training:
         }
 
     def assemble(self) -> None:
-        """Make a pipeline of the trained model and of the other parts of its start, or say what is missing."""
+        """Make a pipeline of the trained model and the other parts of its start, or say what is missing."""
         folder = Path(self.config.run_dir)
         places = (folder / "model", folder / "pipeline")
         times = [path.stat().st_mtime_ns for path in places if path.exists()]
