@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cogvideo.explore.explorer.page import PARTS
+
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,7 @@ CONDA_NAMES = {  # under other names on conda-forge
     "playwright": "playwright-python", "scikit-video": "sk-video",
 }  # fmt: skip
 CONDA_ONLY = {"python", "nodejs", "pip"}  # nodejs: what pyright[nodejs] brings
+PIP_ONLY = "axe-playwright-python"  # not on conda-forge
 
 
 def declared() -> dict[str, Requirement]:
@@ -59,12 +62,13 @@ def test_conda_names_the_same_packages():
         (r := Requirement(text)).name: r for text in environment["dependencies"] if isinstance(text, str)
     }
     wanted = declared()
+    alone = wanted.pop(PIP_ONLY)
     assert conda.keys() == {CONDA_NAMES.get(name, name) for name in wanted} | CONDA_ONLY
     for name, requirement in wanted.items():
         assert conda[CONDA_NAMES.get(name, name)].specifier == requirement.specifier, name
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert conda["python"].specifier == Requirement(f"python{python}").specifier
-    assert environment["dependencies"][-1] == {"pip": ["-e ."]}
+    assert environment["dependencies"][-1] == {"pip": ["-e .", str(alone)]}
 
 
 def test_one_version():
@@ -149,7 +153,10 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
         "reports/*.css",
     ]  # fmt: skip
     app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
-    assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}
+    assert app == {*(f"{part}.js" for part in PARTS), "explorer.css", "types.d.ts", "tsconfig.json"}
+    for part in PARTS:
+        lines = (ROOT / "cogvideo/explore/explorer/app" / f"{part}.js").read_text("utf-8").splitlines()
+        assert len(lines) < 300 and max(map(len, lines)) <= 240, part
     sizes = {
         file.name: file.stat().st_size
         for file in (ROOT / "cogvideo" / "weights").rglob("*")
@@ -168,6 +175,7 @@ def test_the_tests_mirror_the_package():
         "explore/test_capture.py",  # __init__.py: the public capture
         "explore/test_explorer.py",  # the explorer's page, in a browser
         "explore/test_explorer_cli.py",
+        "explore/test_explorer_tools.py",  # the explorer's page, what it answers besides the map
         "explore/test_explorer_live.py",  # explorer/widget.py, in JupyterLab
         "reports/test_sweep_report.py",  # sweep.py and the page it makes
         "sampling/test_wavefront.py",  # decode.py with frame-parallel steps

@@ -13,6 +13,10 @@ SIDE = (
     "A folder of videos, or of frames in .npy and .npz; theatre:test?seed=1&seconds=4; "
     "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; or weights to sample from."
 )
+BY = (
+    "Names with commas between: channel, layer, head, time, word, group; in the theatre actor, action, "
+    "object, phase."
+)
 PRESET = "paper, stylegan-v, videogpt or cd-fvd."
 REPEAT = " Repeatable; by default all."
 DAMAGE = "shuffled, frozen, reversed, blurred, noisy or recoded."
@@ -53,6 +57,29 @@ def alignment(
     from cogvideo.theatre.alignment import evaluate
 
     evaluate(weights, n, seed, guidance=guidance, out=output, device=device)
+
+
+@app.command()
+def attention(
+    clips: Annotated[str, typer.Argument(help="Captioned clips: theatre:test?clips=20, or a folder.")],
+    weights: Weights = "demo",
+    by: Annotated[str, typer.Option(help=BY)] = "channel,layer,head",
+    output: Annotated[Path, output("The CSV file to write.")] = Path("attention.csv"),
+    device: Device = "auto",
+) -> None:
+    """Where attention goes in many real clips, averaged by head, word, phase or who acts."""
+    from tqdm import tqdm
+
+    from cogvideo.data.sources import open_dataset
+    from cogvideo.data.video import check_place
+    from cogvideo.explore.averages import attention_averages
+    from cogvideo.io import write_whole
+    from cogvideo.sampling.pipeline import Pipeline
+
+    check_place(output)  # now, not after the work
+    found = tqdm(open_dataset(clips).clips, desc="attention", unit="clip")
+    table = attention_averages(Pipeline.from_pretrained(weights, device=device), found, by.split(","))
+    typer.echo(f"{write_whole(output, table.to_csv(index=False))}: {len(table)} rows")
 
 
 @app.command()

@@ -4,14 +4,14 @@ Functions take what `capture` returns. Rows of a table are means over the captur
 `where` [Q] bool selects positions. Keys are named after the patches they hold (recording.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.recording import CHANNELS, Captured
+from cogvideo.explore.recording import CHANNELS, Captured, Recording
 
 
 def attention_table(captured: Captured, where: np.ndarray | None = None) -> Any:
@@ -106,12 +106,23 @@ def rollout(captured: Captured) -> np.ndarray:
     A layer passes on one half by its residual stream and one half by `both_channels`. What has reached a word
     stays there. Needs all positions as queries, and both channels; layers are taken in the model's order.
     """
-    length, t, n = captured.sizes
     _needs_all_positions(captured)
+    return _rolled(captured.sizes, both_channels(captured)[np.argsort(captured.layers)])
+
+
+def rollout_of(recording: Recording) -> np.ndarray:
+    """The same through all recorded layers, in the memory of one layer's maps."""
+    layers = (both_channels(recording.capture(layers=[layer]))[0] for layer in sorted(recording.inputs))
+    return _rolled((len(recording.text_ids), *recording.frames.shape), layers)
+
+
+def _rolled(sizes: tuple[int, int, int], layers: Iterable[np.ndarray]) -> np.ndarray:
+    """[T*N, L+T*N] from maps of that size, the first layer's first."""
+    length, t, n = sizes
     positions = np.arange(t * n)
     total = np.zeros((t * n, length + t * n), np.float32)
     total[positions, length + positions] = 1
-    for layer in both_channels(captured)[np.argsort(captured.layers)]:
+    for layer in layers:
         step = layer / 2
         step[positions, length + positions] += 0.5
         # One step back from every position: its weights on words, and what it gets from earlier positions.
@@ -119,6 +130,24 @@ def rollout(captured: Captured) -> np.ndarray:
         earlier[:, :length] += step[:, :length]
         total = earlier
     return total
+
+
+def value_weighted(captured: Captured, channel: str) -> np.ndarray:
+    """[layers, heads, Q, keys]: weights times the length of what the key's value adds; rows sum to 1.
+
+    A head that looks at a key whose value is next to nothing takes next to nothing from it (Kobayashi et al.
+    2020).
+    """
+    maps, values = captured.maps(channel), captured.values(channel)
+    length, _, n = captured.sizes
+    if channel == "spatial":
+        keys = np.arange(length + n) + np.where(
+            np.arange(length + n) < length, 0, captured.queries[:, :1] * n
+        )
+        weighted = maps * values[:, :, keys]  # of each query's own frame
+    else:
+        weighted = maps * values[:, :, None]
+    return weighted / weighted.sum(-1, keepdims=True)
 
 
 def word_heat(captured: Captured, slot: int, channel: str, *, reduce: str = "mean") -> np.ndarray:

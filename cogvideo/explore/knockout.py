@@ -13,6 +13,7 @@ from torch import Tensor
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.recording import Recording
 from cogvideo.explore.requests import CHANNELS, numbers
+from cogvideo.explore.silence import Silent, silenced
 
 
 @torch.inference_mode()
@@ -25,6 +26,7 @@ def token_losses(
     heads: Sequence[int] | None = None,
     frames: Sequence[int] = (),
     silent: Sequence[int] = (),
+    parts: Sequence[Silent] = (),
 ) -> Tensor:
     """Cross entropy [T,N] in nats of every token of the clip in a changed, or by default the same, model.
 
@@ -32,8 +34,9 @@ def token_losses(
     read each other. Where not all heads are changed, each takes a bias of its own in memory.
     frames: frames that the same heads cannot see in the temporal channel.
     silent: layers whose temporal channel counts nothing, as if their gate were 1.
+    parts: heads and channels that are silenced (silence.py).
     """
-    model, c, length = recording.model, recording.model.config, len(recording.text_ids)
+    model, c, length = silenced(recording.model, parts), recording.model.config, len(recording.text_ids)
     silent = numbers("layers", silent, c.num_layers) if len(silent) else []
     changed = numbers("layers", layers, c.num_layers)
     heads = numbers("heads", heads, c.num_heads)
@@ -45,7 +48,7 @@ def token_losses(
         )
     n = recording.frames.shape[1]
     keys = [*hide, *(length + time * n + j for time in frames for j in range(n))]  # of the temporal channel
-    touched = (changed if keys else []) + silent
+    touched = (changed if keys else []) + silent + [part.layer for part in parts]
     first = min(touched) if touched else c.num_layers - 1
     if missing := [layer for layer in range(first, c.num_layers) if layer not in recording.inputs]:
         raise CogVideoError(f"Layers {missing} were not recorded: record all of them.")

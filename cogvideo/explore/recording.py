@@ -39,7 +39,7 @@ from cogvideo.model import masks
 from cogvideo.model.transformer import CogVideoTransformer, LayerMemory
 from cogvideo.runtime.memory import GB
 
-PARTS = ("", "_visible", "_norm")  # of a channel in Captured
+PARTS = ("", "_visible", "_norm", "_values")  # of a channel in Captured
 
 
 class Patches(NamedTuple):
@@ -67,6 +67,9 @@ class Captured:
     # [layers, Q]: length of the channel's output over all heads, before the gate
     spatial_norm: np.ndarray | None
     temporal_norm: np.ndarray | None
+    # [layers, heads, L+T*N]: length of what each key adds to the channel's output at a weight of 1
+    spatial_values: np.ndarray | None
+    temporal_values: np.ndarray | None
     # [layers, D]: sigmoid(gate), the spatial channel's weight; None in an image model
     gate: np.ndarray | None
     text_ids: np.ndarray  # int64 [L]
@@ -92,6 +95,10 @@ class Captured:
     def norm(self, channel: str) -> np.ndarray:
         """Length of the output [layers, Q] of a channel that was captured."""
         return self._of(channel, "_norm")
+
+    def values(self, channel: str) -> np.ndarray:
+        """Length of the keys' values [layers, heads, L+T*N] of a channel that was captured."""
+        return self._of(channel, "_values")
 
     def _of(self, channel: str, what: str) -> np.ndarray:
         found = getattr(self, f"{channel}{what}") if channel in CHANNELS else None
@@ -179,6 +186,7 @@ class Recording:
             kept[kind] = np.empty((len(layers), len(heads), len(queries), keys), np.float32)
             kept[f"{kind}_visible"] = np.empty((len(layers), len(queries), keys), bool)
             kept[f"{kind}_norm"] = np.empty((len(layers), len(queries)), np.float32)
+            kept[f"{kind}_values"] = np.empty((len(layers), len(heads), length + t * n), np.float32)
         gates = {}
         # Iterated, not indexed, so that blocks kept in host memory (offload.py) come to the device.
         for index, block in enumerate(self.model.blocks):
@@ -226,11 +234,16 @@ class Recording:
         maps: np.ndarray,
         visible: np.ndarray,
         norms: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        """Fill in one channel of one layer: maps [heads,Q,K], visible [Q,K], norms [Q]."""
+        """Fill in one channel of one layer: maps [heads,Q,K], visible [Q,K], norms [Q], values [heads,L+T*N].
+
+        Raises: CogVideoError where they are not finite.
+        """
         channel: Any = getattr(block, kind)
         queries, n = chosen.queries, self.frames.shape[1]
         q, k, v, bias = self.project(block, index, kind)
+        values[:] = self._value_lengths(channel, v)[chosen.heads].cpu().numpy()
         at_once = max(1, CHUNK_BYTES // (4 * q.shape[1] * maps.shape[-1]))
         for group, frame in query_groups(queries, kind):
             for some in np.split(group, range(at_once, len(group), at_once)):
@@ -243,6 +256,21 @@ class Recording:
                 maps[:, some] = weights[chosen.heads].cpu().numpy()
                 visible[some] = (hidden == 0).cpu().numpy()
                 norms[some] = out.float().norm(dim=-1).cpu().numpy()
+        if not np.isfinite(norms).all():
+            raise CogVideoError(
+                f"Layer {index} of this model computes numbers that are not finite (NaN): its weights are "
+                "damaged, or their training has diverged. Take an earlier checkpoint."
+            )
+
+    def _value_lengths(self, channel: Any, v: Tensor) -> Tensor:
+        """[H,L+T*N]: lengths of values v [F,H,K,d] once the channel's last product has taken them."""
+        size, identity = v.shape[-1], torch.eye(self.model.config.hidden_size, dtype=v.dtype, device=v.device)
+        # Its columns, whatever they are stored in: the product of each unit vector, without the bias.
+        columns = channel.dense(identity) - channel.dense(torch.zeros_like(identity[:1]))
+        out = columns.float().unflatten(0, (-1, size))  # [H,d,D]
+        lengths = ((v.float() @ (out @ out.mT)) * v.float()).sum(-1).clamp(min=0).sqrt()  # [F,H,K]
+        text, own = lengths.split([len(self.text_ids), lengths.shape[-1] - len(self.text_ids)], -1)
+        return torch.cat([text[0], rearrange(own, "f h n -> h (f n)")], -1)
 
 
 def to_patches(keys: np.ndarray, text_length: int, height: int, width: int) -> Patches:

@@ -24,6 +24,7 @@ from cogvideo.theatre.scenes import (
     SPLITS,
     Clips,
     groups,
+    phase,
     sample_clips,
     states,
 )
@@ -45,6 +46,13 @@ class TheatreClip:
         """The same for clips that look the same: the theatre is finite."""
         names, background = self.clip.names(0), BACKGROUNDS[self.clip.background[0]]
         return ", ".join((*names, background, f"{self.clip.duration[0]:g} s"))
+
+    def labels(self, seconds: float) -> dict[str, str]:
+        """What the clip shows, and the phase of its action at a time; see explore.averages."""
+        actor, action, thing = self.clip.names(0)
+        state = int(states(self.clip, np.array([[seconds]]))[0, 0])
+        shown = phase(action, state)
+        return {"actor": actor, "action": action, "object": thing, "phase": shown, "group": self.group}
 
     def timeline(self) -> Timeline:
         count = round(float(self.clip.duration[0]) * FPS) + 1

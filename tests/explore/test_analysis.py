@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from explore.small import CONFIGS, MASK, TEXT, clip, small_model
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore import analysis, capture
+from cogvideo.explore import analysis, capture, record
 
 L, N, WIDTH = len(TEXT), 12, 4
 
@@ -165,3 +166,41 @@ def test_a_patch_has_changed_when_it_is_not_as_in_the_first_frame():
         [False, True, False, False],
         [False, False, False, True],
     ]
+
+
+@torch.no_grad()
+def test_value_weighted_rows_are_lengths_of_what_each_key_adds(captured):
+    """For each head, ||weight * value @ dense||, computed key by key from the model's own projections."""
+    config = captured.config
+    model = small_model(config)
+    recording = record(model, TEXT, clip(config), text_mask=MASK)
+    for channel in ["spatial", "temporal"][: 1 + (captured.temporal is not None)]:
+        found = analysis.value_weighted(captured, channel)
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+        for row in range(0, len(captured.queries), 11):
+            time = captured.queries[row, 0]
+            _, _, v, _ = recording.project(model.blocks[1], 1, channel)
+            dense = getattr(model.blocks[1], channel).dense.weight
+            size = dense.shape[1] // config.num_heads
+            for head in range(config.num_heads):
+                values = v[time if channel == "spatial" else 0, head]
+                adds = (values @ dense[:, head * size : (head + 1) * size].T).norm(dim=-1).detach().numpy()
+                expected = captured.maps(channel)[1, head, row] * adds
+                np.testing.assert_allclose(found[1, head, row], expected / expected.sum(), atol=1e-5)
+
+
+def test_rollout_layer_by_layer_is_that_of_all_maps(captured):
+    if captured.temporal is None:
+        pytest.skip("an image model has one channel")
+    recording = record(small_model(captured.config), TEXT, clip(captured.config), text_mask=MASK)
+    np.testing.assert_allclose(analysis.rollout_of(recording), analysis.rollout(captured), atol=1e-5)
+
+
+def test_broken_weights_are_one_sentence():
+    model = small_model(CONFIGS["stage 1"])
+    model.blocks[1].mlp.up.weight.data[0, 0] = float("nan")
+    recording = record(model, TEXT, clip(CONFIGS["stage 1"]), text_mask=MASK)
+    assert recording.capture(layers=[1]).spatial is not None  # it reads what comes before its own MLP
+    model.blocks[0].mlp.up.weight.data[0, 0] = float("nan")
+    with pytest.raises(CogVideoError, match="Layer 1 .* not finite .*: its weights are damaged"):
+        record(model, TEXT, clip(CONFIGS["stage 1"]), text_mask=MASK).capture(layers=[1])
