@@ -113,7 +113,8 @@ def rollout(captured: Captured) -> np.ndarray:
 def rollout_of(recording: Recording) -> np.ndarray:
     """The same through all recorded layers, in the memory of one layer's maps."""
     layers = (both_channels(recording.capture(layers=[layer]))[0] for layer in sorted(recording.inputs))
-    return _rolled((len(recording.text_ids), *recording.frames.shape), layers)
+    t, n = recording.frames.shape
+    return _rolled((len(recording.text_ids), t, n), layers)
 
 
 def _rolled(sizes: tuple[int, int, int], layers: Iterable[np.ndarray]) -> np.ndarray:

@@ -45,7 +45,7 @@ def attention_averages(
         tables.append(table.assign(clip=number))
     if not tables or not by:
         raise CogVideoError("There is nothing to average: give clips, and what to average by.")
-    every = pd.concat(tables, ignore_index=True)
+    every: Any = pd.concat(tables, ignore_index=True)
     measures = ["weight"] if "word" in by else list(MEASURES)
     # A clip counts once, however many of its frames and patches a combination has.
     each = every.groupby([*by, "clip"], sort=False)[measures].mean().reset_index()

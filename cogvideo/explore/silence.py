@@ -61,15 +61,16 @@ def _check(model: CogVideoTransformer, part: Silent) -> None:
 
 
 def _block(block: Block, parts: Iterable[Silent]) -> Block:
-    changed: dict[str, nn.Module | nn.Parameter] = {}
+    gate: dict[str, nn.Parameter] = {}
+    changed: dict[str, nn.Module] = {}
     for channel, _, head in parts:
         if head is None:
             assert block.gate is not None
             alone = float("inf") if channel == "temporal" else float("-inf")
-            changed["gate"] = nn.Parameter(torch.full_like(block.gate, alone), requires_grad=False)
+            gate["gate"] = nn.Parameter(torch.full_like(block.gate, alone), requires_grad=False)
         else:
             changed[channel] = _headless(changed.get(channel, getattr(block, channel)), head)
-    return _with(block, **changed) if changed else block
+    return _with(block, **changed, **gate) if changed or gate else block
 
 
 def _headless(channel: nn.Module, head: int) -> Channel:

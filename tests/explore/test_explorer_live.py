@@ -64,9 +64,9 @@ def test_answers_are_the_captured_arrays(name):
             assert_same(np.frombuffer(buffer, "<f4"), getattr(captured, channel)[number, 0, :, 2])
         key = 12 + 5  # what reads a place of frame 1: in the spatial channel, places of that frame
         _, (spatial, temporal) = widget.answer({"scene": 0, "layer": layer, "key": 4 + key})
-        assert_same(np.frombuffer(temporal, "<f4"), captured.temporal[number, 0, :, 4 + key])
+        assert_same(np.frombuffer(temporal, "<f4"), captured.maps("temporal")[number, 0, :, 4 + key])
         own = np.zeros(60, np.float32)
-        own[12:24] = captured.spatial[number, 0, 12:24, 4 + 5]
+        own[12:24] = captured.maps("spatial")[number, 0, 12:24, 4 + 5]
         assert_same(np.frombuffer(spatial, "<f4"), own)
 
 
@@ -179,7 +179,7 @@ def test_another_prompt_and_what_is_selected(monkeypatch):
     assert len(sent) == 256 // 16
     widget.selection = {"scene": 1, "layer": 2}
     expected = made[1].record([2]).capture()
-    assert_same(widget.captured.temporal, expected.temporal)
+    assert_same(widget.captured.maps("temporal"), expected.maps("temporal"))
     with pytest.raises(CogVideoError, match="never seen the words zebra"):
         widget.answer(question | {"prompt": "a zebra"})
 

@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -91,11 +92,12 @@ def test_silence_is_that_of_the_knock_outs(demo, page_file):  # noqa: F811
     own = token_losses(recording)
     with opened() as page:
         at(page, page_file.as_uri(), f"patch={PATCH}&tab=silence")
-        for silence, changed in (
+        changes: list[tuple[Any, dict[str, Any]]] = [
             ({"parts": [["temporal", 1, 3]], "words": []}, {"parts": [Silent("temporal", 1, 3)]}),
             ({"parts": [["spatial", 2, None]], "words": []}, {"parts": [Silent("spatial", 2)]}),
             ({"parts": [], "words": [3]}, {"hide": [3]}),
-        ):
+        ]
+        for silence, changed in changes:
             text = json.dumps(silence, separators=(",", ":"))
             page.locator(f"[data-silence='{text}']").click()
             page.locator(f"[data-silence='{text}'][aria-pressed=true]").wait_for()

@@ -52,6 +52,7 @@ def test_losses_are_those_of_a_model_changed_by_hand(name, parts):
     text = record(model, TEXT, frames, text_mask=MASK).text
     x, _, spatial, temporal = model.prepare(TEXT[None], frames[None], MASK[None].bool())
     for index, block in enumerate(other.blocks):
+        assert temporal is not None
         x = block(x, text[index], spatial, temporal[index % len(temporal)])
     losses = torch.nn.functional.cross_entropy(
         other.head(x)[0].flatten(0, 1), frames.flatten(), reduction="none"

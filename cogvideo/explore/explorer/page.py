@@ -87,7 +87,7 @@ def page(
     scenes are left out where they do not fit, and it is an error if the first does not.
     """
     selection = select(scenes[0].model.config, layers, heads, patch)
-    info = describe(scenes, selection) | {"live": False}
+    info: dict[str, Any] = {**describe(scenes, selection), "live": False}
     described, info["scenes"] = info["scenes"], []
     room = max_megabytes * 1e6 - _size(_render(info))
     total = len(scenes) * (len(selection.layers) + 3)
