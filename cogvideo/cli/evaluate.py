@@ -67,7 +67,7 @@ def attention(
     output: Annotated[Path, output("The CSV file to write.")] = Path("attention.csv"),
     device: Device = "auto",
 ) -> None:
-    """Where attention goes in many real clips, averaged by head, word, phase or who acts."""
+    """Where attention goes, averaged over clips."""
     from tqdm import tqdm
 
     from cogvideo.data.sources import open_dataset

@@ -69,7 +69,9 @@ def _block(block: Block, parts: Iterable[Silent]) -> Block:
             alone = float("inf") if channel == "temporal" else float("-inf")
             gate["gate"] = nn.Parameter(torch.full_like(block.gate, alone), requires_grad=False)
         else:
-            changed[channel] = _headless(changed.get(channel, getattr(block, channel)), head)
+            changed[channel] = _headless(
+                changed[channel] if channel in changed else getattr(block, channel), head
+            )
     return _with(block, **changed, **gate) if changed or gate else block
 
 

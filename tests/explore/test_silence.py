@@ -71,7 +71,8 @@ def test_what_cannot_be_silenced_is_one_sentence():
     ):
         with pytest.raises(CogVideoError, match=words):
             silenced(wrong, [part])
-    model.blocks[0].spatial.dense = Int8Linear(model.blocks[0].spatial.dense)  # type: ignore[assignment]  # as quantised
+    channel = model.blocks[0].spatial
+    channel._modules["dense"] = Int8Linear(channel.dense)
     with pytest.raises(CogVideoError, match="int8"):
         silenced(model, [Silent("spatial", 0, 0)])
     assert silenced(image, []) is image
