@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := reports/runs/demo
 CHECKED := cogvideo tests notebooks
 
-.PHONY: demo test lint lint-js demo-weights pictures clean
+.PHONY: demo test lint lint-js lab notebooks docs wheel demo-weights pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -36,6 +36,53 @@ lint-js:
 		npm install --silent --no-audit --no-fund --no-save --prefix .venv typescript@5.9.3 > /dev/null 2>&1; fi; \
 	if [ -f $(TSC) ] && command -v node > /dev/null; then node $(TSC) -p cogvideo/explore/explorer/app/tsconfig.json; \
 	else echo "The explorer's JavaScript was not checked: node, or typescript from npm, is missing."; fi
+
+# The notebooks, to be read in the order of their numbers: notebooks/README.md.
+lab: .venv/installed
+	$(BIN)/python -m jupyter lab --notebook-dir=. notebooks/README.md
+
+# What executed notebooks leave out: the stderr of their cells, which is progress bars.
+define WITHOUT_BARS
+import sys, nbformat
+for path in sys.argv[1:]:
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == 'code':
+            cell.outputs = [output for output in cell.outputs if output.get('name') != 'stderr']
+    nbformat.write(notebook, path)
+endef
+export WITHOUT_BARS
+
+# All of them executed, to be read in a browser: reports/runs/notebooks/*.html.
+notebooks: .venv/installed
+	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir reports/runs/notebooks notebooks/*.ipynb
+	@$(BIN)/python -c "$$WITHOUT_BARS" reports/runs/notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --to html reports/runs/notebooks/*.ipynb
+	@echo "Open reports/runs/notebooks/*.html"
+
+# docs/ as a site without a network, with the notebooks as `make notebooks` left them. A broken link is an error.
+docs: .venv/installed
+	@rm -rf build/docs && mkdir -p build/docs
+	@tar -cf - --exclude='*.safetensors' --exclude=__pycache__ *.md LICENSE CITATION.cff pyproject.toml docs notebooks \
+		configs reports/*.md reports/sweeps cogvideo tests/test_project.py | tar -xf - -C build/docs
+	@cp reports/runs/notebooks/*.ipynb build/docs/notebooks/ 2>/dev/null || true
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --config-file mkdocs.yml
+	@echo "Open build/site/index.html"
+
+# A wheel of less than 40 MB that makes a clip from an empty environment, without extras and with them.
+wheel: .venv/installed
+	@rm -rf build/wheel && mkdir -p build/wheel/clips
+	$(BIN)/python -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel .
+	@test -z "$$(find build/wheel -name '*.whl' -size +40000k)" || { echo "The wheel is over 40 MB."; exit 1; }
+	$(PYTHON) -m venv build/wheel/empty
+	for extras in '' '[train,notebooks,sweeps]'; do \
+		build/wheel/empty/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+			"$$(echo build/wheel/*.whl)$$extras" || exit 1; \
+		(cd build/wheel/clips && ../empty/bin/cogvideo generate "a lion drinks milk" --seconds 0.5 -o "clip$$extras.mp4") \
+			|| exit 1; \
+	done
+	@ls -l build/wheel/*.whl build/wheel/clips
 
 # The whole recipe from nothing, then its score; the same command resumes a killed run.
 demo-weights: .venv/installed

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cogvideo.tokenizers.frames import FrameTokenizer
     from cogvideo.tokenizers.text import TextTokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CogVideoTransformer": "model.transformer",

@@ -1,8 +1,11 @@
 """Settings as frozen dataclasses: what a model is, how it is sampled, how a stage is trained."""
 
+import inspect
+import math
+import re
 import types
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -127,6 +130,20 @@ class SamplingConfig:
             raise CogVideoError(f"{seconds:g} seconds were not trained: choose one of {trained}.")
 
 
+def check_seed(seed: int) -> int:
+    """The seed; CogVideoError where a random generator of 64 bits cannot take it."""
+    if not 0 <= seed < 2**63:
+        raise CogVideoError(f"The seed {seed} is out of range: choose 0 or more, at most 2**63 - 1.")
+    return seed
+
+
+def check_guidance(scale: float | None) -> float | None:
+    """The strength of guidance (None: the weights' own); CogVideoError where it is not a finite number."""
+    if scale is not None and not math.isfinite(scale):
+        raise CogVideoError(f"Guidance cannot be {scale}: give a finite number; 1 means no guidance.")
+    return scale
+
+
 def from_dict(cls: type[C], values: dict[str, Any], where: str) -> C:
     """Build a (nested) config dataclass; an unknown, missing or mistyped key is an error that names it."""
     if not isinstance(values, dict):
@@ -185,7 +202,7 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise CogVideoError(f"Cannot read the settings {path}: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that are none; brackets without end
         raise CogVideoError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise CogVideoError(f"{path} should hold keys and values.")
@@ -201,6 +218,21 @@ def load_yaml(path: str | Path, overrides: list[str] = []) -> dict[str, Any]:
                 raise CogVideoError(f"--set {override!r}: {parent!r} is a value, not a group of settings.")
         try:
             target[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise CogVideoError(f"--set {override!r}: {text!r} is not a YAML value.") from None
     return values
+
+
+def settings_help(cls: type["DataclassInstance"], group: str = "") -> list[tuple[str, str]]:
+    """(name and default, choices and comment in the code) of each setting, those of parts included."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), re.M))
+    rows, hints = [], get_type_hints(cls)
+    for setting in fields(cls):
+        kind, name = hints[setting.name], f"{group}{setting.name}"
+        if isinstance(kind, type) and is_dataclass(kind):
+            rows += settings_help(kind, f"{name}.")
+            continue
+        default = "" if setting.default is MISSING else f" = {setting.default}"
+        choices = " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
+        rows.append((name + default, "; ".join(filter(None, [choices, comments.get(setting.name)]))))
+    return rows

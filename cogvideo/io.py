@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cogvideo.errors import CogVideoError
+from cogvideo.errors import CogVideoError, explained
 
 ADVICE = "choose another place, or make room there"
 # In the RuntimeErrors by which torch.save reports what the disk did.
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos")
+PROBE = 2**16  # bytes that are written to find out whether there is room at all
 CHUNK = 2**20  # bytes that are hashed at a time: a file may be larger than memory
 
 
@@ -94,7 +96,7 @@ def read_json(
         if default is not None:
             return default
         raise CogVideoError(f"{path} is missing: {advice}.") from None
-    except (OSError, ValueError) as error:  # of JSON or UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # of JSON or UTF-8; brackets without end
         reason = getattr(error, "strerror", None) or error
         raise CogVideoError(f"{path} is damaged ({reason}): {advice}.") from None
     if not isinstance(values, kind):
@@ -134,12 +136,42 @@ def html_page(title: str, body: str, style: str, policy: str) -> str:
     return HTML.format(title=escape(title), body=body, style=style, policy=policy)
 
 
+def check_place(path: str | Path) -> Path:
+    """The path, if a file can be written there; called before the work, not after it.
+
+    Raises CogVideoError for a folder in its place, a missing one above it, a full or a read-only disk.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CogVideoError(f"{path} cannot be written, it is a folder: give the name of a file.")
+    _check(path, path.parent, "choose a folder that exists")
+    return path
+
+
+def check_folder(path: str | Path, advice: str = "choose another folder") -> Path:
+    """The path, if it can be written there with the folders missing above it; nothing is made yet."""
+    path = Path(path)
+    there = path.absolute()
+    _check(path, next(place for place in (there, *there.parents) if place.exists()), advice)
+    return path
+
+
+def _check(path: Path, folder: Path, advice: str) -> None:
+    with explained(f"{path} cannot be written (REASON): {advice}, or make room.", OSError):
+        _probe(folder)
+
+
+def _probe(folder: Path) -> None:
+    """Write a file that vanishes: permissions tell nothing of full disks and read-only mounts."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(PROBE))
+
+
 def make_writable(name: str, folder: Path) -> None:
     """Make the folder that the setting `name` asks for; raises CogVideoError where nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "permission denied")
+        _probe(folder)
     except OSError as error:
         raise CogVideoError(f"Cannot write to {name} {folder}: {error.strerror}; set another one.") from None
 

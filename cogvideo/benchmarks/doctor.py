@@ -59,13 +59,14 @@ def _devices() -> list[tuple[str, str]]:
 
 
 def _weights(folder: Path) -> str:
-    """Size and folder, then the line of the README that starts with "Score:"."""
+    """Size and folder, then the paragraph of the README that starts with "Score:"."""
     if not (folder / "pipeline.json").exists():
         return f"none in {folder}; make them with `make demo-weights`"
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     readme = folder / "README.md"
-    lines = readme.read_text(encoding="utf-8").splitlines() if readme.exists() else []
-    score = next((line for line in lines if line.startswith("Score:")), "no score in README.md")
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    found = re.search(r"^Score: .+?(?=\n\s*\n|\Z)", text, re.M | re.S)
+    score = " ".join(found[0].split()) if found else "no score in README.md"
     return f"{size / 1e6:.1f} MB in {folder}; {score}"
 
 

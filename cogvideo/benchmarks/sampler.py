@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cogvideo.benchmarks.measuring import random_weights, step_bytes
 from cogvideo.benchmarks.memory_plan import released_geometry
+from cogvideo.benchmarks.step_plan import gpu_of, step_plan, where_they_part
 from cogvideo.checkpoints.pipeline_folder import Loader
 from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
@@ -95,9 +96,11 @@ def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
         one, other = tokens[kind], tokens[f"{kind}, wavefront"]
         same = None if one is None or other is None else float((one == other).float().mean())
         stages[f"{kind}, wavefront"]["same_tokens"] = same
+    machine = describe(device)
     return {
         "settings": asdict(settings),
-        "machine": describe(device),
+        "machine": machine,
+        "expected": expected(settings, machine["device"], stages),
         "bandwidth_bytes_per_second": limits,
         "stages": stages,
         "costs": {
@@ -107,6 +110,20 @@ def run(settings: Settings, *, progress: bool = True) -> dict[str, Any]:
             "seconds_of_each_frame": stages["stage 1"]["seconds_of_each_frame"],
         },
     }
+
+
+def expected(settings: Settings, device: str, stages: dict[str, dict[str, Any]]) -> list[str]:
+    """Measured beside planned, one line for each stage; none if there is no plan for this device."""
+    gpu, lines = gpu_of(device), []
+    if gpu is None:
+        return lines
+    for kind in ("stage 1", "stage 2, wavefront"):
+        order, windowed, wavefront = KINDS[kind]
+        config = model_config(settings, order, settings.window if windowed else None)
+        rows = settings.clips * (1 + settings.guided)
+        plan = step_plan(gpu, config, settings.dtype, rows, TEXT_SLOTS, wavefront=wavefront)
+        lines.append(where_they_part(replace(plan, what=kind), stages[kind]["places_and_ms"]))
+    return lines
 
 
 class _Enough(Exception):
@@ -256,6 +273,7 @@ def render(report: dict[str, Any]) -> str:
     costs = report["costs"]
     lines += [
         "",
+        *report["expected"],
         f"a batch row more: {costs['extra_row_ms']:.2f} ms a step; "
         f"a guided clip more: {costs['extra_clip_ms']:.2f} ms a step",
     ]

@@ -46,7 +46,7 @@ def convert(
     the folder with all of the release's files, which becomes a pipeline folder. dtype: fp32, bf16, fp16, or
     keep. image_tokens and begin_of_image belong to released folders.
     """
-    source, target, kind = Path(source), Path(target), _dtype(dtype)
+    source, target, kind = Path(source), Path(target), file_dtype(dtype)
     start = time.perf_counter()
     if source.is_dir() and released.is_released(source):
         _convert_release(source, target, kind)
@@ -63,7 +63,7 @@ def convert(
     return f"{target}: {size / GB:.2f} GB in {len(files)} files{_cost(start)}"
 
 
-def _dtype(name: str) -> torch.dtype | None:
+def file_dtype(name: str) -> torch.dtype | None:
     """None: the types of the files."""
     if name not in (*DTYPES, KEEP):
         raise CogVideoError(f"dtype {name!r} is unknown: choose {', '.join(DTYPES)} or {KEEP}.")
@@ -113,7 +113,7 @@ def measure_load(
     begin_of_image: int = 150000,
 ) -> str:
     """Load the model in a released or native folder -> a line with its size, the time and the peak memory."""
-    kind, start = _dtype(dtype), time.perf_counter()
+    kind, start = file_dtype(dtype), time.perf_counter()
     build, config, weights = open_checkpoint(source, image_tokens=image_tokens, begin_of_image=begin_of_image)
     model = sat.fill_model(lambda: build(config), weights, where=str(source), device=device, dtype=kind)
     size = _size(model.state_dict(), None)

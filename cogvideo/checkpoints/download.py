@@ -11,7 +11,7 @@ from cogvideo.checkpoints.registry import Known, cache_dir, find, known
 from cogvideo.checkpoints.transfer import download, size_of
 from cogvideo.checkpoints.unzip import check_room, unpack
 from cogvideo.errors import CogVideoError, explained
-from cogvideo.io import file_hash, read_json, replacing, write_json
+from cogvideo.io import check_folder, file_hash, read_json, replacing, write_json
 
 HASHES = "hashes.json"
 
@@ -28,6 +28,7 @@ def get(name: str, url: str | None = None, file: Path | None = None) -> tuple[Pa
         return folder_of(name), "comes with this package"
     busy = f"Another process is getting {name} just now: wait for it, then try again."
     with explained(f"The cache {folder} cannot be written (REASON): set COGVIDEO_CACHE.", OSError):
+        check_folder(folder, "set COGVIDEO_CACHE to another")  # a full disk, too
         folder.mkdir(parents=True, exist_ok=True)
         with explained(busy, Timeout), FileLock(lock := folder / f"{name}.lock", timeout=0):
             try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.native import ADVICE, load_model, read_weights
+from cogvideo.checkpoints.registry import PIPELINE, no_pipeline
 from cogvideo.config import ModelConfig, SamplingConfig, from_dict
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json
@@ -93,12 +94,9 @@ def read_labels(path: Path) -> np.ndarray:
 
 def read_sampling(folder: Path) -> SamplingConfig:
     """How a pipeline folder samples: its pipeline.json."""
-    file = folder / "pipeline.json"
-    if not file.exists() and any((folder / name).exists() for name in ("config.json", "model_config.json")):
-        raise CogVideoError(
-            f"{folder} holds a single model: give the folder of the whole pipeline, with pipeline.json or "
-            "with all of the release's files in it."
-        )
+    file = folder / PIPELINE
+    if not file.exists():
+        raise no_pipeline(folder)
     return from_dict(SamplingConfig, read_json(file, advice=ADVICE), str(file))
 
 

@@ -11,6 +11,7 @@ from cogvideo.errors import CogVideoError
 
 PACKAGED = Path(__file__).parent.parent / "weights"
 DEMO = PACKAGED / "demo"
+PIPELINE = "pipeline.json"  # what makes a folder a pipeline
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,26 @@ KNOWN = _entries()
 
 
 def weights_folder(weights: str | Path) -> Path:
-    """The folder of "demo", or the folder given."""
-    return DEMO if str(weights) == "demo" else Path(weights)
+    """The folder of "demo", the pipeline that a training has left in its run_dir, or the folder given."""
+    folder = DEMO if str(weights) == "demo" else Path(weights)
+    return folder / "pipeline" if (folder / "pipeline" / PIPELINE).is_file() else folder
+
+
+def no_pipeline(folder: Path) -> CogVideoError:
+    """What to say of a folder that should be a pipeline and is none: how one comes of it."""
+    parts = [folder / name / "config.json" for name in ("", "model", "stage1", "stage2", "superres")]
+    if (folder / "model_config.json").exists():
+        why = (
+            f"give the folder of the whole pipeline, with {PIPELINE} or with all of the release's files in it"
+        )
+        return CogVideoError(f"{folder} holds a single model: {why}.")
+    if any(map(Path.exists, parts)):
+        why = f"`cogvideo weights assemble NEW {folder} demo` makes one, and takes from demo what it lacks"
+        return CogVideoError(f"{folder} holds parts of a pipeline, not a whole one: {why}.")
+    if any(folder.glob("checkpoint*")):
+        why = "run `cogvideo train` to its end, then `cogvideo weights assemble`"
+        return CogVideoError(f"{folder} holds a training that has not ended: {why}.")
+    return CogVideoError(f"There are no weights at {folder}: give demo or a folder with {PIPELINE}.")
 
 
 def known(name: str) -> Known:

@@ -6,9 +6,8 @@ from pathlib import Path
 from cogvideo.checkpoints import released
 from cogvideo.checkpoints.frames import read_frame_tokenizer
 from cogvideo.checkpoints.native import ADVICE
-from cogvideo.checkpoints.registry import weights_folder
+from cogvideo.checkpoints.registry import no_pipeline, weights_folder
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict
-from cogvideo.errors import CogVideoError
 from cogvideo.io import read_json
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
@@ -38,5 +37,5 @@ def load_tokenizers(weights: str | Path) -> Tokenizers:
         file = folder / "stage1" / "config.json"
         config = from_dict(ModelConfig, read_json(file, advice=ADVICE), str(file))
     else:
-        raise CogVideoError(f"There are no weights at {folder}: give demo or a pipeline folder.")
+        raise no_pipeline(folder)
     return Tokenizers(text, frames, config.frame_height, config.frame_width, config.text_length)

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from cogvideo.cli import options
+from cogvideo.io import check_folder
 
 app = typer.Typer(name="bench", help="Measure time and memory.", no_args_is_help=True)
 
 RESULTS = Path("reports/benchmarks")
-ReportFile = Annotated[Path, options.output("The report, as JSON.")]
+ReportFile = Annotated[Path, options.output("The report, as JSON; missing folders are made.", check_folder)]
 
 
 def _show(report: dict[str, Any], render: Any, path: Path | None) -> None:
@@ -37,10 +38,18 @@ def sampler(
     most_steps: Annotated[int, typer.Option(help="Steps of each kind; 0 for all.")] = 0,
     seed: options.Seed = 0,
     output: ReportFile = RESULTS / "sampler.json",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only print what a step of the released model should take.")
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="For --plan: h100, h200, a100, 4090 or t4.")] = "h100",
 ) -> None:
     """Time decoding beside moving its weights and caches."""
     from cogvideo.benchmarks.sampler import Settings, render, run
+    from cogvideo.benchmarks.step_plan import render_plan
 
+    if plan:
+        typer.echo(render_plan(gpu))
+        return
     settings = Settings(
         width, layers, heads, side, frames, window, clips, guided, dtype, device, threads, most_steps, seed
     )
@@ -139,8 +148,19 @@ def full_size(
 
 
 @app.command()
+def gpu_table(
+    minutes: Annotated[float, typer.Option(help="What is not done by then is left out.")] = 9.5,
+    output: Annotated[Path, options.output("The folder of the table and the reports.")] = RESULTS / "gpu",
+) -> None:
+    """Measure this GPU: steps, whole clips, training, offloading, beside the plan."""
+    from cogvideo.benchmarks.gpu_table import run
+
+    typer.echo(run(output, minutes))
+
+
+@app.command()
 def make_checkpoint(
-    out: Annotated[Path, typer.Argument(help="The folder to make; for all, of four folders.")],
+    out: Annotated[Path, options.folder("The folder to make; for all, of four folders.")],
     kind: Annotated[str, typer.Option(help="coglm, stage1, stage2, dsr, itersr, or all but itersr.")] = "all",
     layers: options.Layers = 48,
     width: options.Width = 3072,

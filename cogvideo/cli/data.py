@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import Device, Seed, Weights, numbers, output
+from cogvideo.cli.options import Device, Seed, Weights, folder, numbers, output
 
 app = typer.Typer(name="data", help="Make, inspect and tokenize data sets.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ MinRate = Annotated[float, typer.Option(help="Leave out lower frame rates.")]
 
 @app.command()
 def make_theatre(
-    out: Annotated[Path, typer.Argument(help="A folder, made if missing.")],
+    out: Annotated[Path, folder("A folder, made if missing.")],
     clips: Annotated[int, typer.Option(help="Number of clips.")],
     seed: Seed = 0,
     split: Annotated[str, typer.Option(help="train, seen, unseen, picture-only or pictures.")] = "train",
@@ -65,7 +65,7 @@ def inspect(
 @app.command()
 def tokenize(
     dataset: DataSet,
-    out: Annotated[Path, typer.Argument(help="The folder to make, or to resume.")],
+    out: Annotated[Path, folder("The folder to make, or to resume.")],
     weights: Weights = "demo",
     kind: Annotated[str, typer.Option(help=KINDS)] = "sequential",
     rates: Rates = None,

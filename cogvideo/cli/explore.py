@@ -28,16 +28,15 @@ def explore(
     device: Device = "auto",
 ) -> None:
     """Write an HTML page that shows the attention of a clip. Click a patch to see what it was made from."""
-    from cogvideo.data.video import check_place, read_video
+    from cogvideo.data.video import read_video
     from cogvideo.explore import explorer
     from cogvideo.sampling.pipeline import Pipeline
 
     texts = {"layers": layers, "heads": heads, "patch": patch}
     chosen = {name: numbers(text, f"--{name}", int) for name, text in texts.items()}
-    check_place(output)  # now, not after the work
     frames = None if clip is None else read_video(clip)[0]
     pipe = Pipeline.from_pretrained(weights, device=device)
-    explorer.select(pipe.stage1.config, **chosen)  # likewise
+    explorer.select(pipe.stage1.config, **chosen)  # now, not after the work
     if frames is None:
         scenes = explorer.scenes(pipe, prompt, seconds=seconds, seed=seed, rounds=rounds, progress=True)
     else:

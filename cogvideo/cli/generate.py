@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import DTYPES, Device, Guidance, Offload, Seconds, Seed, Weights, output
+from cogvideo.cli.options import DTYPES, Device, Guidance, Offload, Seconds, Seed, Weights
 from cogvideo.errors import CogVideoError
 
 
@@ -18,7 +18,9 @@ def generate(
     ] = None,
     out_dir: Annotated[Path | None, typer.Option(help="A folder of clips; a stopped run resumes.")] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Clips of a batch, with --out-dir.")] = 8,
-    output: Annotated[Path, output("An .mp4 or .gif; several clips are numbered.")] = Path("clip.mp4"),
+    output: Annotated[  # tried by write_clips: it may be several files
+        Path, typer.Option("-o", "--output", help="An .mp4 or .gif; several clips are numbered.")
+    ] = Path("clip.mp4"),
     seconds: Seconds = 4.0,
     seed: Seed = 0,
     weights: Weights = "demo",

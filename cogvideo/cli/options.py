@@ -2,20 +2,31 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
+from cogvideo.config import check_guidance, check_seed
 from cogvideo.errors import CogVideoError
+from cogvideo.io import check_folder, check_place
 
 Number = TypeVar("Number", int, float)
 FORMER = {"--out": "--output", "--sheet": "--output", "--hidden": "--width"}
 
 
-def output(help: str):
-    """The option for what a command writes."""
-    return typer.Option("-o", "--output", help=help)
+def output(help: str, check: Callable[[Path], Path] = check_place):
+    """The option for the file that a command writes; whether it can be written is tried before the work."""
+    return typer.Option("-o", "--output", help=help, callback=_unless_missing(check))
+
+
+def folder(help: str):
+    """The argument for the folder that a command makes or fills; tried likewise."""
+    return typer.Argument(help=help, callback=_unless_missing(check_folder))
+
+
+def _unless_missing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)  # without hints, which typer would read
 
 
 # What runs, and where.
@@ -31,8 +42,13 @@ BeginOfImage = Annotated[int, typer.Option(help="Begin-of-image id of a released
 
 # What is generated or scored.
 Seconds = Annotated[float, typer.Option(help="Length of a clip; the demo knows 0.5, 1, 2, 4 and 8.")]
-Seed = Annotated[int, typer.Option(help="The same seed on the same device gives the same result.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance of key frames; by default the weights' own.")]
+Seed = Annotated[
+    int, typer.Option(help="The same seed on the same device gives the same result.", callback=check_seed)
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Guidance of key frames; by default the weights' own.", callback=check_guidance),
+]
 Report = Annotated[Path | None, output("Write the result to a JSON file, too.")]
 
 # The size of a model with random weights.

@@ -32,6 +32,16 @@ def status(file: File) -> None:
 
 
 @app.command()
+def keep(
+    file: File, folder: Annotated[Path, typer.Argument(help="Where NAME.csv and NAME/ are written.")]
+) -> None:
+    """Copy what a report shows out of the runs. Table and clips: `cogvideo report` takes NAME.csv."""
+    from cogvideo.reports.results import keep
+
+    typer.echo(str(keep(file, folder)))
+
+
+@app.command()
 def stop(file: File) -> None:
     """Stop a running sweep from another terminal. This also stops points whose driver has died."""
     from cogvideo.sweeps.run import stop

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import BeginOfImage, FileDtype, ImageTokens
+from cogvideo.cli.options import BeginOfImage, FileDtype, ImageTokens, folder
 
 app = typer.Typer(name="weights", help="Find, download, inspect and convert weights.", no_args_is_help=True)
 
@@ -24,7 +24,7 @@ def get(
     url: Annotated[str | None, typer.Option(help="Another address of the same file.")] = None,
     file: Annotated[Path | None, typer.Option(help="The file, downloaded by other means.")] = None,
 ) -> None:
-    """Download weights into the cache ($COGVIDEO_CACHE), or check them. A stopped download resumes."""
+    """Download weights into the cache, or check them. It is $COGVIDEO_CACHE; a stopped download resumes."""
     from cogvideo.checkpoints.download import get
 
     path, done = get(name, url, file)
@@ -42,12 +42,33 @@ def inspect(
 
 
 @app.command()
+def assemble(
+    output: Annotated[Path, typer.Argument(metavar="NEW", help="The pipeline folder to make.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FROM",
+            help="Where its parts are, first come first: run_dirs of trainings, model folders, "
+            "tokenizer files, pipeline folders or demo.",
+        ),
+    ],
+    dtype: FileDtype = "keep",
+) -> None:
+    """Make a pipeline folder of trained parts. It says what is missing; files are linked, not copied."""
+    from cogvideo.checkpoints.assemble import assemble, describe, find_parts
+    from cogvideo.checkpoints.convert import file_dtype
+
+    parts = find_parts(places)
+    typer.echo(describe(assemble(output, parts, dtype=file_dtype(dtype)), parts))
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path,
         typer.Argument(help="A released folder or zip, ice_image.pt, the whole release, a native folder."),
     ],
-    target: Annotated[Path, typer.Argument(help="The native or pipeline folder to make.")],
+    target: Annotated[Path, folder("The native or pipeline folder to make.")],
     dtype: FileDtype = "bf16",
     image_tokens: ImageTokens = 20000,
     begin_of_image: BeginOfImage = 150000,

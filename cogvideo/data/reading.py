@@ -153,7 +153,7 @@ def opened(path: str | Path) -> Iterator[tuple["InputContainer", "VideoStream"]]
     from av.error import FFmpegError
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:  # titles in any encoding
             if not container.streams.video:
                 raise CogVideoError(f"{path} holds no video: give a video file.")
             yield container, container.streams.video[0]

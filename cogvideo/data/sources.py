@@ -169,7 +169,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a .jsonl or .csv file."""
     unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
     damaged = f"{file} is damaged (REASON): it must be UTF-8, one JSON object a line or CSV."
-    wrong = explained(damaged, ValueError, csv.Error)
+    wrong = explained(damaged, ValueError, csv.Error, RecursionError)
     with unread, wrong, file.open(newline="", encoding="utf-8-sig") as lines:
         if file.suffix.lower() == ".csv":
             reader = csv.DictReader(lines)
@@ -236,7 +236,7 @@ def _vatex(spec: str, place: str, options: dict[str, str]) -> Dataset:
     clips, missing = [], []
     unread = explained(f"The captions {file} cannot be read (REASON): check the path.", OSError)
     wrong = f"{file} is no VATEX file: a list of objects with videoID and {keys[language]}."
-    with unread, explained(wrong, ValueError, KeyError, TypeError):
+    with unread, explained(wrong, ValueError, KeyError, TypeError, RecursionError):
         for row in json.loads(file.read_text("utf-8")):
             name, captions = str(row["videoID"]), [str(text) for text in row[keys[language]]]
             video, start, end = name.rsplit("_", 2)

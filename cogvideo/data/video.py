@@ -15,6 +15,7 @@ from einops import rearrange
 
 from cogvideo.data.reading import opened, upright
 from cogvideo.errors import CogVideoError, explained
+from cogvideo.io import check_place
 
 if TYPE_CHECKING:
     import av
@@ -120,16 +121,6 @@ def check_writable(path: str | Path) -> Path:
             f"{path} is neither an mp4 nor a GIF file: end its name in {' or '.join(SUFFIXES)}."
         )
     return check_place(path)
-
-
-def check_place(path: str | Path) -> Path:
-    """The path, if a file can be written there."""
-    path = Path(path)
-    if path.is_dir():
-        raise CogVideoError(f"{path} cannot be written, it is a folder: give the name of a file.")
-    with explained(f"{path} cannot be written (REASON): choose a folder that exists.", OSError):
-        tempfile.TemporaryFile(dir=path.parent).close()
-    return path
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:

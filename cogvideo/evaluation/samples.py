@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoints.pipeline_folder import read_sampling
-from cogvideo.checkpoints.registry import DEMO, cache_dir
+from cogvideo.checkpoints.registry import PIPELINE, cache_dir, no_pipeline, weights_folder
 from cogvideo.checkpoints.released import SAMPLING, is_released
 from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
@@ -61,9 +61,9 @@ class Request:
 
 def find_weights(weights: str) -> Path:
     """The folder of these weights; CogVideoError if there are none."""
-    source = DEMO if weights == "demo" else Path(weights)
-    if not source.is_dir() or not ((source / "pipeline.json").is_file() or is_released(source)):
-        raise CogVideoError(f"There are no weights at {source}: give demo or a folder with pipeline.json.")
+    source = weights_folder(weights)
+    if not ((source / PIPELINE).is_file() or is_released(source)):
+        raise no_pipeline(source)
     return source
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogvideo.data.video import check_place
+from cogvideo.checkpoints.registry import cache_dir
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_json
+from cogvideo.io import check_folder, check_place, write_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Settings:
         return n
 
     def check_out(self) -> None:
-        """CogVideoError if the result cannot be written: asked before the work."""
+        """CogVideoError if the result, or features and samples, cannot be written: asked before the work."""
+        check_folder(cache_dir(), "set COGVIDEO_CACHE to another")
         if self.out:
             check_place(self.out)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+from cogvideo.checkpoints.registry import PIPELINE, weights_folder
 from cogvideo.checkpoints.released import is_released
 from cogvideo.data.sources import WORLDS, number, parse_spec, read_options
 from cogvideo.errors import CogVideoError
@@ -107,7 +108,7 @@ def _is_drawn(spec: str) -> bool:
 
 
 def _is_pipeline(spec: str) -> bool:
-    return spec == "demo" or (Path(spec) / "pipeline.json").exists()
+    return (weights_folder(spec) / PIPELINE).exists()
 
 
 def _reseeded(spec: str, step: int) -> str:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from cogvideo import kernels
 from cogvideo.config import ModelConfig
 from cogvideo.model import masks
 
-DIRECT_QUERIES = 4
+DIRECT_QUERIES = 4  # decoding has no more: up to here a path of its own is quicker than torch's kernels
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | Non
     """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
+    if q.is_cuda and q.shape[-2] <= DIRECT_QUERIES and bias is not None:
+        kernel = kernels.loaded("attention", q.device)
+        if kernel is not None and kernel.serves(q, k, v, bias):
+            return kernel.attend(q, k, v, bias)
     if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
         # A cache of several frames has them first in memory, and is read where it lies.
         q, k, v, bias = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), bias.transpose(0, 1)

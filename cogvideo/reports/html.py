@@ -19,18 +19,19 @@ from cogvideo.data.video import Video
 from cogvideo.io import html_page, write_whole
 
 STRIP_FRAMES = 5  # of a clip when it is printed
+SCREEN = 1.3  # how much larger than on paper figures are: letters of 9 points there become those of the text
 POLICY = "media-src data:; img-src data:; style-src 'unsafe-inline'"
 
 
-def number(value: Any) -> str:
-    """A table's value as text: numbers with four digits, whole ones whole; a dash for none."""
+def number(value: Any, digits: int = 4) -> str:
+    """A table's value as text: numbers with so many digits, whole ones whole; a dash for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, float, np.integer, np.floating)):
         whole = float(value).is_integer() and abs(value) < 1e9
-        return f"{value:.0f}" if whole else f"{value:.4g}"
+        return f"{value:.0f}" if whole else f"{value:.{digits}g}"
     return str(value)
 
 
@@ -39,7 +40,7 @@ def element(tag: str, text: str, style: str = "") -> str:
     return f'<{tag} class="{style}">{escape(text)}</{tag}>' if style else f"<{tag}>{escape(text)}</{tag}>"
 
 
-heading, paragraph, preformatted = (partial(element, tag) for tag in ("h2", "p", "pre"))
+heading, subheading, paragraph, preformatted = (partial(element, tag) for tag in ("h2", "h3", "p", "pre"))
 
 
 def listing(items: Sequence[str]) -> str:
@@ -98,7 +99,10 @@ def _uri(kind: str, file: io.BytesIO) -> str:
 
 
 def figure(drawn: Any, caption: str = "") -> str:
-    """A matplotlib figure as SVG, its label as the alternative text. Closes the figure."""
+    """A matplotlib figure as SVG, its label as the alternative text. Closes the figure.
+
+    Screens show it SCREEN times as large as it is; on narrower ones and on paper it fills the width.
+    """
     import matplotlib.pyplot as plt
 
     drawing = io.BytesIO()
@@ -106,8 +110,9 @@ def figure(drawn: Any, caption: str = "") -> str:
         drawn.savefig(drawing, format="svg", metadata={"Date": None})
     plt.close(drawn)
     words = element("figcaption", caption) if caption else ""
-    source = _uri("image/svg+xml", drawing)
-    return f'<figure><img alt="{escape(drawn.get_label())}" src="{source}">{words}</figure>'
+    source, width = _uri("image/svg+xml", drawing), SCREEN * drawn.get_figwidth()
+    label = escape(drawn.get_label())
+    return f'<figure><img alt="{label}" style="width: {width:.1f}in" src="{source}">{words}</figure>'
 
 
 def write(path: str | Path, title: str, parts: Sequence[str], style: str = "report") -> Path:

@@ -56,18 +56,19 @@ def plot_curves(
 
 
 def plot_differences(found: Sequence[Difference], shown: Mapping[str, str], better: Mapping[str, int]) -> Any:
-    """A panel a metric: every variant less the baseline; green where the baseline is better.
+    """A panel a metric: every variant less the baseline, in the order given, and a line at zero.
 
+    Green where the baseline is better, orange where it is worse, grey where the two are not told apart.
     better: 1 for metrics that should be high, -1 for those that should be low.
     """
     metrics = list(dict.fromkeys(d.metric for d in found))
-    variants = list(dict.fromkeys(d.variant for d in found))
-    figure, axes = _panels(len(metrics), len(variants))
-    for axis, metric in zip(axes, metrics, strict=True):
-        for d in (d for d in found if d.metric == metric):
+    lines = [[d for d in found if d.metric == metric] for metric in metrics]
+    figure, axes = _panels(len(metrics), max(map(len, lines)), sharey=False)
+    for axis, metric, some in zip(axes, metrics, lines, strict=True):
+        for y, d in enumerate(some):
             color = GREY if not d.clear else GREEN if d.mean * better[metric] < 0 else ORANGE
-            _interval(axis, variants.index(d.variant), d.mean, d.low, d.high, color)
-        _dress(axis, variants, shown[metric], zero=True)
+            _interval(axis, y, d.mean, d.low, d.high, color)
+        _dress(axis, [d.variant for d in some], shown[metric], zero=True)
     figure.set_label(f"differences from the baseline in {', '.join(metrics)}, with intervals")
     return figure
 
@@ -82,7 +83,7 @@ def plot_strengths(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _panels(count: int, lines: int, *, width: float = 3.4, sharey: bool = True) -> Any:
+def _panels(count: int, lines: int, *, width: float = 3.2, sharey: bool = True) -> Any:
     """A figure and `count` axes, three in a row."""
     import matplotlib.pyplot as plt
 

@@ -1,6 +1,7 @@
 """A sweep's results, read for a report: its table, its sweep file, and the clips that its points kept."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ import numpy as np
 
 from cogvideo.data.video import Video, read_video, write_video
 from cogvideo.errors import CogVideoError
+from cogvideo.io import replacing, write_whole
 from cogvideo.sweeps import notes, table
 from cogvideo.sweeps.spec import Sweep, load
 
@@ -33,7 +35,7 @@ class Results:
     metrics: list[str]  # columns to be reported
     variant: str | None  # the column that tells variants apart
     baseline: Any
-    folder: Path | None  # of the points' folders, if they are here
+    folder: Path  # of the points' folders, which may be missing
 
     @property
     def usable(self) -> list[dict[str, Any]]:
@@ -69,8 +71,8 @@ class Results:
 def read_results(path: str | Path) -> Results:
     """The results of a sweep from its file (NAME.yaml), its folder (runs/NAME) or its table (.csv, .parquet).
 
-    A folder or table belongs to the sweep file of its name in a folder `sweeps` near by. A sweep that is
-    still running is read as far as it is.
+    A folder or table belongs to the sweep file of its name in a folder `sweeps` near by. Clips of a table lie
+    in the folder NAME beside it (see keep). A sweep that is still running is read as far as it is.
     """
     path = Path(path).resolve()
     if not path.exists():
@@ -80,7 +82,7 @@ def read_results(path: str | Path) -> Results:
         folder, rows = path, _rows_of(sweep, path)
     elif path.suffix in (".csv", ".parquet"):
         sweep = load(_sweep_file(path, path.stem))
-        folder, rows = None, read_table(path)
+        folder, rows = path.with_suffix(""), read_table(path)
     elif path.suffix in (".yaml", ".yml"):
         sweep = load(path)
         folder, rows = sweep.folder, _rows_of(sweep, sweep.folder)
@@ -152,15 +154,8 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     Returns the seed, and by prompt one clip of each variant; no prompts without clips, and where more than
     variant and seed vary.
     """
-    by_seed: dict[int, dict[Any, dict[str, Path]]] = {}
-    if results.folder and results.variant and not results.others:
-        for row in results.usable:
-            if found := _clips_of(results.folder / row["point"]):
-                by_seed.setdefault(int(row.get("seed") or 0), {})[row[results.variant]] = found
-    if not by_seed:
-        return 0, {}
-    seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
-    kept = [by_seed[seed].get(variant, {}) for variant in results.variants]
+    seed, points = _points_with_clips(results)
+    kept = [_clips_of(points[variant]) if variant in points else {} for variant in results.variants]
     prompts = dict.fromkeys(prompt for found in kept for prompt in found)
     return seed, {
         prompt: [
@@ -171,10 +166,40 @@ def sample_clips(results: Results) -> tuple[int, dict[str, list[Video | None]]]:
     }
 
 
+def _points_with_clips(results: Results) -> tuple[int, dict[Any, Path]]:
+    """The seed that sample_clips shows, and its points' folders by variant."""
+    by_seed: dict[int, dict[Any, Path]] = {}
+    if results.variant and not results.others:
+        for row in results.usable:
+            folder = results.folder / row["point"]
+            if _clips_of(folder):
+                by_seed.setdefault(int(row.get("seed") or 0), {})[row[results.variant]] = folder
+    seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed), default=0)
+    return seed, by_seed.get(seed, {})
+
+
+def keep(file: str | Path, out: str | Path) -> Path:
+    """Copy what a report shows of a sweep (its file NAME.yaml) to out/NAME.csv and the folder out/NAME.
+
+    These are the table, and of the points whose clips are shown the clips, their prompts and FVD's card.
+    Returns the table's path.
+    """
+    results, out = read_results(file), Path(out)
+    kept = out / results.sweep.name
+    for folder in _points_with_clips(results)[1].values():
+        listed = notes.read_json(folder / "result.json").get("files", {})
+        wanted = [*listed.get("samples", []), listed.get("sample_prompts"), listed.get("fvd"), "result.json"]
+        for name in filter(None, wanted):
+            with replacing(kept / folder.name / name, parents=True) as part:
+                shutil.copyfile(folder / name, part)
+    rows = table.write(results.sweep).read_text("utf-8")
+    return write_whole(out / f"{kept.name}.csv", rows, parents=True)
+
+
 def clip_files(results: Results) -> Files:
     """Files of all clips that points kept, as a human study takes them."""
     found: Files = {}
-    if results.folder and results.variant:
+    if results.variant:
         for row in results.usable:
             given = ", ".join(f"{name} {row[name]}" for name in ["seed", *results.others] if name in row)
             for prompt, path in _clips_of(results.folder / row["point"]).items():
@@ -214,7 +239,7 @@ def fvd_card(results: Results) -> str | None:
     """The protocol card of the first point that has an FVD."""
     from cogvideo.evaluation.fvd_score import FVDResult, card
 
-    for row in results.usable if results.folder else []:
+    for row in results.usable:
         folder = results.folder / row["point"]
         name = notes.read_json(folder / "result.json").get("files", {}).get("fvd")
         if name and (stored := notes.read_json(folder / name)):

@@ -5,12 +5,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cogvideo.errors import CogVideoError
 from cogvideo.reports import html, plots
 from cogvideo.reports.results import NOT_RUN, USABLE, Results, fvd_card, read_results, sample_clips
-from cogvideo.sweeps.statistics import CONFIDENCE, Difference, Summary, corrected, differences, summarize
+from cogvideo.sweeps.statistics import (
+    CONFIDENCE,
+    Difference,
+    Summary,
+    corrected,
+    detectable,
+    differences,
+    summarize,
+)
 
 LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
 LABEL = " label"  # a column that no table has
@@ -21,6 +30,9 @@ TITLES = {
     "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
     "background": "background steady", "control": "frame-rate text obeyed",
     **{f"order_{seconds}s": f"phases in order, {seconds} s" for seconds in (1, 2, 4, 8)},
+    "order_unseen": "phases in order, unseen", "order_picture_only": "phases in order, picture-only",
+    "same_picture_only": "the same all the time, picture-only",
+    "actor_picture_only": "actor right, picture-only", "object_picture_only": "object right, picture-only",
 }  # fmt: skip
 
 
@@ -40,10 +52,10 @@ def report(
         html.paragraph(results.sweep.question),
         *_verdict(results, found),
         *([html.heading("What to make of it"), html.markdown(said)] if said else []),
-        *_summary(results),
-        *_differences(results, found),
-        *preferred,
         *_clips(results),
+        *_summary(results),
+        *_sample_size(found),
+        *preferred,
         *_protocol(results),
         *_costs(results),
         *_failed(results),
@@ -57,7 +69,8 @@ def differences_of(results: Results) -> list[Difference]:
     """Every variant less the baseline in every metric, in pairs of the same seed; none without a baseline.
 
     Where other parameters vary, too, pairs have the same ones, and the variant's name says which. p values
-    are Holm's over all comparisons of one metric.
+    and intervals are Holm's over all comparisons of one metric. Metric by metric, the variant that falls
+    behind the baseline most comes first.
     """
     found: list[Difference] = []
     for label, rows in results.groups().items():
@@ -65,7 +78,8 @@ def differences_of(results: Results) -> list[Difference]:
         if results.variant and results.baseline in names and "seed" in rows[0]:
             some = differences(rows, results.variant, results.baseline, results.metrics)
             found += [replace(d, variant=_label(d.variant, label)) for d in some]
-    return corrected(found)
+    order = {metric: i for i, metric in enumerate(results.metrics)}
+    return sorted(corrected(found), key=lambda d: (order[d.metric], d.mean * better(d.metric)))
 
 
 def labelled(results: Results) -> list[dict[str, Any]]:
@@ -89,14 +103,15 @@ def better(metric: str) -> int:
 
 
 def verdict(found: Difference) -> str:
-    """Whether a variant is better or worse than the baseline, or not told apart from it."""
+    """Is a variant better or worse than the baseline, or not told apart from it? By Holm's p alone."""
     if not found.clear:
         return "not told apart"
     return "better" if found.mean * better(found.metric) > 0 else "worse"
 
 
 def _title(metric: str) -> str:
-    return TITLES.get(metric, metric)
+    """The metric's name with an arrow to where it should go."""
+    return f"{TITLES.get(metric, metric)} {'↓' if better(metric) < 0 else '↑'}"
 
 
 def _read(notes: str | Path) -> str:
@@ -123,54 +138,68 @@ def _distinct(results: Results, column: str) -> list[str]:
 
 
 def _verdict(results: Results, found: Sequence[Difference]) -> list[str]:
-    """Sentences: which orderings have an interval that excludes zero, and which do not."""
+    """What is told apart, in words without numbers; the differences as a plot; their numbers as a table."""
     if not found:
         return []
     baseline = results.baseline
     parts = [
         html.heading("Which orderings hold"),
         html.paragraph(
-            f"Every variant is compared with {baseline} in pairs of the same seed. Intervals are Student's, "
-            f"{CONFIDENCE:.0%}, for each comparison alone; p is two-sided, after Holm over the comparisons "
-            "of one metric. An ordering holds where the interval excludes zero."
+            f"Every variant is compared with {baseline} in pairs of the same seed (Student's test, "
+            f"two-sided). An ordering holds where p, after Holm over the comparisons of one metric, is below "
+            f"{1 - CONFIDENCE:g}. Intervals have the confidence at which Holm tests each comparison, "
+            f"{CONFIDENCE:.0%} or more: where p is below, they exclude zero. "
+            "↑: high is better; ↓: low is better."
         ),
     ]
     titles = (f"{baseline} is better", f"{baseline} is worse", "Not told apart")
     for kind, title in zip(("worse", "better", "not told apart"), titles, strict=True):
-        if some := [d for d in found if verdict(d) == kind]:
-            variants = dict.fromkeys(d.variant for d in some)
-            lines = [
-                f"{variant} less {baseline}: {'; '.join(_sentence(d) for d in some if d.variant == variant)}"
-                for variant in variants
-            ]
-            parts += [html.paragraph(f"{title}:"), html.listing(lines)]
-    return parts
-
-
-def _sentence(d: Difference) -> str:
-    interval = f"{_signed(d.low)} to {_signed(d.high)}"
-    return f"{_title(d.metric)} {_signed(d.mean)} ({interval}, p {d.p:.2g}, n {d.n})"
-
-
-def _signed(value: float) -> str:
-    text = html.number(abs(value))
-    return text if text == "0" else f"{'−' if value < 0 else '+'}{text}"
+        some = [d for d in found if verdict(d) == kind]
+        lines = [
+            f"{TITLES.get(metric, metric)}: {'; '.join(d.variant for d in some if d.metric == metric)}"
+            for metric in dict.fromkeys(d.metric for d in some)
+        ]
+        parts += [html.subheading(title), html.listing(lines)] if some else []
+    shown = {metric: _title(metric) for metric in results.metrics}
+    drawn = plots.plot_differences(found, shown, {metric: better(metric) for metric in shown})
+    caption = (
+        f"Each variant less {baseline}. Green: {baseline} is better; orange: worse; grey: not told apart."
+    )
+    rows = []
+    for d in found:
+        said = (verdict(d), verdict(d)) if d.clear else verdict(d)  # with its colour
+        numbers = (html.number(value, 3) for value in (d.mean, d.low, d.high, 100 * d.confidence))
+        rows.append([shown[d.metric], d.variant, *numbers, f"{d.p:.2g}", d.n, said])
+    header = [
+        "metric",
+        "variant",
+        "difference",
+        "low",
+        "high",
+        "interval, %",
+        "p (Holm)",
+        "seeds",
+        "the variant is",
+    ]
+    table = html.table("differences", header, rows, text=(0, 1, 8))
+    return [*parts, html.subheading(f"Differences from {baseline}"), html.figure(drawn, caption), table]
 
 
 def _summary(results: Results) -> list[str]:
     shown = {metric: _title(metric) for metric in results.metrics}
-    header = [f"{title} ({'low' if better(m) < 0 else 'high'} is better)" for m, title in shown.items()]
     points = labelled(results)
     sums = {(s.variant, s.metric): s for s in summarize(points, LABEL, results.metrics)}
-    rows = []
+    grid = [[results.variant or "", "seeds", *shown.values()]]
     for variant in dict.fromkeys(row[LABEL] for row in points):
         cells = [sums.get((variant, metric)) for metric in results.metrics]
-        rows.append([variant, max((s.n for s in cells if s), default=0), *map(_mean, cells)])
+        grid.append([variant, str(max((s.n for s in cells if s), default=0)), *map(_mean, cells)])
+    if len(grid) <= len(shown):  # the longer of the two goes down the page
+        grid = [list(row) for row in zip(*grid, strict=True)]
     drawn = plots.plot_values(points, LABEL, results.metrics, shown)
     parts = [
-        html.heading("The table"),
+        html.heading("The scores"),
         html.paragraph("Mean ± standard deviation over seeds."),
-        html.table("summary", [results.variant or "", "seeds", *header], rows),
+        html.table("summary", grid[0], grid[1:]),
         html.figure(drawn, "A dot a seed; the line is the mean."),
     ]
     # Metrics over the one other parameter that varies, if it is a number.
@@ -182,32 +211,33 @@ def _summary(results: Results) -> list[str]:
     return parts
 
 
-def _mean(summary: Summary | None) -> str | None:
-    if summary is None:
-        return None
-    spread = "" if summary.deviation is None else f" ± {html.number(summary.deviation)}"
-    return html.number(summary.mean) + spread
-
-
-def _differences(results: Results, found: Sequence[Difference]) -> list[str]:
+def _sample_size(found: Sequence[Difference]) -> list[str]:
+    """How large a difference must be to be found, with the seeds that there are and with others."""
     if not found:
         return []
-    baseline, rows = results.baseline, []
-    for d in found:
-        said = (verdict(d), verdict(d)) if d.clear else verdict(d)  # with its colour
-        rows.append([d.variant, _title(d.metric), d.mean, d.low, d.high, f"{d.p:.2g}", d.n, said])
-    header = ["variant", "metric", "difference", "low", "high", "p (Holm)", "seeds", "the variant is"]
-    metrics = results.metrics
-    drawn = plots.plot_differences(found, {m: _title(m) for m in metrics}, {m: better(m) for m in metrics})
+    counts = sorted({max(d.n for d in found), 3, 6, 12})
+    rows = []
+    for metric in dict.fromkeys(d.metric for d in found):
+        some = [d for d in found if d.metric == metric]
+        deviation = median(d.deviation for d in some)
+        smallest = (html.number(detectable(deviation, seeds, len(some)), 2) for seeds in counts)
+        rows.append([_title(metric), html.number(deviation, 2), *smallest])
     return [
-        html.heading(f"Differences from {baseline}"),
-        html.table("differences", header, rows, text=(0, 1, 7)),
-        html.figure(
-            drawn,
-            f"Each variant less {baseline}, {CONFIDENCE:.0%} intervals. Green: {baseline} is better. "
-            "Orange: it is worse.",
+        html.heading("How many seeds are enough"),
+        html.paragraph(
+            "Deviation: of the differences between two variants with the same seed, the median over all "
+            "comparisons. Beside it, for so many seeds, the smallest true difference that is found in four "
+            "of five repetitions, when it has to pass Holm's strictest step."
         ),
+        html.table("seeds", ["metric", "deviation", *(f"{count} seeds" for count in counts)], rows),
     ]
+
+
+def _mean(summary: Summary | None) -> str:
+    if summary is None:
+        return html.number(None)
+    spread = "" if summary.deviation is None else f" ± {html.number(summary.deviation, 3)}"
+    return html.number(summary.mean, 3) + spread
 
 
 def _clips(results: Results) -> list[str]:

@@ -6,18 +6,18 @@ Embeddings, norms and gates are small or read by row, and stay as they are.
 Why not a library: torchao's weight-only int8 is quick on CUDA under torch.compile alone, and torch's own
 `_weight_int8pack_mm` gives every output number one CUDA thread that walks along its whole row. A decoding
 step has a few rows and is bound by reading weights, so what is needed is one small kernel that reads int8 and
-multiplies in 16 bit (int8_kernel.py). On CPU torch's function is used where it is quick: in bfloat16 with few
-rows.
+multiplies in 16 bit (kernels/int8.py). On CPU torch's function is used where it is quick: in bfloat16 with
+few rows.
 """
 
-import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cogvideo import kernels
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,8 +53,8 @@ class Int8Linear(nn.Module):
         """x [*,K] in the type of the scales -> [*,N] of the same type."""
         rows = x.numel() // x.shape[-1]
         few = x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2
-        if few and (kernel := _cuda_kernel(x.device)) is not None:
-            return kernel(x, self.weight_int8, self.scale, self.bias)
+        if few and (kernel := kernels.loaded("int8", x.device)) is not None:
+            return kernel.int8_linear(x, self.weight_int8, self.scale, self.bias)
         if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
             flat = torch.ops.aten._weight_int8pack_mm(
                 x.reshape(rows, -1).contiguous(), self.weight_int8, self.scale
@@ -98,28 +98,3 @@ def load_int8(
         quantize_int8(block, dtype).to(device=home, dtype=dtype)
 
     return read(device=device, dtype=None, block_done=shrink).to(device=home, dtype=dtype)
-
-
-@cache
-def _cuda_kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
-    """The kernel for few rows, or None without Triton (which comes with torch's CUDA wheels for Linux).
-
-    It needs the shared memory of GPUs from 2020 on (compute capability 8.0).
-    """
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    try:
-        from cogvideo.runtime.int8_kernel import int8_linear
-
-        weight = torch.ones(32, 64, dtype=torch.int8, device=device)
-        # Compiled at the first launch, which needs a C compiler, too.
-        for dtype in (torch.float16, torch.bfloat16):
-            x = torch.ones(2, 64, dtype=dtype, device=device)
-            int8_linear(x, weight, x.new_ones(32), None)
-    except ImportError:
-        return None
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        warnings.warn(f"The int8 kernel fails here ({reason}): int8 layers will be slower.", stacklevel=2)
-        return None
-    return int8_linear

@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.config import to_dict
 from cogvideo.data.video import check_writable
 from cogvideo.errors import CogVideoError
-from cogvideo.io import write_whole
+from cogvideo.io import make_writable, write_whole
 from cogvideo.sampling.pipeline import Pipeline
 
 READ_BYTES = 10**9
@@ -122,10 +122,11 @@ def write_folder(
     prompts: Sequence[str], folder: str | Path, models: Mapping[str, Any], **settings: Any
 ) -> list[str]:
     """Fill a folder with a clip of every prompt (see `fill_folder`) -> the files of this process."""
+    make_writable("--out-dir", Path(folder))  # now, not after loading
     pipe = Pipeline.from_pretrained(**models)
     weights = models["weights"]
     made_with = {
-        "weights": identity(DEMO if weights == "demo" else weights),
+        "weights": identity(weights_folder(weights)),
         "dtype": models["dtype"],
         "device": pipe.device.type,
     }

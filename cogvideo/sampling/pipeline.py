@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cogvideo.checkpoints.pipeline_folder import Loader, check_offload, check_parts, read_native
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import weights_folder
 from cogvideo.checkpoints.released import is_released, read_released
-from cogvideo.config import SamplingConfig
+from cogvideo.config import SamplingConfig, check_guidance, check_seed
 from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.model.strategies import ClusterStrategy, Strategy, TopKStrategy
@@ -73,7 +73,8 @@ class Pipeline:
         dtype: str | None = None,
         offload: str = "none",
     ) -> "Pipeline":
-        """Load "demo", a pipeline folder (it holds pipeline.json), or the folder of the released files.
+        """Load "demo", a pipeline folder (it holds pipeline.json), the run_dir of a training that
+        ended with one, or the folder of the released files.
 
         The released files lie in one folder under their own names (checkpoints/released.py). device "auto"
         takes CUDA where there is one. dtype: fp32, bf16, fp16 or int8 (large matrices in int8, the rest in
@@ -83,11 +84,7 @@ class Pipeline:
         """
         device = choose_device(device)
         home = device if check_offload(offload) == "none" else "cpu"
-        folder = DEMO if str(weights) == "demo" else Path(weights)
-        if not folder.is_dir():
-            raise CogVideoError(
-                f"There are no weights at {folder}: give demo or a folder with pipeline.json in it."
-            )
+        folder = weights_folder(weights)
         if is_released(folder):
             parts = read_released(folder, Loader(dtype, device, home, None, offload))
         else:
@@ -121,7 +118,7 @@ class Pipeline:
             if self.sampling.examples:
                 words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
             warnings.warn(words, stacklevel=2)
-        scale = self.sampling.key_guidance if guidance_scale is None else guidance_scale
+        scale = self.sampling.key_guidance if check_guidance(guidance_scale) is None else guidance_scale
 
         def make(part: slice) -> list[Video]:
             texts, own = prompts[part], seeds[part]
@@ -374,12 +371,12 @@ class Pipeline:
 
 
 def _seeds(seed: Seeds, clips: int) -> list[int]:
-    seeds = np.atleast_1d(np.asarray(seed, int))
+    seeds = [seed] if isinstance(seed, int) else [int(one) for one in seed]
     if len(seeds) not in (1, clips):
         raise CogVideoError(
             f"There are {len(seeds)} seeds for {clips} clips: give one seed, or one for each clip."
         )
-    return np.broadcast_to(seeds, clips).tolist()
+    return [check_seed(one) for one in seeds] * (clips if len(seeds) == 1 else 1)
 
 
 def _bar(title: str, total: int, progress: bool) -> tqdm:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogvideo.errors import CogVideoError
+from cogvideo.io import check_folder
 from cogvideo.sweeps import notes, table
 from cogvideo.sweeps.cluster import connect
 from cogvideo.sweeps.display import Board
@@ -41,6 +42,7 @@ def run(
     Returns the exit code: the number of points that failed, at most 125; 130 when stopped.
     """
     sweep = load(file)
+    check_folder(sweep.folder)
     # `status` holds the lock for an instant when it looks.
     lock = _within(2.0, lambda: notes.try_lock(sweep.folder / "lock"))
     if lock is None:

@@ -1,8 +1,8 @@
 """Is one variant better than another? Paired differences over seeds, with intervals and a correction.
 
 Every seed trains all variants on the same data and scores them on the same prompts, so differences are taken
-within a seed and the test is Student's for pairs. Intervals are for each comparison alone; p values are
-corrected after Holm for the number of comparisons.
+within a seed and the test is Student's for pairs. p values are corrected after Holm for the number of
+comparisons, and intervals have the confidence at which Holm tests each, so that both say the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """`variant` less `baseline`, in pairs of the same seed; p is two-sided."""
+    """`variant` less `baseline`, in pairs of the same seed, its interval, and a two-sided p."""
 
     variant: str
     baseline: str
@@ -39,11 +39,20 @@ class Difference:
     high: float
     p: float
     n: int
+    confidence: float = CONFIDENCE  # of the interval
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether the difference counts; the interval then leaves zero out."""
+        return self.p < 1 - CONFIDENCE
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the pairs' differences."""
+        from scipy import stats
+
+        half = (self.high - self.low) / 2
+        return half * self.n**0.5 / float(stats.t.ppf((1 + self.confidence) / 2, self.n - 1))
 
 
 def values(rows: Sequence[Mapping[str, Any]], by: str, variant: str, metric: str) -> dict[Any, float]:
@@ -101,12 +110,46 @@ def differences(
 
 
 def corrected(found: Sequence[Difference]) -> list[Difference]:
-    """The same with p values after Holm over all comparisons of one metric."""
-    p: dict[int, float] = {}
+    """The same after Holm over all comparisons of one metric: p values, and intervals that agree with them.
+
+    Holm tests the k-th smallest of m values of p at 5 % / (m - k + 1) and stops at the first that fails.
+    Intervals have that confidence, those of comparisons that fail that of the first.
+    """
+    new = list(found)
     for metric in {d.metric for d in found}:
-        rows = [i for i, d in enumerate(found) if d.metric == metric]
-        p |= zip(rows, holm([found[i].p for i in rows]), strict=True)
-    return [replace(d, p=p[i]) for i, d in enumerate(found)]
+        rows = sorted((i for i, d in enumerate(found) if d.metric == metric), key=lambda i: found[i].p)
+        p = holm([found[i].p for i in rows])
+        passed = sum(value < 1 - CONFIDENCE for value in p)
+        for k, i in enumerate(rows):
+            confidence = 1 - (1 - CONFIDENCE) / (len(rows) - min(k, passed))
+            new[i] = replace(_widened(found[i], confidence), p=p[k])
+    return new
+
+
+def _widened(d: Difference, confidence: float) -> Difference:
+    """The same with an interval of this confidence."""
+    from scipy import stats
+
+    now, wanted = (stats.t.ppf((1 + level) / 2, d.n - 1) for level in (d.confidence, confidence))
+    half = (d.high - d.low) / 2 * float(wanted / now)
+    return replace(d, low=d.mean - half, high=d.mean + half, confidence=confidence)
+
+
+def detectable(deviation: float, seeds: int, comparisons: int, power: float = 0.8) -> float:
+    """The smallest true difference that is found with this chance where differences deviate so much.
+
+    Found: the two-sided paired test passes Holm's first and strictest step, at 5 % / comparisons. Exact, by
+    the noncentral t distribution.
+    """
+    from scipy import optimize, stats
+
+    limit = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, seeds - 1)
+
+    def missing(noncentrality: float) -> float:
+        return float(stats.nct.sf(limit, seeds - 1, noncentrality)) - power
+
+    found = optimize.brentq(missing, 0, 10 * limit)
+    return deviation * float(found) / seeds**0.5  # type: ignore[arg-type]  # a number without full_output
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -3,12 +3,13 @@
 Paper section 5.3 and table 3: CogVideo against generation in one stage, a fixed frame rate, an image model
 without a second channel, and training from nothing. All variants see as many tokens in training, begin their
 clips with the same first frames, and make clips as long as their actions, at the same frame rate; what tells
-them apart stands in variants.py. Positions of later frames begin as copies of frame 0's: no variant is given
-the action's phase as the recipe's stage 1 is (conditioning.py).
+them apart stands in variants.py. No variant is given the action's phase as the recipe's stage 1 is
+(conditioning.py): no frame number says what a piece or a window shows of its action, so not all could be
+given it. Positions of later frames begin as copies of frame 0's.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,14 +33,16 @@ from cogvideo.theatre.recipe import share_frame_vectors
 from cogvideo.theatre.scene_tokens import SceneTokens
 from cogvideo.theatre.scenes import DURATIONS, FPS
 from cogvideo.theatre.scores import score_key_frames, score_whole_clips
-from cogvideo.theatre.variants import Request, find_variant
+from cogvideo.theatre.variants import FRAMES_AT_ONCE, Request, find_variant, in_parts
 from cogvideo.tokenizers.frames import FrameTokenizer
-from cogvideo.training.loop import Job, fit
+from cogvideo.training.checkpoints import fingerprint
+from cogvideo.training.loop import Job, fit, use_threads
 from cogvideo.training.optimizer import OptimizerConfig
 
 REAL_SEED = 1_000_000  # of the real clips that FVD compares with
 FVD_SECONDS = 2.0  # FVD takes 16 frames: shorter clips rest in their last frame until then
-AT_ONCE, FRAMES_AT_ONCE = 64, 1000  # prompts, and frames of whole clips, that are made together
+AT_ONCE = 96  # prompts whose clips are made together
+STAGE1_STEPS = 2 / 3  # of a variant with two stages, the part of its steps that its first stage gets
 KEY_SCORES = ("order", "same", "actor", "object", "background")
 
 
@@ -51,31 +54,32 @@ def train_variant(
     steps: int,
     seed: int = 0,
     batch_size: int = 8,
-    muon_lr: float = 1e-2,
-    lr: float = 2e-3,
+    muon_lr: float | None = None,
     clips: int | None = None,
 ) -> tuple[Pipeline, dict[str, float]]:
     """Train a variant for `steps` in all -> a pipeline with its models, and test losses (nats) by stage.
 
-    Two stages get half of the steps each. base: a pipeline of the theatre, whose tokenizers and image model
-    are used. muon_lr, lr: of the linear weights, and of all others. clips: how many different clips are
-    shown (None: endless). Runs are kept under `folder` and resumed. Losses are on clips of the test split
-    "seen", cut as those of training.
+    Of two stages, the first gets STAGE1_STEPS of the steps. base: a pipeline of the theatre, whose tokenizers
+    and image model are used. muon_lr: of the linear weights, by default the variant's own; all others have a
+    quarter of it. clips: how many different clips are shown (None: endless). Runs are kept under `folder` and
+    resumed. Losses are on clips of the test split "seen", cut as those of training.
     """
+    use_threads(None)
     variant = find_variant(name)
     if steps < 2:
         raise CogVideoError(
             f"steps is how long all models of a variant train and cannot be {steps}: give 2 or more."
         )
-    image = image_model_of(base.stage1)
+    image, rate = image_model_of(base.stage1), muon_lr or variant.muon_lr
+    first = round(STAGE1_STEPS * steps) if len(variant.stages) > 1 else steps
     models, losses = {"stage1": base.stage1, "stage2": base.stage2}, {}
     for stage, shown in zip(models, variant.stages, strict=False):
         config = image.config.video(order="interpolation" if stage == "stage2" else "sequential")
         model, trained = variant.start(image, config, seed)
         share_frame_vectors(model)
-        own_steps = steps // len(variant.stages)
+        own_steps = first if stage == "stage1" else steps - first
         optimizer = OptimizerConfig(
-            steps=own_steps, batch_size=batch_size, muon_lr=muon_lr, lr=lr, warmup=min(100, own_steps // 10)
+            steps=own_steps, batch_size=batch_size, muon_lr=rate, lr=rate / 4, warmup=own_steps // 10
         )
         batches = TheatreBatches(
             shown, batch_size, text=base.text, frames=base.frames, seed=seed, clips=clips,
@@ -108,29 +112,37 @@ def questions(n: int, seed: int = 0, group: str = "seen") -> Questions:
     return draw_questions(n, seed, parts=False, group=group)
 
 
+def image_model_digest(base: Pipeline) -> str:
+    """A short hash that tells the image models of pipelines apart: the one that all variants begin from."""
+    return fingerprint(image_model_of(base.stage1))
+
+
 def make_clips(
     name: str,
     pipe: Pipeline,
     base: Pipeline,
     asked: Questions,
     *,
+    whole: np.ndarray | None = None,
     from_truth: bool = False,
     progress: bool = False,
 ) -> list[np.ndarray]:
     """A clip for each question by a trained variant: uint8 [T,H,W,3] as long as its action, at FPS.
 
-    base draws the first frames, the same for all variants. from_truth: teacher forcing; the true frames stand
-    before each that is drawn.
+    base draws the first frames, the same for all variants. whole: bool, one a question; where it is false, a
+    clip is only the frames that stage 1 makes, among them the five that `score_clips` looks at.
+    from_truth: teacher forcing; the true frames stand before each that is drawn.
     """
     variant, clips = find_variant(name), [np.empty(0, np.uint8)] * len(asked)
-    for rows in _rows_together(asked):
+    whole = np.ones(len(asked), bool) if whole is None else whole
+    for rows in _rows_together(asked) if from_truth else in_parts(np.arange(len(asked)), AT_ONCE):
         some = asked[rows]
-        prompts, seeds, seconds = some.prompts, some.seeds.tolist(), float(some.spans[0])
+        prompts, seeds = some.prompts, some.seeds.tolist()
         truth = pipe.tokens(np.stack(real_clips(some))) if from_truth else None
         drawn = base.first_frame_tokens(prompts, seeds, progress=progress) if truth is None else truth[:, 0]
-        tokens = variant.make(pipe, Request(drawn, prompts, seeds, seconds, truth))
-        for row, clip in zip(rows, pipe.pixels(tokens), strict=True):
-            clips[row] = clip
+        request = Request(drawn, prompts, seeds, some.spans, whole[rows], truth)
+        for row, tokens in zip(rows, variant.make(pipe, request), strict=True):
+            clips[row] = pipe.pixels(tokens[None])[0]
     return clips
 
 
@@ -143,28 +155,42 @@ def real_clips(asked: Questions) -> list[np.ndarray]:
 
 def _rows_together(asked: Questions) -> list[np.ndarray]:
     """Questions of one length each, no more than fit into memory."""
-    parts = []
-    for span in np.unique(asked.spans):
-        rows = np.flatnonzero(asked.spans == span)
-        size = max(1, min(AT_ONCE, int(FRAMES_AT_ONCE / (span * FPS))))
-        parts += [rows[at : at + size] for at in range(0, len(rows), size)]
-    return parts
+    return [
+        rows
+        for span in np.unique(asked.spans)
+        for rows in in_parts(np.flatnonzero(asked.spans == span), round(FRAMES_AT_ONCE / (span * FPS)))
+    ]
 
 
 def score_clips(clips: Sequence[np.ndarray], asked: Questions) -> dict[str, float]:
-    """Parts (0..1) of clips that are right: KEY_SCORES of five frames, "whole" of all of them (scores.py).
+    """Parts (0..1) of clips whose five key moments are right: KEY_SCORES (scores.py).
 
     "order_1s" ... "order_8s" are of the actions that take so long.
     """
     keys = np.stack([clip[np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)] for clip in clips])
     found = score_key_frames(keys, asked.clips, asked.spans)
     scores = {name: float(found[name].mean()) for name in KEY_SCORES}
-    scores["whole"] = float(np.mean([whole for _, whole in _frames_right(clips, asked)]))
     for duration in DURATIONS:
         rows = asked.clips.duration == duration
         if rows.any():
             scores[f"order_{duration:g}s"] = float(found["order"][rows].mean())
     return scores
+
+
+def score_groups(clips: Sequence[np.ndarray], asked: Mapping[str, Questions]) -> dict[str, float]:
+    """`score_clips` of the groups of scenes.groups, whose clips follow each other: {"order_unseen": ...}."""
+    scores, begin = {}, 0
+    for group, some in asked.items():
+        suffix = "" if group == "seen" else f"_{group.replace('-', '_')}"
+        found = score_clips(clips[begin : begin + len(some)], some)
+        scores |= {f"{score}{suffix}": value for score, value in found.items()}
+        begin += len(some)
+    return scores
+
+
+def whole_clips_right(clips: Sequence[np.ndarray], asked: Questions) -> float:
+    """Part (0..1) of whole clips of which every frame is right."""
+    return float(np.mean([right for _, right in _frames_right(clips, asked)]))
 
 
 def right_by_time(clips: Sequence[np.ndarray], asked: Questions, parts: int = 8) -> np.ndarray:
@@ -185,15 +211,6 @@ def _frames_right(clips: Sequence[np.ndarray], asked: Questions) -> list[tuple[n
         for i, row in enumerate(rows):
             found[row] = (scores["frames"][i], bool(scores["whole clip"][i]))
     return found
-
-
-def score_group(
-    name: str, pipe: Pipeline, base: Pipeline, n: int, seed: int = 0, *, group: str, progress: bool = False
-) -> dict[str, float]:
-    """Make and score n clips of a group of scenes.groups: {"order_unseen": ...}; see score_clips."""
-    asked = questions(n, seed, group)
-    scores = score_clips(make_clips(name, pipe, base, asked, progress=progress), asked)
-    return {f"{score}_{group.replace('-', '_')}": value for score, value in scores.items()}
 
 
 def frame_rate_control(pipe: Pipeline, n: int, seed: int = 0) -> float:

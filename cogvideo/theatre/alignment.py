@@ -6,7 +6,6 @@ of the action (paper section 3.1), five key frames, and the interpolated clip. P
 the second are the ceiling.
 """
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from cogvideo.errors import CogVideoError
-from cogvideo.io import commit, write_json
+from cogvideo.io import check_place, commit, write_json
 from cogvideo.theatre.judge import DAMAGES, Judge, damage
 from cogvideo.theatre.questions import FRAMES, GROUPS, Questions, draw_questions
 from cogvideo.theatre.scenes import FPS
@@ -216,8 +215,8 @@ def evaluate(
     """
     if n < 1:
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
-    if out and not os.access(Path(out).resolve().parent, os.W_OK):
-        raise CogVideoError(f"The result cannot be written to {out}: choose a file in a folder that exists.")
+    if out:
+        check_place(out)
     from cogvideo.checkpoints.registry import DEMO
     from cogvideo.sampling.pipeline import Pipeline
 

@@ -19,6 +19,7 @@ CAPTION_DROPOUT = 0.05  # captions replaced by the unguided prompt, for classifi
 FRAMES = 5
 # Of stage 1's clips: those that span the whole action, those that span less; the others have any span.
 WHOLE, SHORTER = 0.4, 0.45
+PAPER_WHOLE = 0.8  # the same of the ablation's clips; its others span less (ablation.py)
 # Of the image model's pictures: first frames under the bare caption; any phase under any span and without a
 # number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
 # with a number.
@@ -41,26 +42,34 @@ class PictureBatch(PhaseBatch):
     numbers: Tensor
 
 
-def key_frame_spans(clips: Clips, rng: np.random.Generator) -> np.ndarray:
-    """Spans [n] of stage 1's clips: the multi-frame-rate rule for WHOLE, less for SHORTER, others any."""
+def key_frame_spans(
+    clips: Clips, rng: np.random.Generator, whole: float = WHOLE, shorter: float = SHORTER
+) -> np.ndarray:
+    """Spans [n] of stage 1's clips: the multi-frame-rate rule for `whole` of them, less for `shorter`,
+    any for the others.
+    """
     n = len(clips)
     rule = np.array([clips.span(i) for i in range(n)])
-    shorter = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration)).astype(int)]
+    less = np.array(SPANS)[np.floor(rng.random(n) * np.searchsorted(SPANS, clips.duration)).astype(int)]
     kind = rng.random(n)
-    return np.select([kind < WHOLE, kind < WHOLE + SHORTER], [rule, shorter], rng.choice(SPANS, n))
+    return np.select([kind < whole, kind < whole + shorter], [rule, less], rng.choice(SPANS, n))
 
 
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Timestamps [n,T] (s) of a stage's frames, and the span that its frame-rate text names (None: no text).
 
     sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring
-    frames as the rounds of stage 2 meet them. superres: one frame at any time. For ablation.py, fixed rate:
-    the action cut into pieces of FIXED_SPAN, five frames each; fixed interpolation: what stage 2 meets in
-    these; one stage: five frames that follow each other at the final frame rate, from any time.
+    frames as the rounds of stage 2 meet them. superres: one frame at any time. For ablation.py, several
+    rates: five frames that span the action, or a part of it (PAPER_WHOLE); fixed rate: the action cut into
+    pieces of FIXED_SPAN, five frames each; fixed interpolation: what stage 2 meets in these; one stage: five
+    frames that follow each other at the final frame rate, from any time.
     """
     n, steps = len(clips), np.linspace(0, 1, FRAMES)
     if stage == "sequential":
         span = key_frame_spans(clips, rng)
+        return span[:, None] * steps, list(span)
+    if stage == "several rates":
+        span = key_frame_spans(clips, rng, PAPER_WHOLE, 1 - PAPER_WHOLE)
         return span[:, None] * steps, list(span)
     if stage == "interpolation":
         whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being interpolated

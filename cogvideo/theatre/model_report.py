@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from cogvideo.checkpoints.registry import DEMO
-from cogvideo.data.video import check_place
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.fvd_score import card
 from cogvideo.evaluation.protocols import evaluate
 from cogvideo.evaluation.sensitivity import plot_sensitivity, sensitivity
 from cogvideo.evaluation.sensitivity import table as sensitivity_table
 from cogvideo.evaluation.settings import Settings
-from cogvideo.io import commit
+from cogvideo.io import check_place, commit
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.reports import html
 from cogvideo.runtime.machine import describe

@@ -11,12 +11,18 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from einops import rearrange
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from cogvideo.benchmarks.plots import plot_schedule
+from cogvideo.benchmarks.sampler import Settings, model_config
 from cogvideo.data.video import Video
+from cogvideo.model import masks
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre.scenes import caption
 
@@ -106,6 +112,25 @@ def front_end_hash() -> str:
     return sha256("".join(front_end()).encode()).hexdigest()[:16]
 
 
+def plot_masks() -> Figure:
+    """Who sees whom, for three words, five frames of 2 x 2: both channels (columns) and stages (rows)."""
+    words, tokens = 3, 4
+    figure, axes = plt.subplots(2, 2, figsize=(7.5, 8), facecolor="white", layout="constrained")
+    for row, stage, order in zip(axes, ("stage 1", "stage 2"), ("sequential", "interpolation"), strict=True):
+        config = model_config(Settings(side=2), order, None)
+        spatial = torch.block_diag(*masks.spatial_visible(config).float())
+        channels = {"spatial": spatial, "temporal": masks.temporal_visible(config, 0).float()}
+        for axis, (channel, frames) in zip(row, channels.items(), strict=True):
+            seen = torch.cat([torch.ones(len(frames), words), frames], 1)  # all frames see the text
+            axis.imshow(seen, cmap="Blues", vmin=0, vmax=1.4)
+            axis.set(title=f"{stage}, {channel} channel", xlabel="looked at: text, frames", ylabel="asks")
+            axis.set(xticks=[], yticks=[])
+            for edge in range(0, len(frames), tokens):
+                axis.axhline(edge - 0.5, color="grey", lw=0.6)
+                axis.axvline(words + edge - 0.5, color="grey", lw=0.6)
+    return figure
+
+
 def main(folder: str = "docs") -> None:
     pipe, out = Pipeline.from_pretrained("demo"), Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,6 +140,12 @@ def main(folder: str = "docs") -> None:
     labels = [caption(*scene[:4]) + " (asked in Chinese)" * (scene[4] == "zh") for scene in SCENES]
     sheet(list(zip(labels, videos, strict=True))).save(out / "demo.png", optimize=True)
     written = [out / "demo.png", save_loop(out / "demo.webp", grid(videos), videos[0].fps)]
+    for name, figure in {
+        "masks": plot_masks(),
+        "wavefront": plot_schedule(Settings(side=8, window=4)),
+    }.items():
+        written.append(out / f"{name}.png")
+        figure.savefig(written[-1], dpi=100)
     try:
         written.append(save_explorer(out / "explorer.png", pipe))
     except ImportError:

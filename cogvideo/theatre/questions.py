@@ -1,6 +1,7 @@
 """Test sentences that are put to a model of the theatre, balanced over what may matter."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +38,13 @@ class Questions:
 
     def __getitem__(self, rows) -> "Questions":
         return Questions(self.clips[rows], self.spans[rows], self.languages[rows], self.seeds[rows])
+
+    def __add__(self, other: "Questions") -> "Questions":
+        def joined(one: object, two: object, names: Iterable[str]) -> list[np.ndarray]:
+            return [np.concatenate([getattr(one, name), getattr(two, name)]) for name in names]
+
+        clips = Clips(*joined(self.clips, other.clips, (field.name for field in fields(Clips))))
+        return Questions(clips, *joined(self, other, ("spans", "languages", "seeds")))
 
     @property
     def prompts(self) -> list[str]:

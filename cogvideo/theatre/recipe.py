@@ -19,7 +19,7 @@ from cogvideo.checkpoints.native import (
     save_model,
     write_weights,
 )
-from cogvideo.config import ModelConfig, Order, SamplingConfig, from_dict, load_yaml, to_dict
+from cogvideo.config import ModelConfig, Order, SamplingConfig, check_seed, from_dict, load_yaml, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, write_json, write_whole
 from cogvideo.model.transformer import CogVideoTransformer
@@ -76,10 +76,9 @@ class RecipeConfig:
     checkpoint_seconds: float = 60.0  # between two checkpoints
 
     def __post_init__(self):
-        if self.threads < 1 or self.seed < 0:
-            raise CogVideoError(
-                f"threads must be at least 1 and seed at least 0, not {self.threads} and {self.seed}."
-            )
+        check_seed(self.seed)
+        if self.threads < 1:
+            raise CogVideoError(f"threads must be at least 1, not {self.threads}.")
         if unknown := set(self.parts) - set(PARTS):
             raise CogVideoError(
                 f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}."

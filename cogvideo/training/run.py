@@ -20,7 +20,7 @@ from cogvideo.checkpoints.registry import DEMO
 from cogvideo.checkpoints.released import FRAMES, STAGE1, STAGE2, is_released
 from cogvideo.checkpoints.sat import load_sat_checkpoint
 from cogvideo.checkpoints.tokenizers import load_tokenizers
-from cogvideo.config import Order, from_dict, load_yaml, to_dict
+from cogvideo.config import Order, check_seed, from_dict, load_yaml, to_dict
 from cogvideo.data.tokenized import Batch, TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, replacing
@@ -68,8 +68,9 @@ class TrainingConfig:
         for name in ("log_every", "evaluate_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise CogVideoError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.seed < 0 or self.samples < 0 or not 0 <= self.caption_dropout <= 1:
-            raise CogVideoError("seed and samples must be at least 0, and caption_dropout from 0 to 1.")
+        check_seed(self.seed)
+        if self.samples < 0 or not 0 <= self.caption_dropout <= 1:
+            raise CogVideoError("samples must be at least 0, and caption_dropout from 0 to 1.")
         if self.recompute and self.stage == "superres":
             raise CogVideoError("Super-resolution cannot recompute its blocks: leave recompute away.")
 

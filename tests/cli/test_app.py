@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from typer.main import get_command
 
+import cogvideo
 from cogvideo.cli.app import app
 
 PROMPT = "a lion drinks milk"
@@ -33,6 +35,20 @@ def test_help_names_every_command(run):
     assert code == 0 and all(
         f"\n  {name} " in out for name in ("generate", "train", "doctor", "data", "evaluate")
     )
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, f"cogvideo {cogvideo.__version__}\n")
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_without_the_code_it_came_from(run, monkeypatch):
+    def doctor():
+        warnings.warn("These weights know\n  nothing.", stacklevel=2)
+        return "fine"
+
+    monkeypatch.setattr("cogvideo.benchmarks.doctor.report", doctor)
+    assert run("doctor") == (0, "fine\n", "Warning: These weights know nothing.\n")
 
 
 def help_of(run, path=(), command=get_command(app)):

@@ -11,5 +11,7 @@ def test_doctor_tells_what_is_there(run):
     assert code == 0 and {"python", "torch", "cpu", "memory", "demo weights", "video"} <= facts.keys()
     assert torch.__version__ in facts["torch"] and "GiB" in facts["memory"]
     assert f"MB in {DEMO}; Score:" in facts["demo weights"] and "libx264" in facts["video"]
+    score = facts["demo weights"].partition("Score: ")[2]
+    assert score.endswith(".") and "whole clip" in score  # all of it
     columns = {len(line) - len(line.split("  ", 1)[1].lstrip()) for line in out.splitlines()}
     assert len(columns) == 1  # aligned

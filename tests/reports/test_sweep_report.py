@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from scipy import stats
 from cogvideo import CogVideoError
 from cogvideo.cli import app as cli
 from cogvideo.data.video import write_video
-from cogvideo.reports.results import read_results
+from cogvideo.reports.results import keep, read_results
 from cogvideo.reports.sweep import report
 from cogvideo.sweeps import table
 from cogvideo.sweeps.spec import fingerprint, load
@@ -30,10 +29,10 @@ VARIANTS = ["cogvideo", "overlap-2", "from-nothing"]
 METRICS = ["fvd", "order", "loss"]
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, digits: int = 4) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}g}"
 
 
 @pytest.fixture
@@ -90,46 +89,48 @@ def sweep(tmp_path):
 def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str]) -> None:
     """The page's tables against the sweep's table."""
     done = found[found.status.isin(["done", "changed"])]
-    header, *rows = page.tables["summary"]
-    assert len(header) == 2 + len(metrics) and [row[0] for row in rows] == list(dict.fromkeys(done[variant]))
+    names, grid = list(dict.fromkeys(done[variant])), page.tables["summary"]
+    if len(metrics) > len(names):  # metrics go down the page
+        grid = [list(row) for row in zip(*grid, strict=True)]
+    header, *rows = grid
+    assert len(header) == 2 + len(metrics) and [row[0] for row in rows] == names
     for row in rows:
         some = done[done[variant] == row[0]]
         assert row[1] == str(some[metrics].count().max())
         for cell, metric in zip(row[2:], metrics, strict=True):
             mean, deviation, n = some[metric].mean(), some[metric].std(), some[metric].count()
-            assert cell == ("–" if n == 0 else shown(mean) + (f" ± {shown(deviation)}" if n > 1 else ""))
-    numbers = set()
-    by_seed = done.pivot(index="seed", columns=variant)
+            assert cell == (
+                "–" if n == 0 else shown(mean, 3) + (f" ± {shown(deviation, 3)}" if n > 1 else "")
+            )
     _, *rows = page.tables["differences"]
-    titles = list(dict.fromkeys(row[1] for row in rows))
-    raw: dict[str, list[float]] = {}  # p values by metric
-    expected = []
-    for metric in metrics:
-        for name in dict.fromkeys(done[variant]):
-            pair = by_seed[metric][[baseline, name]].dropna() if name != baseline else pd.DataFrame()
-            if len(pair) > 1:
-                tested = stats.ttest_rel(pair[name], pair[baseline])
-                interval, mean = tested.confidence_interval(0.95), (pair[name] - pair[baseline]).mean()
-                low, high = (mean, mean) if (pair[name] - pair[baseline]).std() == 0 else interval
-                expected.append([name, metric, shown(mean), shown(low), shown(high), str(len(pair))])
-                numbers |= {shown(abs(value)) for value in (mean, low, high)} | {str(len(pair))}
-                p = float(mean == 0) if math.isnan(tested.pvalue) or low == high else float(tested.pvalue)
-                raw.setdefault(metric, []).append(p)
-    assert [[r[0], *r[2:5], r[6]] for r in rows] == [[e[0], *e[2:]] for e in expected]
-    assert len(titles) == len({e[1] for e in expected})
-    told = iter(rows)
-    for values in raw.values():
-        for p in holm(values):
-            cell = next(told)[5]
-            assert cell == f"{p:.2g}"
-            numbers.add(cell)
-    for row in rows:
-        low, high = (float(text) for text in row[3:5])
-        assert (row[7] == "not told apart") == (low <= 0 <= high)
-    for line in re.findall(
-        rf"^.* less {baseline}: .*$", page.text.replace(f"{baseline} less", "\n"), re.MULTILINE
-    ):
-        assert set(re.findall(r"(?<=[ (+−])\d[\d.e+-]*\d|(?<=[ +−])\d(?=[ ,)])", line)) <= numbers, line
+    titles = list(dict.fromkeys(row[0] for row in rows))
+    told = {(row[0], row[1]): row[2:] for row in rows}
+    by_seed, seen = done.pivot(index="seed", columns=variant), 0
+    for title, metric in zip(titles, [m for m in metrics if done[m].count() > 1], strict=True):
+        pairs = {
+            name: (by_seed[metric][name] - by_seed[metric][baseline]).dropna()
+            for name in names
+            if name != baseline
+        }
+        pairs = {name: pair for name, pair in pairs.items() if len(pair) > 1}
+        raw = {name: p_of(pair) for name, pair in pairs.items()}
+        corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
+        low_is_better = title.endswith("↓")
+        order = [float(told[title, name][0]) for name in [row[1] for row in rows if row[0] == title]]
+        assert order == sorted(order, reverse=low_is_better)
+        for name, pair in pairs.items():
+            mean, low, high, level, p, n, said = told[title, name]
+            assert (mean, p, n) == (shown(pair.mean(), 3), f"{corrected[name]:.2g}", str(len(pair)))
+            level = 1 - 0.05 / (len(pairs) - sum(other < raw[name] for other in raw.values()))
+            if corrected[name] >= 0.05:  # where Holm's test stopped
+                level = 1 - 0.05 / sum(value >= 0.05 for value in corrected.values())
+            half = stats.t.ppf((1 + level) / 2, len(pair) - 1) * pair.sem()
+            assert (low, high) == (shown(pair.mean() - half, 3), shown(pair.mean() + half, 3))
+            better = "worse" if (pair.mean() > 0) == low_is_better else "better"
+            assert said == (better if corrected[name] < 0.05 else "not told apart")
+            assert (said == "not told apart") == (float(low) <= 0 <= float(high))
+            seen += 1
+    assert seen == len(rows)
     _, *rows = page.tables["costs"]
     for row in rows:
         some = done[done[variant] == row[0]]
@@ -149,6 +150,11 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
     assert [row[0] for row in page.tables.get("failed", [[]])[1:]] == list(failed.point)
 
 
+def p_of(pair: Any) -> float:
+    tested: Any = stats.ttest_1samp(pair, 0)
+    return float(pair.mean() == 0) if pair.std() == 0 else float(tested.pvalue)
+
+
 def holm(p: list[float]) -> list[float]:
     """From the definition: the k-th smallest of m is worth (m - k + 1) p, at least what a smaller one is."""
     return [max(min(1.0, sum(other >= q for other in p) * q) for q in p if q <= value) for value in p]
@@ -159,15 +165,15 @@ def test_every_number_is_in_the_table(sweep, tmp_path):
     for name, path in {"file": sweep.file, "folder": sweep.folder}.items():
         page_of[name] = Page(report(path, tmp_path / f"{name}.html").read_text("utf-8"))
     csv = table.write(sweep)
-    kept = tmp_path / "reports" / "ablations" / "mini.csv"
-    kept.parent.mkdir()
-    shutil.copy(csv, kept)
+    kept = keep(sweep.file, tmp_path / "reports" / "ablations")
+    assert kept.read_bytes() == csv.read_bytes()
     page_of["table"] = Page(report(kept, tmp_path / "table.html").read_text("utf-8"))
     for page in page_of.values():
         check(page, pd.read_csv(csv), "variant", "cogvideo", METRICS)
         assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) >= 2
-    assert page_of["file"].tables["clips"][1][0] == "a <red> 3" and "clips" not in page_of["table"].tables
-    assert len(page_of["file"].loaded) == 2 + 2 * len(VARIANTS)  # plots; a video and a strip for each clip
+    for page in (page_of["file"], page_of["table"]):
+        assert page.tables["clips"][1][0] == "a <red> 3"
+        assert len(page.loaded) == 2 + 2 * len(VARIANTS)  # plots; a video and a strip for each clip
     assert page_of["file"].tables["failed"][1][3] == "ValueError: <no>"
     assert "cogvideo sweep run reports/sweeps/mini.yaml" in page_of["table"].text
     assert "git checkout 0123456789ab\n" in page_of["table"].text
@@ -201,15 +207,15 @@ def test_other_parameters_are_compared_where_they_are_the_same(sweep, tmp_path):
     pd.DataFrame(rows).to_csv(csv, index=False)
     page = Page(report(csv, tmp_path / "x.html").read_text("utf-8"))
     assert [(row[0], row[2]) for row in page.tables["summary"][1:]] == [
-        ("cogvideo, steps 4", "0.5 ± 0.7071"), ("cogvideo, steps 8", "4.5 ± 0.7071"),
-        ("overlap-2, steps 4", "2.5 ± 0.7071"), ("overlap-2, steps 8", "6.5 ± 0.7071"),
+        ("cogvideo, steps 4", "0.5 ± 0.707"), ("cogvideo, steps 8", "4.5 ± 0.707"),
+        ("overlap-2, steps 4", "2.5 ± 0.707"), ("overlap-2, steps 8", "6.5 ± 0.707"),
     ]  # fmt: skip
-    fvd = [row for row in page.tables["differences"][1:] if row[1] == "FVD"]
-    assert [(row[0], row[2], row[7]) for row in fvd] == [
+    fvd = [row for row in page.tables["differences"][1:] if row[0] == "FVD ↓"]
+    assert [(row[1], row[2], row[8]) for row in fvd] == [
         ("overlap-2, steps 4", "2", "worse"), ("overlap-2, steps 8", "2", "worse"),
     ]  # fmt: skip
     raw = [float(stats.ttest_rel([i**2, (i + 1) ** 2], [(i - 2) ** 2, (i - 1) ** 2]).pvalue) for i in (2, 6)]
-    told = [row[5] for row in page.tables["differences"][1:] if row[1] == "phases in order"]
+    told = [row[6] for row in page.tables["differences"][1:] if row[0] == "phases in order ↑"]
     assert told == [f"{p:.2g}" for p in holm(raw)]  # over both numbers of steps
     assert len(page.loaded) == 3 and "Over steps" in page.text
 

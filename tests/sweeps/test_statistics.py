@@ -1,11 +1,22 @@
 """Paired differences against scipy's test, Holm against an example by hand, how often intervals are right."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from cogvideo import CogVideoError
-from cogvideo.sweeps.statistics import Summary, corrected, difference, differences, holm, summarize
+from cogvideo.sweeps.statistics import (
+    Difference,
+    Summary,
+    corrected,
+    detectable,
+    difference,
+    differences,
+    holm,
+    summarize,
+)
 
 
 def table(**scores):
@@ -71,6 +82,44 @@ def test_many_looks_are_corrected_by_metric():
     for metric in ("fvd", "loss"):
         raw, after = ([d.p for d in some if d.metric == metric] for some in (alone[::2] + alone[1::2], found))
         assert after == holm(raw) != raw
+    assert {d.clear for d in found} == {True, False}
+    assert all(d.clear == (d.low > 0 or d.high < 0) for d in found)
+
+
+def test_intervals_have_the_confidence_of_holm_s_steps():
+    """Of p .001, .02, .04: the first passes at 5 % / 3, the second at 5 % / 2, the third at 5 %."""
+    for last, clear, confidences in (
+        (0.04, [True, True, True], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+        (0.06, [True, True, False], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+        (0.5, [True, True, False], [1 - 0.05 / 3, 1 - 0.05 / 2, 0.95]),
+    ):
+        found = corrected([of_p(p) for p in (last, 0.001, 0.02)])
+        found = [found[1], found[2], found[0]]
+        assert [d.clear for d in found] == clear
+        assert [d.confidence for d in found] == pytest.approx(confidences)
+        assert [d.low > 0 for d in found] == clear
+    stopped = corrected([of_p(p) for p in (0.03, 0.04, 0.049)])  # Holm stops at once
+    assert not any(d.clear or d.low > 0 for d in stopped)
+    assert [d.confidence for d in stopped] == pytest.approx([1 - 0.05 / 3] * 3)
+
+
+def test_detectable_differences_are_detected_in_four_of_five_repetitions():
+    """By 4,000 draws each, at Holm's strictest step of six comparisons; within 3.5 deviations."""
+    rng = np.random.default_rng(3)
+    for deviation, seeds in ((1.0, 3), (2.0, 6), (0.1, 12)):
+        truth = detectable(deviation, seeds, 6)
+        test: Any = stats.ttest_1samp(rng.normal(truth, deviation, (seeds, 4000)), 0)
+        assert abs(np.mean(test.pvalue < 0.05 / 6) - 0.8) < 3.5 * (0.8 * 0.2 / 4000) ** 0.5
+    assert detectable(1, 6, 6) > detectable(1, 12, 6) and detectable(1, 6, 6) > detectable(1, 6, 1)
+    found = difference(ROWS, "variant", "theirs", "ours", "fvd")
+    assert found is not None and found.deviation == pytest.approx(np.std([1, 0.5, 3, 1], ddof=1))
+
+
+def of_p(p: float) -> Difference:
+    """A difference of 1 over six seeds with this p alone."""
+    error = 1 / float(stats.t.ppf(1 - p / 2, 5))
+    half = float(error * stats.t.ppf(0.975, 5))
+    return Difference("a", "b", "fvd", 1.0, 1 - half, 1 + half, p, 6)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

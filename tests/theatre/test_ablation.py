@@ -14,8 +14,9 @@ from cogvideo.theatre.ablation import (
     real_clips,
     right_by_time,
     score_clips,
-    score_group,
+    score_groups,
     train_variant,
+    whole_clips_right,
 )
 from cogvideo.theatre.inheritance import image_model_of
 from cogvideo.theatre.questions import draw_questions
@@ -141,8 +142,9 @@ def test_teacher_forcing_draws_every_frame_after_true_ones(base, name, monkeypat
     monkeypatch.setattr(base, "later_key_frame_tokens", key_frames)
     monkeypatch.setattr(base, "interpolate_once", between)
     monkeypatch.setattr("cogvideo.theatre.variants.generate_key_frames", windows)
-    request = Request(truth[:, 0], asked.prompts, asked.seeds.tolist(), 2.0, truth)
-    made = VARIANTS[name].make(base, request)[0, :, 0].tolist()
+    whole = np.ones(2, bool)
+    request = Request(truth[:, 0], asked.prompts, asked.seeds.tolist(), asked.spans, whole, truth)
+    made = VARIANTS[name].make(base, request)[0][:, 0].tolist()
     if name == "cogvideo":
         assert given == [[0], [0, 4], [0, 4, 8], [0, 4, 8, 12]]
         assert made == [0, 0, 0, 2, 0, 4, 4, 6, 4, 8, 8, 10, 8, 12, 12, 14, 12]
@@ -158,13 +160,15 @@ def test_scores_of_real_and_of_frozen_clips():
     asked = questions(24, seed=5)
     real = real_clips(asked)
     right = score_clips(real, asked)
-    assert right.keys() == {"order", "same", "actor", "object", "background", "whole"} | {
+    assert right.keys() == {"order", "same", "actor", "object", "background"} | {
         f"order_{duration}s" for duration in (1, 2, 4, 8)
     }
     assert set(right.values()) == {1.0} and right_by_time(real, asked).tolist() == [1.0] * 8
+    assert whole_clips_right(real, asked) == 1
     frozen = [np.repeat(clip[:1], len(clip), 0) for clip in real]
     wrong, drift = score_clips(frozen, asked), right_by_time(frozen, asked)
-    assert wrong["actor"] == wrong["object"] == wrong["same"] == 1 and wrong["order"] == wrong["whole"] == 0
+    assert wrong["actor"] == wrong["object"] == wrong["same"] == 1
+    assert wrong["order"] == whole_clips_right(frozen, asked) == 0
     assert drift[0] > drift[3] and drift[0] > 0.3
 
 
@@ -175,12 +179,30 @@ def test_groups_of_questions():
     assert questions(8).prompts != questions(8, group="unseen").prompts
 
 
-def test_a_group_is_asked_scored_and_named(monkeypatch):
-    """With true clips for the variant's: all is right, and the names say of which group."""
-    monkeypatch.setattr("cogvideo.theatre.ablation.make_clips", lambda *a, **_: real_clips(a[3]))
-    scores = score_group("cogvideo", None, None, 4, 1, group="picture-only")  # type: ignore[arg-type]  # not used there
-    assert scores["order_picture_only"] == scores["actor_picture_only"] == 1
-    assert all("_picture_only" in name for name in scores)
+def test_groups_are_scored_apart_and_named():
+    """True clips of one group and frozen ones of another, one after the other."""
+    asked = {"seen": questions(8, 1), "picture-only": questions(4, 1, "picture-only")}
+    clips = real_clips(asked["seen"]) + [clip[[0] * 5] for clip in real_clips(asked["picture-only"])]
+    scores = score_groups(clips, asked)
+    assert scores["order"] == scores["actor_picture_only"] == 1 and scores["order_picture_only"] == 0
+    joined = asked["seen"] + asked["picture-only"]
+    assert joined.prompts == asked["seen"].prompts + asked["picture-only"].prompts
+    assert joined.spans.tolist() == [*asked["seen"].spans, *asked["picture-only"].spans]
+
+
+def test_clips_of_which_only_the_key_frames_are_wanted(base, trained):
+    """They are the whole clips' own: five of two stages, four a second at a fixed rate, all of one stage."""
+    asked = short_questions(2.0) + short_questions(1.0)
+    wanted = np.array([True, False, False, True])
+    for name, pipe, step in (("cogvideo", base, 4), ("fixed-rate", trained["fixed-rate"][0], 2)):
+        whole = make_clips(name, pipe, base, asked)
+        some = make_clips(name, pipe, base, asked, whole=wanted)
+        assert [len(clip) for clip in whole] == [17, 17, 9, 9]
+        assert np.array_equal(some[0], whole[0]) and np.array_equal(some[3], whole[3])
+        assert np.array_equal(some[1], whole[1][::step])
+        assert np.array_equal(some[2], whole[2][:: step if name == "fixed-rate" else 2])
+    windows = make_clips("overlap-1", trained["overlap-1"][0], base, asked, whole=wanted)
+    assert [len(clip) for clip in windows] == [17, 17, 9, 9]
 
 
 def test_frame_rate_control_of_real_and_of_frozen_clips():
