@@ -168,6 +168,7 @@ def test_pictures_addresses_and_heads(demo, page_file):  # noqa: F811
 def test_the_tour_and_the_keyboard_alone(page_file):
     with opened() as page:
         page.goto(f"{page_file.as_uri()}?tour")
+        page.locator(".cv-card p").wait_for()
         told = []
         while page.locator(".cv-card").is_visible():
             page.wait_for_selector(".cv-card p")

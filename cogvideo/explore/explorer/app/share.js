@@ -215,9 +215,10 @@ export function toSvg(panel) {
         range.selectNodeContents(node);
         const at = range.getBoundingClientRect();
         const size = parseFloat(style.fontSize);
-        out.push(
-          `<text x="${at.left - frame.left}" y="${at.top - frame.top + at.height / 2 + size * 0.35}" font-family="${escaped(style.fontFamily)}" font-size="${size}" font-weight="${style.fontWeight}" fill="${style.color}">${escaped(node.textContent)}</text>`,
-        );
+        const [left, top] = [at.left - frame.left, at.top - frame.top + at.height / 2 + size * 0.35];
+        const font = `font-family="${escaped(style.fontFamily)}" font-size="${size}" font-weight="${style.fontWeight}"`;
+        const text = escaped(node.textContent);
+        out.push(`<text x="${left}" y="${top}" ${font} fill="${style.color}">${text}</text>`);
       }
     }
   };

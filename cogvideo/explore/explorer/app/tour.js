@@ -4,7 +4,8 @@ import { total } from "./reading.js";
 
 /** Stops: which panel, what to show, and what to say about it. @param {any} explorer @returns {{panel: string, state: object, say: () => string}[]} */
 function stops(explorer) {
-  const { info, scene } = explorer;
+  const { info } = explorer;
+  const scene = /** @type {SceneInfo} */ (explorer.scenes(0));
   const layer = info.start.layer;
   const patch = scene.steps[info.start.patch]
     ? info.start.patch
@@ -103,12 +104,14 @@ export function tour(explorer) {
   const { card } = explorer.parts;
   if (!card.hidden) return end(explorer);
   card.hidden = false;
+  explorer.before = { ...explorer.state };
   visit(explorer, stops(explorer), 0);
 }
 
-/** @param {any} explorer */
+/** Back to what was chosen before. @param {any} explorer */
 function end(explorer) {
   explorer.parts.card.hidden = true;
+  explorer.set(explorer.before);
   explorer.root
     .querySelectorAll(".cv-toured")
     .forEach((/** @type {Element} */ one) => one.classList.remove("cv-toured"));
