@@ -6,7 +6,7 @@ BIN := .venv/bin
 DEMO := reports/runs/demo
 CHECKED := cogvideo tests notebooks
 
-.PHONY: demo test lint lab notebooks docs wheel demo-weights pictures clean
+.PHONY: demo test lint lint-js lab notebooks docs wheel demo-weights pictures clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -27,6 +27,15 @@ lint: .venv/installed
 	$(BIN)/python -m ruff format --check $(CHECKED)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pyright -p pyproject.toml
+	@$(MAKE) --no-print-directory lint-js
+
+# The explorer's JavaScript is typed by its comments; tsc reads them. It comes by npm, once, and writes nothing.
+TSC := .venv/node_modules/typescript/bin/tsc
+lint-js:
+	@if [ ! -f $(TSC) ] && command -v npm > /dev/null; then \
+		npm install --silent --no-audit --no-fund --no-save --prefix .venv typescript@5.9.3 > /dev/null 2>&1; fi; \
+	if [ -f $(TSC) ] && command -v node > /dev/null; then node $(TSC) -p cogvideo/explore/explorer/app/tsconfig.json; \
+	else echo "The explorer's JavaScript was not checked: node, or typescript from npm, is missing."; fi
 
 # The notebooks, to be read in the order of their numbers: notebooks/README.md.
 lab: .venv/installed

@@ -15,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from cogvideo.checkpoints.registry import DEMO, weights_hash
+from cogvideo.explore.explorer.page import PARTS
 
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
@@ -26,7 +27,9 @@ CONDA_NAMES = {  # under other names on conda-forge
     "playwright": "playwright-python", "scikit-video": "sk-video",
 }  # fmt: skip
 CONDA_ONLY = {"python", "nodejs", "mkdocstrings-python", "pip"}  # what extras of pyright, mkdocstrings bring
-PIP_ONLY = {"triton"}  # on Linux alone, which a conda environment cannot say; torch for CUDA brings it there
+# triton: on Linux alone, which a conda environment cannot say; torch for CUDA brings it there.
+# axe-playwright-python: not on conda-forge; its test is skipped without it.
+PIP_ONLY = {"triton", "axe-playwright-python"}
 
 
 def declared() -> dict[str, Requirement]:
@@ -159,7 +162,10 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
         "reports/*.css",
     ]  # fmt: skip
     app = {file.name for file in (ROOT / "cogvideo").glob("explore/explorer/app/*")}
-    assert app == {"maps.js", "draw.js", "layout.js", "explorer.js", "explorer.css"}
+    assert app == {*(f"{part}.js" for part in PARTS), "explorer.css", "types.d.ts", "tsconfig.json"}
+    for part in PARTS:
+        lines = (ROOT / "cogvideo/explore/explorer/app" / f"{part}.js").read_text("utf-8").splitlines()
+        assert len(lines) < 300 and max(map(len, lines)) <= 240, part
     sizes = {
         file.name: file.stat().st_size
         for file in (ROOT / "cogvideo" / "weights").rglob("*")
@@ -181,6 +187,7 @@ def test_the_tests_mirror_the_package():
         "explore/test_capture.py",  # __init__.py: the public capture
         "explore/test_explorer.py",  # the explorer's page, in a browser
         "explore/test_explorer_cli.py",
+        "explore/test_explorer_tools.py",  # the explorer's page, what it answers besides the map
         "explore/test_explorer_live.py",  # explorer/widget.py, in JupyterLab
         "reports/test_sweep_report.py",  # sweep.py and the page it makes
         "sampling/test_wavefront.py",  # decode.py with frame-parallel steps

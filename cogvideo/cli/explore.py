@@ -22,6 +22,9 @@ def explore(
     heads: Annotated[str | None, typer.Option(help="Numbers from 0, such as 0,2; by default all.")] = None,
     patch: Annotated[str | None, typer.Option(help="FRAME,ROW,COLUMN, from 0, selected at first.")] = None,
     max_mb: Annotated[float, typer.Option(help="Largest size of the file in MB.")] = 10.0,
+    other_prompt: Annotated[str | None, typer.Option(help="Another sentence, side by side.")] = None,
+    other_seed: Annotated[int | None, typer.Option(help="Another seed, likewise.")] = None,
+    other_weights: Annotated[str | None, typer.Option(help="Other weights over the same clips.")] = None,
     device: Device = "auto",
 ) -> None:
     """Write an HTML page that shows the attention of a clip. Click a patch to see what it was made from."""
@@ -39,6 +42,13 @@ def explore(
         scenes = explorer.scenes(pipe, prompt, seconds=seconds, seed=seed, rounds=rounds, progress=True)
     else:
         scenes = [explorer.clip_scene(pipe, prompt, frames, seconds=seconds)]
+    if other_prompt is not None or other_seed is not None:
+        sentence, number = other_prompt or prompt, seed if other_seed is None else other_seed
+        options = {"seconds": seconds, "seed": number, "rounds": rounds, "progress": True}
+        scenes += explorer.scenes(pipe, sentence, **options)
+    if other_weights is not None:
+        other = Pipeline.from_pretrained(other_weights, device=device)
+        scenes += [explorer.seen_by(scene, other, other_weights) for scene in scenes]
     page = explorer.page(scenes, **chosen, max_megabytes=max_mb, progress=True)
     left = f", without {', '.join(page.left_out)}: no room" if page.left_out else ""
     typer.echo(f"{page.save(output)}: {page.megabytes:.1f} MB{left}")

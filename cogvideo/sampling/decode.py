@@ -38,6 +38,8 @@ class Options(TypedDict, total=False):
     of the strategies of this package, or one for each clip. wavefront: decode tokens of several frames in one
     step, as early as the masks allow (masks.decoding_steps); the tokens are those of one frame after another.
     By default a windowed model does so with this package's strategies; others see their steps in order.
+    unseen_text: bool [L], words of the prompts that no frame attends to; they still read each other. watch:
+    called after every step with the tokens [B,F,N] of the frames being made; 0 is what is not made yet.
     """
 
     text_mask: Tensor | None
@@ -45,6 +47,8 @@ class Options(TypedDict, total=False):
     generator: Generators
     progress: Progress | None
     wavefront: bool | None
+    unseen_text: Tensor | None
+    watch: Callable[[Tensor], object] | None
 
 
 @torch.inference_mode()
@@ -201,6 +205,10 @@ def _decode(
     view = backends.view_for(model, backend)
     text = view.encode_text(texts.ids, texts.mask)
     device, length = text.bias.device, text.bias.shape[-1]
+    if (
+        unseen := options.get("unseen_text")
+    ) is not None:  # of the prompts' rows, which are padded on the left
+        text.bias[: texts.clips, ..., length - len(unseen) :].masked_fill_(unseen.to(device), float("-inf"))
     seen = None if given is None else seen_in_order(model, times, order, device, quirks=quirks)
     decoding = Decoding.begin(view, text, times, seen, text_bonus)
     rooms = len(times) if wavefront else 1, len(order) * n
@@ -224,6 +232,8 @@ def _decode(
             tokens[:, frame, position + 1] = texts.double(drawn)
         if progress is not None:
             progress(len(step.frames))
+        if (watch := options.get("watch")) is not None:
+            watch(tokens[: texts.clips, :, 1:].where(tokens[: texts.clips, :, 1:] != c.begin_of_image, 0))
     return tokens[: texts.clips, :, 1:].clone()  # what is kept for the next call may be written again
 
 

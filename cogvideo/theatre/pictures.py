@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ import torch
 from einops import rearrange
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from cogvideo.benchmarks.plots import plot_schedule
 from cogvideo.benchmarks.sampler import Settings, model_config
@@ -97,7 +99,17 @@ def save_explorer(path: Path, pipe: Pipeline) -> Path:
         canvas.click(position={"x": x * box["width"], "y": y * box["height"]})
         page.screenshot(path=str(path), full_page=True)
         browser.close()
+    note = PngInfo()
+    note.add_text("front end", front_end_hash())
+    Image.open(path).save(path, pnginfo=note, optimize=True)
     return path
+
+
+def front_end_hash() -> str:
+    """Of the explorer's scripts and styles: kept in its picture, which is old once it is another."""
+    from cogvideo.explore.explorer.page import front_end
+
+    return sha256("".join(front_end()).encode()).hexdigest()[:16]
 
 
 def plot_masks() -> Figure:

@@ -24,7 +24,7 @@ def test_writes_one_file(run, tmp_path, clip):
         float(out.split()[-2]), abs=0.05
     )
     text = page.read_text("utf-8")
-    assert '"layers":[1,3],"heads":[0]' in text and '"start":{"patch":156}' in text
+    assert '"layers":[1,3],"heads":[0]' in text and '"start":{"patch":156,' in text
     assert "a lion &lt;rings&gt;" in text and "<rings>" not in text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["attention.html", "clip.mp4"]
 

@@ -1,11 +1,13 @@
 """The README's pictures, of real clips instead of generated ones."""
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from cogvideo.data.video import Video
 from cogvideo.theatre.drawing import draw
-from cogvideo.theatre.pictures import COLUMNS, GAP, LINE, SCENES, grid, save_loop, sheet
+from cogvideo.theatre.pictures import COLUMNS, GAP, LINE, SCENES, front_end_hash, grid, save_loop, sheet
 from cogvideo.theatre.scenes import ACTIONS, LAST_STATE, caption
 
 
@@ -39,3 +41,10 @@ def test_the_loop_plays_all_clips_within_three_megabytes(tmp_path):
     assert path.stat().st_size < 3e6
     with Image.open(path) as loop:
         assert loop.n_frames >= 17 and loop.info["loop"] == 0 and loop.size == frames.shape[2:0:-1]
+
+
+def test_the_picture_of_the_explorer_is_of_its_present_front_end():
+    """Otherwise: make pictures."""
+    with Image.open(Path(__file__).parents[2] / "docs" / "explorer.png") as picture:
+        assert picture.info["front end"] == front_end_hash()
+        assert picture.width >= 1280

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.explorer.page import Page, page
 from cogvideo.explore.explorer.payload import select
-from cogvideo.explore.explorer.scenes import Scene, clip_scene, scenes
+from cogvideo.explore.explorer.scenes import Scene, clip_scene, drawn_anew, scenes, seen_by
 
 if TYPE_CHECKING:
     from cogvideo.explore.explorer.widget import LiveExplorer
 
-__all__ = ["Page", "Scene", "clip_scene", "live", "page", "scenes", "select"]
+__all__ = ["Page", "Scene", "clip_scene", "drawn_anew", "live", "page", "scenes", "seen_by", "select"]
 
 
 def live(scenes: Sequence[Scene], **chosen: Any) -> "LiveExplorer":

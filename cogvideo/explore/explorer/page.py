@@ -3,15 +3,26 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
-from cogvideo.explore.explorer.payload import Selection, describe, pack, select
+from cogvideo.explore.explorer.payload import (
+    Selection,
+    describe,
+    pack,
+    pack_losses,
+    pack_rollout,
+    select,
+    silences,
+    token_sheet,
+)
 from cogvideo.explore.explorer.scenes import Scene
 from cogvideo.io import html_page, write_whole
 
@@ -21,13 +32,20 @@ BODY = """<div id="explorer"></div>
 <script type="application/json" id="payload">{payload}</script>
 <script type="module">{script}</script>"""
 PAGE_STYLE = "body { margin: 0; background: #f6f5f2; }\n"
+PARTS = (  # of the front end; a part's constants are needed by those after it
+    "maps", "reading", "draw", "elements", "names", "share", "layout", "fill", "view", "show", "telling",
+    "beside", "anew", "sides", "hands", "tour", "explorer", "main",
+)  # fmt: skip
 FRAME_HEIGHT = 900  # pixels, of the page inside a notebook
 
 
 def front_end() -> tuple[str, str]:
-    """The module's JavaScript, its parts joined into one, and the style sheet."""
-    parts = ("maps.js", "draw.js", "layout.js", "explorer.js")
-    script = "\n".join((APP / name).read_text("utf-8") for name in parts)
+    """The module's JavaScript, its parts joined into one, and the style sheet.
+
+    Joined, the parts see each other's names, so that their imports and exports are left out.
+    """
+    parts = [(APP / f"{name}.js").read_text("utf-8") for name in PARTS]
+    script = re.sub(r"^import [^;]*;\n|^export (?!default)", "", "\n".join(parts), flags=re.M)
     return script, (APP / "explorer.css").read_text("utf-8")
 
 
@@ -49,8 +67,8 @@ class Page:
     def _repr_html_(self) -> str:
         # In a frame of its own, which keeps the page's styles and scripts apart from the notebook's.
         return (
-            f'<iframe title="Attention explorer" sandbox="allow-scripts" srcdoc="{escape(self.html)}" '
-            f'style="width:100%;height:{FRAME_HEIGHT}px;border:0"></iframe>'
+            '<iframe title="Attention explorer" sandbox="allow-scripts allow-downloads" '
+            f'srcdoc="{escape(self.html)}" style="width:100%;height:{FRAME_HEIGHT}px;border:0"></iframe>'
         )
 
 
@@ -69,12 +87,13 @@ def page(
     scenes are left out where they do not fit, and it is an error if the first does not.
     """
     selection = select(scenes[0].model.config, layers, heads, patch)
-    info = describe(scenes, selection)
+    info: dict[str, Any] = {**describe(scenes, selection), "live": False}
     described, info["scenes"] = info["scenes"], []
     room = max_megabytes * 1e6 - _size(_render(info))
-    total = len(scenes) * len(selection.layers)
-    with tqdm(desc="maps", total=total, unit="layer", disable=not progress) as bar:
+    total = len(scenes) * (len(selection.layers) + 3)
+    with tqdm(desc="maps", total=total, unit="part", disable=not progress) as bar:
         for scene, description in zip(scenes, described, strict=True):
+            description |= _answers(scene, selection, bar)
             room -= _size(_json(description | {"maps": []})) + 1  # a comma
             description["maps"], room = _maps(scene, selection, room, bar)
             if room < 0:
@@ -87,6 +106,22 @@ def page(
             f"{max_megabytes:g} MB: choose fewer layers or heads, or allow more."
         )
     return Page(_render(info), tuple(scene.title for scene in scenes[kept:]))
+
+
+def _answers(scene: Scene, selection: Selection, bar: tqdm) -> dict[str, Any]:
+    """What the live explorer computes when it is asked: token pictures, what silence costs, the rollout."""
+    recording, which = scene.record(), silences(scene, selection)
+    n = scene.frames.shape[1]
+    made = [time * n + patch for time in scene.made for patch in range(n)]
+    answers: dict[str, Any] = {"silences": which}
+    for name, make in (
+        ("sheet", lambda: token_sheet(scene, made)),
+        ("losses", lambda: pack_losses(recording, which)),
+        ("rollout", lambda: pack_rollout(recording)),
+    ):
+        answers[name] = make()
+        bar.update()
+    return answers
 
 
 def _maps(scene: Scene, selection: Selection, room: float, bar: tqdm) -> tuple[list[str], float]:
