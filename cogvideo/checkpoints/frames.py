@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import read_table
+from cogvideo.checkpoints.sat import check_finite
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.runtime.tensors import open_safetensors, save_tensors
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -115,4 +116,6 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
             f"The weights in {name} do not fit this frame tokenizer: {problem} (missing {len(missing)}, "
             f"unknown {len(unknown)}); check the channels and multipliers."
         )
+    for key in wanted:
+        check_finite(tensors[key], key, name)
     network.load_state_dict(dict(tensors))

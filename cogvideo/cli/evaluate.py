@@ -11,7 +11,8 @@ app = typer.Typer(name="evaluate", help="Score weights and videos.", no_args_is_
 
 SIDE = (
     "A folder of videos, or of frames in .npy and .npz; theatre:test?seed=1&seconds=4; "
-    "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; or weights to sample from."
+    "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; samples:DATA?weights=W&seconds=2, "
+    "samples of the captions in DATA; or weights to sample from."
 )
 BY = (
     "Names with commas between: channel, layer, head, time, word, group; in the theatre actor, action, "

@@ -41,22 +41,22 @@ def cut(
         )
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for part in tqdm(list(_moments(_videos(source), moment)), desc="cutting", unit="moment"):
+    for part, fps in tqdm(list(_moments(_videos(source), moment)), desc="cutting", unit="moment"):
         try:
             timeline = part.timeline()
         except CogVideoError:
             continue  # behind the last frame
         slack = timeline.end - seconds
-        if slack < -0.5 / timeline.fps:
+        if slack < -0.5 / fps:
             continue
         scale = min(1.0, side / min(timeline.size))
         size = (round(timeline.size[0] * scale), round(timeline.size[1] * scale))
         frames, _ = part.frames(timeline, range(len(timeline.times)), [size])
         for start in np.unique(np.linspace(0, max(slack, 0), pieces).round(3)):
             name = f"{Path(part.source).stem}-{len(rows):05}.mp4"
-            times = start + np.arange(round(seconds * timeline.fps)) / timeline.fps
+            times = start + np.arange(round(seconds * fps)) / fps
             chosen = [frames[number][0] for number in timeline.at(times).tolist() if number in frames]
-            write_video(out / name, np.stack(chosen), timeline.fps)
+            write_video(out / name, np.stack(chosen), fps)
             rows.append((name, part.caption, part.group))
     if not rows:
         raise CogVideoError(f"No video of {source} lasts {seconds:g} seconds: ask for shorter pieces.")
@@ -66,17 +66,20 @@ def cut(
     return len(rows)
 
 
-def _moments(videos: Dataset, moment: float) -> Iterator[FileClip]:
+def _moments(videos: Dataset, moment: float) -> Iterator[tuple[FileClip, float]]:
+    """Parts of the videos, and the frame rate of the whole video."""
     for clip in videos.clips:
         if not isinstance(clip, FileClip):
             raise CogVideoError(
                 f"{videos.label} has no files to be cut: name a folder or captions of videos."
             )
-        length = clip.timeline().end
+        timeline = clip.timeline()
+        length = timeline.end
         for number in range(max(1, round(length / moment))):
             start = clip.start + number * moment
             end = min(start + moment, clip.start + length)
-            yield FileClip(clip.source, clip.path, clip.caption, f"{clip.group} {start:.2f}", start, end)
+            group = f"{clip.group} {start:.2f}"
+            yield FileClip(clip.source, clip.path, clip.caption, group, start, end), timeline.fps
 
 
 def _videos(source: str) -> Dataset:

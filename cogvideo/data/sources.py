@@ -25,6 +25,7 @@ OPTIONS = {
     "webvid": {"captions"},
 }
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
+NO_CAPTION = "has no caption"
 PATH_KEYS = ("path", "file", "video")
 
 
@@ -151,7 +152,7 @@ def number(text: str | float, spec: str) -> float:
 def read_captions(file: Path) -> list[dict[str, Any]]:
     """Rows {path, caption, start, end, group} of a .jsonl or .csv file; the last three may be None.
 
-    The key of the path may also be file or video.
+    The key of the path may also be file or video. A caption may be empty: that is for the clip to answer for.
     """
     rows = []
     for line, row in _rows(file):
@@ -159,8 +160,8 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
         with explained(f"Line {line} of {file} {wrong}", StopIteration, KeyError, TypeError, ValueError):
             path = next(row[key] for key in PATH_KEYS if row.get(key))
             start, end = (None if row.get(key) in (None, "") else float(row[key]) for key in ("start", "end"))
-            caption = str(row["caption"]).strip()
-            if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
+            caption = str(row["caption"] or "").strip()
+            if (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
         rows[-1]["group"] = str(row["group"]) if row.get("group") else None
@@ -258,7 +259,7 @@ def _webvid(spec: str, place: str, options: dict[str, str]) -> Dataset:
     file, files = _captions_file(spec, place, options), _by_stem(Path(place))
     clips, missing = [], []
     for line, row in _rows(file):
-        if not row.get("videoid") or not row.get("name"):
+        if not row.get("videoid") or row.get("name") is None:
             raise CogVideoError(f"Line {line} of {file} has no videoid or name: give a CSV file of WebVid.")
         name = str(row["videoid"])
         if name in files:

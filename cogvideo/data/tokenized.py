@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogvideo.config import ModelConfig, from_dict, to_dict
+from cogvideo.data.inspect import unknown_line
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import file_hash, read_json, write_json
 from cogvideo.runtime.tensors import save_tensors
@@ -160,6 +161,22 @@ def finish(
 def span_key(span: float | None) -> str:
     """How the manifest writes a span; 0.0 stands for no frame-rate text."""
     return str(float(span or 0.0))
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """What `tokenize` returned, in lines for people."""
+    if not manifest["complete"]:
+        return f"this process has done its {manifest['shards']} shards; others are still at work"
+    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
+    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
+    if words := unknown_line(manifest.get("unknown_words", {})):
+        lines.append(words)
+    problems, missing = manifest["problems"], manifest["missing"]
+    if problems["count"] or missing:
+        count = problems["count"]
+        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
+        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
+    return "\n".join(lines)
 
 
 class TokenizedBatches:

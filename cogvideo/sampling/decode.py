@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from cogvideo.config import ModelConfig
+from cogvideo.config import ModelConfig, check_guidance
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.attention import without_cudnn_attention
@@ -156,6 +156,7 @@ class Texts:
         if ids[1] is None:
             length = -(-text.shape[1] // multiple) * multiple
             return cls(_pad(text, length), _pad(mask, length), clips, None)
+        check_guidance(scale)
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
         length = -(-max(text.shape[1], guide.shape[1]) // multiple) * multiple

@@ -30,7 +30,7 @@ from cogvideo.tokenizers.frames import FrameTokenizer, nearest_codes
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.quality import quality
 from cogvideo.training import distributed
-from cogvideo.training.checkpoints import ADVICE, fingerprint
+from cogvideo.training.checkpoints import disk_advice, fingerprint
 from cogvideo.training.loop import Job, fit, use_threads
 from cogvideo.training.optimizer import OptimizerConfig
 from cogvideo.training.perceptual import PerceptualDistance
@@ -228,7 +228,7 @@ class FrameLearner(nn.Module):
         tokenizer = FrameTokenizer(self.network)
         rows = [shown, *(quality(tokenizer, shown, rate)[1] for rate in self.rates)]
         sheet = (rearrange(rows, "r n c h w -> (r h) (n w) c").cpu() * 255).round().byte().numpy()
-        with replacing(folder / "reconstructions.png", advice=ADVICE) as part:
+        with replacing(folder / "reconstructions.png", advice=disk_advice(folder)) as part:
             Image.fromarray(sheet).save(part, "PNG")
         tokenizer.save(folder / "frames.safetensors")
 

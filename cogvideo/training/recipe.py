@@ -31,6 +31,7 @@ from cogvideo.tokenizers.text import TextTokenizer, train_text_tokenizer
 from cogvideo.training import distributed
 from cogvideo.training.cost import Cost, measure
 from cogvideo.training.frame_tokenizer import FrameTokenizerConfig, train_frame_tokenizer
+from cogvideo.training.lock import held
 from cogvideo.training.loop import use_threads
 from cogvideo.training.recipe_settings import PARTS, RecipeConfig, defaults, filled
 from cogvideo.training.run import TEST_BATCHES, Training, TrainingConfig
@@ -48,7 +49,10 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
         _, _, device = distributed.join()
         dataset = open_dataset(str(values.get("data")))
         values = filled(values, defaults(len(dataset.clips), device.type == "cuda"))
-        Recipe(from_dict(RecipeConfig, values, str(path)), dataset).run()
+        config = from_dict(RecipeConfig, values, str(path))
+        make_writable("run_dir", Path(config.run_dir))
+        with held(Path(config.run_dir)):
+            Recipe(config, dataset).run()
     finally:
         distributed.leave()
 

@@ -86,7 +86,7 @@ def defaults(clips: int, gpu: bool) -> dict[str, Any]:
         network = {"batch_size": 8, "lr": 2e-3, "warmup": 50, "weight_decay": 1e-4}
         return {
             "model": size, "frame_side": 8, "dtype": "fp32", "recompute": False,
-            "frames": {"optimizer": network | {"steps": steps(1000, 6, 8000)}},
+            "frames": {"optimizer": network | {"steps": steps(2000, 6, 8000)}},
             "image": muon | {"steps": steps(300, 4, 6000)}, "stage1": muon | {"steps": steps(400, 4, 6000)},
             "stage2": muon | {"steps": steps(200, 2, 3000)},
             "superres": muon | {"steps": steps(60, 0.5, 1000), "batch_size": 4},

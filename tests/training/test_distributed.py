@@ -53,6 +53,22 @@ def runs(tmp_path_factory) -> Path:
     large = {"stage": "superres", "data": str(folder / "large"), "start": str(folder / "large-weights")}
     config("superres", **large)
     train(config("superres-one", **large))
+    muon = {"steps": 6, "batch_size": 4, "warmup": 1, "muon_lr": 1e-2}
+    write_tokens(folder / "pictures", kind="image")
+    write_tokens(folder / "between", kind="interpolation")
+    own = {
+        "image": {"stage": "image", "data": str(folder / "pictures")},
+        "stage1": {},
+        "stage2": {
+            "stage": "stage2",
+            "data": str(folder / "between"),
+            "start": str(folder / "muon-image-one/model"),
+        },
+        "superres": large,
+    }
+    for name, changes in own.items():
+        config(f"muon-{name}", optimizer=muon, **changes)
+        train(config(f"muon-{name}-one", optimizer=muon, **changes))
     write_clips(folder / "clips")
     for name in ("tokenizer-one", "tokenizer"):
         own = to_dict(config_of(folder / "clips", folder / name))
@@ -70,6 +86,7 @@ def runs(tmp_path_factory) -> Path:
         "parts.yaml",
         "bf16.yaml",
         "superres.yaml",
+        *(f"muon-{name}.yaml" for name in own),
         "tokenizer.json",
         "faults",
     ]
@@ -110,6 +127,15 @@ def test_bf16_by_two_processes(runs):
 
 def test_super_resolution_by_two_processes(runs):
     assert losses(runs / "superres") == pytest.approx(losses(runs / "superres-one"), abs=1e-5)
+
+
+@pytest.mark.parametrize("part", ["image", "stage1", "stage2", "superres"])
+def test_every_part_by_two_processes_with_muon(runs, part):
+    assert losses(runs / f"muon-{part}") == pytest.approx(losses(runs / f"muon-{part}-one"), abs=1e-5)
+    one, two = (
+        load_file(runs / name / "model/model.safetensors") for name in (f"muon-{part}-one", f"muon-{part}")
+    )
+    assert max(float((two[name] - weight).abs().max()) for name, weight in one.items()) < 1e-3
 
 
 def test_a_frame_tokenizer_by_two_processes(runs):
