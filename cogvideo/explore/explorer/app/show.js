@@ -238,8 +238,7 @@ export function drawMaskPanel(explorer) {
     );
     explorer.maskDrawn = explorer.maskText ? name : null;
   }
-  p.maskTitle.textContent =
-    state.channel === "mixed" ? "Mask, both channels" : `Mask, ${state.channel} channel`;
+  p.maskTitle.textContent = state.channel === "mixed" ? "Mask, both channels" : `Mask, ${state.channel} channel`;
   const word = shown.word !== null;
   Object.assign(p.maskMark.style, {
     top: word ? "0" : `${(100 * shown.query) / shown.places}%`,
