@@ -233,6 +233,6 @@ def settings_help(cls: type["DataclassInstance"], group: str = "") -> list[tuple
             rows += settings_help(kind, f"{name}.")
             continue
         default = "" if setting.default is MISSING else f" = {setting.default}"
-        choices = " or ".join(get_args(kind)) if get_origin(kind) is Literal else ""
+        choices = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
         rows.append((name + default, "; ".join(filter(None, [choices, comments.get(setting.name)]))))
     return rows

@@ -1,6 +1,7 @@
 """The project around the package: one set of dependencies told in three files, and the two commands."""
 
 import ast
+import csv
 import json
 import os
 import re
@@ -13,11 +14,13 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cogvideo.checkpoints.registry import DEMO, weights_hash
 from cogvideo.explore.explorer.page import PARTS
 
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
 ROOT = Path(__file__).parents[1]
+REPORTS = ROOT / "reports" / "README.md"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 CONDA_NAMES = {  # under other names on conda-forge
     "torch": "pytorch", "matplotlib": "matplotlib-base", "open_clip_torch": "open-clip-torch",
@@ -175,6 +178,7 @@ def test_weights_and_the_explorers_front_end_travel_with_the_package():
 def test_the_tests_mirror_the_package():
     """tests/ROOM/test_X.py tests cogvideo/ROOM/X.py."""
     others = {
+        "test_gpu.py",  # all that runs on a GPU, on a pretended one
         "test_import.py",  # cogvideo/__init__.py
         "test_fuzzing.py",  # readers of several rooms
         "test_documents.py",  # the commands in README and docs
@@ -252,3 +256,54 @@ def test_type_ignores_are_few_and_say_why():
 def test_no_module_outgrows_one_room():
     for path in (ROOT / "cogvideo").rglob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 400, path
+
+
+def listed_results() -> dict[str, tuple[str, str, str]]:
+    """Committed results, as reports/README.md lists them: path -> command, commit, weights."""
+    row = re.compile(r"^\| `([^`]+)` \|.*\| `(\w[^`]*)` \| (\S+) \| (\S+) \|$", re.MULTILINE)
+    found = row.findall(REPORTS.read_text("utf-8"))
+    return {path: (command, commit, weights) for path, command, commit, weights in found}
+
+
+def stale(folder: Path, results: dict[str, tuple[str, str, str]], shipped: str) -> list[str]:
+    """Sentences about results that are not listed, are not what the list says, or are of other weights."""
+    kept = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    kept = [p for p in kept if not (p.endswith("README.md") or p.startswith(("runs/", "sweeps/")))]
+    below = tuple(path for path in results if path.endswith("/"))
+    wrong = [f"{path} is not listed" for path in kept if path not in results and not path.startswith(below)]
+    for path, (_, commit, weights) in results.items():
+        files = sorted((folder / path).rglob("*.*")) if path.endswith("/") else [folder / path]
+        texts = [f.read_text("utf-8") for f in files if f.suffix in (".json", ".csv", ".html")]
+        if not any(commit in text for text in texts):
+            wrong.append(f"{path} does not name the commit {commit}")
+        if weights not in ("–", shipped):
+            wrong.append(f"{path} is of the weights {weights}; the shipped ones are {shipped}")
+        told = {
+            name for text in texts for name in re.findall(r'"(?:sha256|weights)": "([0-9a-f]{16})"', text)
+        }
+        for file in (file for file in files if file.suffix == ".csv"):
+            told |= {row.get("weights") or weights for row in csv.DictReader(file.open(encoding="utf-8"))}
+        if told - {weights}:
+            wrong.append(f"{path} is of the weights {told}; the list says {weights}")
+    return wrong
+
+
+def test_committed_results_are_of_the_shipped_weights():
+    """Results of older weights, or that nobody can repeat, do not stay in the repository."""
+    results = listed_results()
+    assert len(results) >= 4
+    assert all(command.startswith(("cogvideo ", "make ")) for command, *_ in results.values())
+    assert stale(REPORTS.parent, results, weights_hash(DEMO)) == []
+
+
+def test_a_result_of_other_weights_is_told(tmp_path):
+    (tmp_path / "new.json").write_text('{"sha256": "0123456789abcdef", "commit": "abc"}')
+    (tmp_path / "table.csv").write_text("point,weights,commit\np,0123456789abcdef,abc\n")
+    good = {name: ("cogvideo x", "abc", "0123456789abcdef") for name in ("new.json", "table.csv")}
+    assert stale(tmp_path, good, "0123456789abcdef") == []
+    assert len(stale(tmp_path, good, "f" * 16)) == 2  # new weights are shipped
+    other = ("cogvideo x", "abc", "f" * 16)  # the list says them, the files still others
+    assert len(stale(tmp_path, dict.fromkeys(good, other), "f" * 16)) == 2
+    assert stale(tmp_path, {"new.json": good["new.json"]}, "0123456789abcdef") == ["table.csv is not listed"]
+    wrong = good | {"new.json": ("cogvideo x", "other", "0123456789abcdef")}
+    assert stale(tmp_path, wrong, "0123456789abcdef") == ["new.json does not name the commit other"]

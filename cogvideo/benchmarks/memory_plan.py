@@ -75,6 +75,8 @@ def device_memory(g: Geometry, dtype: str, offload: str, clips: int = 1) -> Need
     work = _work(g, dtype, itemsize, rows, frames)
     total = sum(map(load.bytes_of, weights)) + pictures
     if offload == "none":
+        if dtype != "int8":  # closing matrices with the gate in them (sampling.cuda)
+            total += sum(2 * c.num_layers * c.hidden_size**2 * itemsize for c in (g.stage1, g.stage2))
         present, host = [total] * 4, 0
     else:
         present, host = [*map(load.room_of, weights), pictures], total

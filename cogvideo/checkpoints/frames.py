@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import read_table
+from cogvideo.checkpoints.sat import check_finite
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.runtime.tensors import open_safetensors, save_tensors
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -70,6 +71,11 @@ def read_frame_tokenizer(path: Path) -> FrameTokenizer:
     return load_icetk(weights, **sizes)
 
 
+def read_any(path: Path) -> FrameTokenizer:
+    """A frame tokenizer of our own (.safetensors with a description inside) or icetk's file."""
+    return load_frames(path, "cpu") if path.suffix == ".safetensors" else read_frame_tokenizer(path)
+
+
 def loaded_names(weights: Mapping[str, Tensor]) -> set[str]:
     """The names in icetk's file that belong to the network.
 
@@ -110,4 +116,6 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
             f"The weights in {name} do not fit this frame tokenizer: {problem} (missing {len(missing)}, "
             f"unknown {len(unknown)}); check the channels and multipliers."
         )
+    for key in wanted:
+        check_finite(tensors[key], key, name)
     network.load_state_dict(dict(tensors))

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -48,6 +49,15 @@ def weights_folder(weights: str | Path) -> Path:
     return folder / "pipeline" if (folder / "pipeline" / PIPELINE).is_file() else folder
 
 
+def weights_hash(folder: str | Path) -> str:
+    """The first 16 digits of a SHA-256 over names and contents of all weights files below a folder."""
+    digest = sha256()
+    for file in sorted(Path(folder).rglob("*.safetensors")):
+        digest.update(file.relative_to(folder).as_posix().encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def no_pipeline(folder: Path) -> CogVideoError:
     """What to say of a folder that should be a pipeline and is none: how one comes of it."""
     parts = [folder / name / "config.json" for name in ("", "model", "stage1", "stage2", "superres")]
@@ -58,7 +68,7 @@ def no_pipeline(folder: Path) -> CogVideoError:
         return CogVideoError(f"{folder} holds a single model: {why}.")
     if any(map(Path.exists, parts)):
         why = f"`cogvideo weights assemble NEW {folder} demo` makes one, and takes from demo what it lacks"
-        return CogVideoError(f"{folder} holds parts of a pipeline, not a whole one: {why}.")
+        return CogVideoError(f"{folder} holds parts of a pipeline, but no {PIPELINE}: {why}.")
     if any(folder.glob("checkpoint*")):
         why = "run `cogvideo train` to its end, then `cogvideo weights assemble`"
         return CogVideoError(f"{folder} holds a training that has not ended: {why}.")

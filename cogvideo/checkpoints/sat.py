@@ -339,8 +339,11 @@ def fill_model(
         def read(name: str) -> Tensor:
             bar.update(sizes[name])
             if isinstance(weights, Weights):
-                return weights.read(name, device=device, dtype=dtype)
-            return weights[name].to(device=device, dtype=dtype)
+                read = weights.read(name, device=device, dtype=dtype)
+            else:
+                read = weights[name].to(device=device, dtype=dtype)
+            check_finite(read, name, where)
+            return read
 
         blocks: Any = getattr(model, "blocks", ())
         for index, block in enumerate(blocks):
@@ -351,6 +354,15 @@ def fill_model(
         rest = {name: read(name) for name in sizes if not name.startswith("blocks.")}
         model.load_state_dict(rest, strict=False, assign=True)
     return model.eval()
+
+
+def check_finite(weight: Tensor, name: str, where: str) -> None:
+    """Refuse a weight with NaN or infinity in it; the sum has them, too, and costs no copy."""
+    if weight.is_floating_point() and not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+        raise CogVideoError(
+            f"{name} in {where} holds numbers that are not finite: copy the weights again, or take a "
+            "checkpoint from before they broke."
+        )
 
 
 def empty_model(build: Callable[[], M], weights: Mapping[str, Tensor], where: str) -> M:

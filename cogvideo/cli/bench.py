@@ -152,7 +152,7 @@ def gpu_table(
     minutes: Annotated[float, typer.Option(help="What is not done by then is left out.")] = 9.5,
     output: Annotated[Path, options.output("The folder of the table and the reports.")] = RESULTS / "gpu",
 ) -> None:
-    """Measure this GPU: steps, whole clips, training, offloading, beside the plan."""
+    """Measure steps, clips, training, offloading on a GPU."""
     from cogvideo.benchmarks.gpu_table import run
 
     typer.echo(run(output, minutes))

@@ -43,21 +43,42 @@ def make_theatre(
 
 
 @app.command()
+def cut(
+    source: Annotated[str, typer.Argument(help="A folder of videos, or any data set of video files.")],
+    out: Annotated[Path, typer.Argument(help="The folder of the pieces and their captions.csv.")],
+    seconds: Annotated[float, typer.Option(help="Length of a piece.")] = 1.0,
+    moment: Annotated[
+        float | None, typer.Option(help="Seconds that are held out together; by default 5/4 of a piece.")
+    ] = None,
+    pieces: Annotated[int, typer.Option(min=1, help="Overlapping pieces of a moment.")] = 5,
+    side: Annotated[int, typer.Option(min=16, help="Pixels of the shorter side, at most.")] = 240,
+) -> None:
+    """Cut videos into short captioned pieces. Videos without captions are called what their files are."""
+    from cogvideo.data.cut import cut
+
+    count = cut(source, out, seconds=seconds, moment=moment, pieces=pieces, side=side)
+    typer.echo(f"{out}: {count} pieces")
+
+
+@app.command()
 def inspect(
     dataset: DataSet,
     rates: Rates = None,
     min_rate: MinRate = 0.0,
     output: Annotated[Path, output("The contact sheet, a .png file.")] = Path("contact_sheet.png"),
     rows: Annotated[int, typer.Option(min=1, help="Clips on the contact sheet.")] = 8,
+    weights: Weights = "demo",
 ) -> None:
-    """Show what a data set holds. Counts, lengths, frame rates, unreadable files, samples."""
+    """Show what a data set holds. Counts, lengths, frame rates, unreadable files, unknown words, samples."""
+    from cogvideo.checkpoints.tokenizers import load_tokenizers
     from cogvideo.data.frame_rates import RATES, check_rates
     from cogvideo.data.inspect import contact_sheet, inspect, report
     from cogvideo.data.sources import open_dataset
 
     chosen = check_rates(numbers(rates, "--rates", float) or RATES, min_rate)
+    text = load_tokenizers(weights).text
     found = inspect(open_dataset(dataset), chosen)
-    typer.echo(report(found))
+    typer.echo(report(found, text))
     lines = contact_sheet(found, output, chosen, rows)
     typer.echo("\n".join(["", f"{output}:", *lines]))
 
@@ -81,7 +102,8 @@ def tokenize(
 
     from cogvideo.checkpoints.tokenizers import load_tokenizers
     from cogvideo.data.sources import open_dataset
-    from cogvideo.data.tokenize import Settings, summary, tokenize
+    from cogvideo.data.tokenize import Settings, tokenize
+    from cogvideo.data.tokenized import summary
     from cogvideo.runtime.device import choose_device
 
     settings = Settings(kind, numbers(rates, "--rates", float), min_rate, per_clip, rate, shard_clips)

@@ -11,7 +11,8 @@ app = typer.Typer(name="evaluate", help="Score weights and videos.", no_args_is_
 
 SIDE = (
     "A folder of videos, or of frames in .npy and .npz; theatre:test?seed=1&seconds=4; "
-    "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; or weights to sample from."
+    "ucf101:FOLDER?split=testlist01.txt; kinetics:FOLDER?split=FILE.csv; samples:DATA?weights=W&seconds=2, "
+    "samples of the captions in DATA; or weights to sample from."
 )
 BY = (
     "Names with commas between: channel, layer, head, time, word, group; in the theatre actor, action, "
@@ -94,7 +95,7 @@ def fvd(
     output: Report = None,
     device: Device = "auto",
 ) -> None:
-    """FVD, with its recipe, its floor and its spread. A stopped run resumes."""
+    """FVD, KVD and MIND, with their recipe, floor and spread. A stopped run resumes."""
     from cogvideo.evaluation.protocols import evaluate
 
     evaluate(real, generated, _settings(n, seed, device, output, i3d), preset=preset, seeds=seeds)
@@ -115,7 +116,7 @@ def sensitivity(
     output: Annotated[Path | None, output("A JSON file; a picture (.png) goes beside it.")] = None,
     device: Device = "auto",
 ) -> None:
-    """What FVD feels: real clips against damaged ones. Each line of the table costs n clips through I3D."""
+    """What FVD, KVD and MIND feel: real clips against damaged ones. Each line costs n clips through I3D."""
     from cogvideo.evaluation.recipes import PRESETS
     from cogvideo.evaluation.sensitivity import DAMAGES, sensitivity
 

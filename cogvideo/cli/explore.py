@@ -16,7 +16,7 @@ def explore(
     seed: Seed = 0,
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of interpolation; 0: key frames only.")] = 1,
     clip: Annotated[
-        Path | None, typer.Option(help="A video of the models' frame size, instead of a generated one.")
+        Path | None, typer.Option(help="A video of any size, instead of a generated one.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Numbers from 0, such as 0,2; by default all.")] = None,
     heads: Annotated[str | None, typer.Option(help="Numbers from 0, such as 0,2; by default all.")] = None,
@@ -37,6 +37,7 @@ def explore(
     frames = None if clip is None else read_video(clip)[0]
     pipe = Pipeline.from_pretrained(weights, device=device)
     explorer.select(pipe.stage1.config, **chosen)  # now, not after the work
+    pipe.warn_of_unknown_words([prompt])
     if frames is None:
         scenes = explorer.scenes(pipe, prompt, seconds=seconds, seed=seed, rounds=rounds, progress=True)
     else:

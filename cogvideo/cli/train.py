@@ -23,10 +23,20 @@ def train(
     overrides: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")
     ] = [],
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what it will need: memory, hours.")] = False,
+    clips: Annotated[int | None, typer.Option(help="Sequences for --plan; else those in `data`.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs for --plan.")] = 1,
 ) -> None:
-    """Train on a tokenized folder, or make weights by a recipe. The same command resumes a stopped run."""
+    """Train one part, or a whole pipeline by a recipe. The same command resumes a stopped run."""
     from cogvideo.config import load_yaml
-    from cogvideo.theatre import recipe
-    from cogvideo.training import run
+    from cogvideo.theatre import recipe as demo
+    from cogvideo.training import frame_tokenizer, recipe, run
 
-    (run if "stage" in load_yaml(config, overrides) else recipe).train(config, overrides)
+    if plan:
+        from cogvideo.training import plan as plans
+
+        typer.echo(plans.plan(config, overrides, clips, gpus))
+        return
+    values = load_yaml(config, overrides)
+    one = frame_tokenizer if values.get("stage") == "tokenizer" else run
+    (one if "stage" in values else recipe if "data" in values else demo).train(config, overrides)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from cogvideo.data.frame_rates import FRAMES, RATES, choose_rate, plan
 from cogvideo.data.reading import Timeline
-from cogvideo.data.sources import Clip, Dataset
+from cogvideo.data.sources import NO_CAPTION, Clip, Dataset
 from cogvideo.errors import CogVideoError, explained
+from cogvideo.tokenizers.text import TextTokenizer
 
 BAR = 40  # characters of the longest bar of the histogram
 SHOWN = 10  # files with something wrong that are named
@@ -53,17 +54,34 @@ def inspect(dataset: Dataset, rates: Sequence[float] = RATES, *, progress: bool 
     return Inspection(dataset, timelines, chosen, errors)
 
 
-def report(found: Inspection) -> str:
-    """The counts, lengths, sizes, histogram of frame rates, and what is wrong with which files, as lines."""
+def unknown_line(words: Mapping[str, int]) -> str:
+    """A sentence on the words that a text model does not know; empty where there are none."""
+    if not words:
+        return ""
+    named = ", ".join(f"{word} ({count})" for word, count in list(words.items())[:SHOWN])
+    return (
+        f"words that the text tokenizer does not know, and how often: {named}{', ...' * (len(words) > SHOWN)}"
+    )
+
+
+def report(found: Inspection, text: TextTokenizer | None = None) -> str:
+    """The counts, lengths, sizes, histogram of frame rates, and what is wrong with which files, as lines.
+
+    text: whose unknown words are told, too.
+    """
     readable = [one for one in found.timelines if one is not None]
+    silent = [clip.source for clip in found.dataset.clips if not clip.caption.strip()]
     broken = {i: one.note for i, one in enumerate(found.timelines) if one is not None and one.note}
     short = [i for i in found.readable if found.rates[i] is None]
     captions = {clip.caption for clip in found.dataset.clips}
     lines = [
         f"{found.dataset.label}: {len(found.dataset.clips)} clips, {len(captions)} different captions",
         f"readable {len(readable)}, unreadable {len(found.errors)}, missing {len(found.dataset.missing)}, "
-        f"breaking off or damaged {len(broken)}, without five frames {len(short)}",
+        f"breaking off or damaged {len(broken)}, without five frames {len(short)}"
+        + (f", without a caption {len(silent)}" if silent else ""),
     ]
+    if text and (words := unknown_line(dict(text.count_unknown(captions).most_common()))):
+        lines.append(words)
     if readable:
         seconds, fps = np.array([(one.end, one.fps) for one in readable]).T
         sizes = Counter(f"{one.size[1]} x {one.size[0]}" for one in readable).most_common(4)
@@ -79,6 +97,7 @@ def report(found: Inspection) -> str:
         bar = "#" * max(1, round(BAR * count / max(counts.values())))
         lines.append(f"{rate:>6g} a second ({(FRAMES - 1) / rate:g} s) {bar} {count}")
     wrong = [f"missing: {name}" for name in found.dataset.missing]
+    wrong += [f"{source} {NO_CAPTION}" for source in silent]
     wrong += [f"unreadable: {sentence}" for sentence in found.errors.values()]
     wrong += [f"{found.dataset.clips[i].source} {note}" for i, note in broken.items()]
     wrong += [

@@ -25,6 +25,7 @@ OPTIONS = {
     "webvid": {"captions"},
 }
 CAPTION_FILES = ("captions.jsonl", "captions.csv")
+NO_CAPTION = "has no caption"
 PATH_KEYS = ("path", "file", "video")
 
 
@@ -80,7 +81,8 @@ def open_dataset(spec: str) -> Dataset:
     """The captioned clips that `spec` names, always in the same order.
 
     FOLDER, or FILE.jsonl or FILE.csv: captions.jsonl or captions.csv of the folder; each row has path
-    (relative to the file), caption, and may have start and end in seconds.
+    (relative to the file), caption, and may have start and end in seconds, and group: the same for what was
+    filmed together, by default the file.
     ucf101:FOLDER?split=trainlist01.txt and kinetics:FOLDER?split=train.csv: folders of classes; the caption
     is the class in words, or what prompts=FILE says of it (classes.class_prompts).
     vatex:FOLDER?captions=vatex_training_v1.0.json: files videoID.mp4; language=en (default) or zh, the first
@@ -148,9 +150,9 @@ def number(text: str | float, spec: str) -> float:
 
 
 def read_captions(file: Path) -> list[dict[str, Any]]:
-    """Rows {path, caption, start, end} of a .jsonl or .csv file; start and end may be None.
+    """Rows {path, caption, start, end, group} of a .jsonl or .csv file; the last three may be None.
 
-    The key of the path may also be file or video.
+    The key of the path may also be file or video. A caption may be empty: that is for the clip to answer for.
     """
     rows = []
     for line, row in _rows(file):
@@ -158,10 +160,11 @@ def read_captions(file: Path) -> list[dict[str, Any]]:
         with explained(f"Line {line} of {file} {wrong}", StopIteration, KeyError, TypeError, ValueError):
             path = next(row[key] for key in PATH_KEYS if row.get(key))
             start, end = (None if row.get(key) in (None, "") else float(row[key]) for key in ("start", "end"))
-            caption = str(row["caption"]).strip()
-            if not caption or (start or 0) < 0 or (end is not None and end <= (start or 0)):
+            caption = str(row["caption"] or "").strip()
+            if (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError
         rows.append({"path": str(path), "caption": caption, "start": start, "end": end})
+        rows[-1]["group"] = str(row["group"]) if row.get("group") else None
     return rows
 
 
@@ -202,7 +205,7 @@ def _captioned(spec: str) -> Dataset:
     for row in read_captions(file):
         path = file.parent / row["path"]
         if path.is_file():
-            name = os.path.normpath(row["path"])
+            name = row["group"] or os.path.normpath(row["path"])
             clips.append(FileClip(row["path"], path, row["caption"], name, row["start"] or 0.0, row["end"]))
         else:
             missing.append(row["path"])
@@ -256,7 +259,7 @@ def _webvid(spec: str, place: str, options: dict[str, str]) -> Dataset:
     file, files = _captions_file(spec, place, options), _by_stem(Path(place))
     clips, missing = [], []
     for line, row in _rows(file):
-        if not row.get("videoid") or not row.get("name"):
+        if not row.get("videoid") or row.get("name") is None:
             raise CogVideoError(f"Line {line} of {file} has no videoid or name: give a CSV file of WebVid.")
         name = str(row["videoid"])
         if name in files:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from cogvideo.checkpoints.tokenizers import Tokenizers
 from cogvideo.data.frame_rates import FRAMES, KINDS, RATES, Window, check_rates, plan
 from cogvideo.data.reading import CannotReadNow, Decoded, Size, Timeline
-from cogvideo.data.sources import Clip, Dataset, FileClip
+from cogvideo.data.sources import NO_CAPTION, Clip, Dataset, FileClip
 from cogvideo.data.tokenized import (
     INDEX,
     MANIFEST,
@@ -37,7 +37,7 @@ from cogvideo.data.tokenized import (
     shard_name,
     span_key,
     write_shard,
-)
+)  # fmt: skip
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import read_json, write_json
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -113,20 +113,6 @@ def tokenize(
         return _finish(out, shards, made, settings, parts.text, dataset)
 
 
-def summary(manifest: dict[str, Any]) -> str:
-    """What `tokenize` returned, in lines for people."""
-    if not manifest["complete"]:
-        return f"this process has done its {manifest['shards']} shards; others are still at work"
-    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
-    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
-    problems, missing = manifest["problems"], manifest["missing"]
-    if problems["count"] or missing:
-        count = problems["count"]
-        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
-        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
-    return "\n".join(lines)
-
-
 @dataclass(frozen=True)
 class _Shard:
     number: int
@@ -159,6 +145,8 @@ def sequences(
 
     Sequences of the very same frames are given once.
     """
+    if not clip.caption.strip():
+        return [], NO_CAPTION
     size = (COMPRESS * made.frame_height, COMPRESS * made.frame_width)
     sizes = [size, (ENLARGED * size[0], ENLARGED * size[1])][: 2 if settings.kind == "superres" else 1]
     timeline = clip.timeline()
@@ -395,5 +383,6 @@ def _write_manifest(
         "rates": dict(sorted(rates.items(), key=lambda pair: float(pair[0]))),
         "settings": asdict(settings),
         "problems": {"count": len(problems), "first": problems[:LISTED]},
+        "unknown_words": dict(text.count_unknown(clip.caption for clip in dataset.clips).most_common(LISTED)),
     }
     return finish(out, names, made, unguided=unguided, notes=notes)

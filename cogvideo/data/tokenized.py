@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cogvideo.config import ModelConfig, from_dict, to_dict
+from cogvideo.data.inspect import unknown_line
 from cogvideo.errors import CogVideoError, explained
 from cogvideo.io import file_hash, read_json, write_json
 from cogvideo.runtime.tensors import save_tensors
@@ -162,6 +163,22 @@ def span_key(span: float | None) -> str:
     return str(float(span or 0.0))
 
 
+def summary(manifest: dict[str, Any]) -> str:
+    """What `tokenize` returned, in lines for people."""
+    if not manifest["complete"]:
+        return f"this process has done its {manifest['shards']} shards; others are still at work"
+    rates = ", ".join(f"{count} at {rate} fps" for rate, count in manifest["rates"].items() if rate != "0")
+    lines = [f"{manifest['samples']} sequences of {manifest['clips']} clips{f' ({rates})' if rates else ''}"]
+    if words := unknown_line(manifest.get("unknown_words", {})):
+        lines.append(words)
+    problems, missing = manifest["problems"], manifest["missing"]
+    if problems["count"] or missing:
+        count = problems["count"]
+        lines.append(f"{count} clips have something wrong, {missing} are missing; see manifest.json:")
+        lines += [f"  {source}: {sentence}" for source, sentence in problems["first"][:5]]
+    return "\n".join(lines)
+
+
 class TokenizedBatches:
     """Batches of a tokenized folder. The batch of a step depends on seed, step and batch size alone.
 
@@ -207,7 +224,7 @@ class TokenizedBatches:
             columns = [index.get_tensor(name).numpy() for name in ("shard", "row", "group", "text_length")]
         self._shard_of, self._row_of, group, lengths = columns
         self._lengths = np.array(lengths)
-        self._splits = _split(np.array(group), test_share)
+        self._splits = split_groups(np.array(group), test_share)
         self._shard = lru_cache(256)(lambda number: self._checked(self._names[number]))
         self._order = lru_cache(2)(self._permutation)
 
@@ -309,7 +326,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _split(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
+def split_groups(group: np.ndarray, test_share: float) -> dict[str, np.ndarray]:
     """Sample numbers of train and test. Groups are sorted by their hashes; the first ones are the test's."""
     groups = np.unique(group)
     test = np.isin(group, groups[: max(1, round(test_share * len(groups)))])

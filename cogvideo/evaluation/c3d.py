@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from cogvideo.checkpoints.c3d_weights import CONVOLUTIONS, FRAMES, LINEARS, SIZE, SPORTS_1M, read_c3d
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.i3d import full_precision
-from cogvideo.runtime.device import choose_device
+from cogvideo.runtime.device import choose_device, full_precision
 from cogvideo.runtime.tensors import without_memory
 
 POOLED = ("conv1a", "conv2a", "conv3b", "conv4b", "conv5b")  # convolutions that a pool follows
@@ -61,7 +60,7 @@ class C3D(nn.Module):
         if clips.ndim != 5 or clips.dtype != torch.uint8 or clips.shape[1] != FRAMES or clips.shape[4] != 3:
             raise CogVideoError(f"C3D takes uint8 [B, 16, H, W, 3], not {clips.dtype} {list(clips.shape)}.")
         x = self.prepared(clips)
-        with full_precision(x):
+        with full_precision(self.convolutions["conv1a"].get_parameter("weight")):
             for name, convolution in self.convolutions.items():
                 x = F.relu(convolution(x))
                 if name in POOLED:

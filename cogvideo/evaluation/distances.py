@@ -1,4 +1,4 @@
-"""Distances between two sets of features: Fréchet (FID, FVD) and kernel (KID, KVD). Everything in float64."""
+"""Distances of two sets of features, in float64: Fréchet (FID, FVD), kernel (KID, KVD) and sliced (MIND)."""
 
 from typing import Any, NamedTuple
 
@@ -61,6 +61,27 @@ def kernel_distance(a: Any, b: Any) -> KernelDistance:
     without_b = _means_without_one(within_b) + mean_a - 2 * (across.sum() - across.sum(0)) / (n * (m - 1))
     variance = (n - 1) * without_a.var() + (m - 1) * without_b.var()
     return KernelDistance(float(mean_a + mean_b - 2 * mean_ab), float(variance**0.5))
+
+
+def sliced_distance(a: Any, b: Any, *, directions: int = 1000, seed: int = 0) -> float:
+    """MIND of features a [n,D], b [m,D]: 3 D times their mean squared distance along random directions.
+
+    Along each direction it is the 2-Wasserstein distance of the projected samples themselves, exact for any
+    n and m: no Gaussian is fitted (Berthet et al. 2026, arXiv:2605.06797; 1000 directions and the factor 3 D
+    are theirs). Two distributions that differ by a shift s alone are 3 |s|^2 apart. Never negative, so above
+    zero for samples of one distribution, the more the fewer they are. seed: of the directions.
+    """
+    a, b = check_features(a, b)
+    n, m = len(a), len(b)
+    # Both quantile functions are constant between these levels (in 1 / (n m)).
+    levels = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
+    of_a, of_b, widths = levels[:-1] // m, levels[:-1] // n, np.diff(levels) / (n * m)
+    rng, total = np.random.default_rng(seed), 0.0
+    for some in np.array_split(rng.standard_normal((directions, a.shape[1])), -(-directions // 100)):
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+        along_a, along_b = (np.sort(some @ side.T, axis=1) for side in (a, b))
+        total += (np.square(along_a[:, of_a] - along_b[:, of_b]) @ widths).sum()
+    return float(3 * a.shape[1] * total / directions)
 
 
 def check_features(a: Any, b: Any, least: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,13 @@ ones, and the distance grows as samples get fewer (study_gaussians).
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cogvideo.evaluation.distances import check_features, frechet_distance, kernel_distance
+from cogvideo.evaluation.distances import check_features, frechet_distance, kernel_distance, sliced_distance
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import Recipe, find_recipe
 from cogvideo.evaluation.settings import lines
@@ -41,6 +41,9 @@ class FVDResult:
     n_real: int
     n_generated: int
     protocol: dict
+    mind: float | None = None  # MIND (sliced_distance) of the same features; None in older results
+    mind_floor: float | None = None  # real against the real clips of `floor`
+    mind_curve: list[tuple[int, float]] = field(default_factory=list)  # as `curve`, of the same subsets
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON, whole or not at all."""
@@ -69,25 +72,28 @@ def fvd(
         return frechet_distance(a, b, unbiased=recipe.unbiased)
 
     value, rng, n = distance(real, generated), np.random.default_rng(seed), min(len(real), len(generated))
-    curve, extrapolated, spread = [], None, None
+    curve, mind_curve, extrapolated, spread = [], [], None, None
     if n >= LEAST:
         for size in (round(fraction * n) for fraction in SIZES):
             draws = DRAWS if size < n else 1
-            subsets = ((x[rng.permutation(len(x))[:size]] for x in (real, generated)) for _ in range(draws))
-            values = [distance(a, b) for a, b in subsets]
-            curve.append((size, float(np.mean(values))))
+            subsets = [[x[rng.permutation(len(x))[:size]] for x in (real, generated)] for _ in range(draws)]
+            for points, score in ((curve, distance), (mind_curve, sliced_distance)):
+                points.append((size, float(np.mean([score(a, b) for a, b in subsets]))))
         extrapolated = line_in_1_over_n(curve)[0]
         parts = [np.array_split(rng.permutation(side[:n]), SUBSETS) for side in (real, generated)]
         spread = _mean_and_deviation([distance(a, b) for a, b in zip(*parts, strict=True)])
     floor_n = 0 if more_real is None else min(len(real), len(more_real))
-    floor = distance(real[:floor_n], check_features(more_real, real)[0][:floor_n]) if floor_n >= 2 else None
+    floor, mind_floor = None, None
+    if floor_n >= 2:
+        other = check_features(more_real, real)[0][:floor_n]
+        floor, mind_floor = distance(real[:floor_n], other), sliced_distance(real[:floor_n], other)
     kernel = kernel_distance(real, generated) if n >= 3 else None
     by_seed = [value] + [distance(*check_features(real, other)) for other in more_generated]
     seed_spread = _mean_and_deviation(by_seed) if more_generated else None
     protocol = {"recipe": asdict(recipe), "seed": seed} | (protocol or {})
     return FVDResult(
         value, extrapolated, curve, spread, floor, floor_n, *(kernel or (None, None)), by_seed, seed_spread,
-        len(real), len(generated), protocol,
+        len(real), len(generated), protocol, sliced_distance(real, generated), mind_floor, mind_curve,
     )  # fmt: skip
 
 
@@ -129,6 +135,10 @@ def card(result: FVDResult) -> str:
         rows.append(("real against real", f"{result.floor:.2f} (n = {result.floor_n})"))
     if result.kernel is not None:
         rows.append(("kernel distance", f"{result.kernel:.4g} ± {result.kernel_error:.2g}"))
+    if result.mind is not None:
+        floor = "" if result.mind_floor is None else f", real against real {result.mind_floor:.4g}"
+        fewer = ", ".join(f"{value:.4g} from {n}" for n, value in result.mind_curve[:-1])
+        rows.append(("MIND", f"{result.mind:.4g}{floor}{f' ({fewer} a side)' if fewer else ''}"))
     squared = f"short side to {r['side']}{', antialiased' if r['antialias'] else ''}, crop; "
     last = "short side to 224, crop" if r["crop"] else "squeeze to 224 x 224"
     rows += [
@@ -143,7 +153,7 @@ def card(result: FVDResult) -> str:
         skipped = [line for side in p["skipped"].values() for line in side]
         rows += [
             ("real", p["real"]),
-            ("generated", p["generated"]),
+            ("generated", p["generated"] + (f", weights {p['weights']}" if p.get("weights") else "")),
             ("skipped", "; ".join(skipped) or "none"),
             ("I3D", f"{p['i3d_sha256'][:16]}{'' if p['i3d_known'] else ' (not the known weights)'}"),
             ("commit", p["commit"]),

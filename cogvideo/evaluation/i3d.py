@@ -6,7 +6,6 @@ convolutions are matrix products and pooling is about ten times as fast on a CPU
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from cogvideo.checkpoints.i3d_weights import KINETICS_400, MIXED, fold, read_i3d
 from cogvideo.checkpoints.registry import cache_dir
 from cogvideo.errors import CogVideoError
-from cogvideo.runtime.device import choose_device
+from cogvideo.runtime.device import choose_device, full_precision
 from cogvideo.runtime.tensors import without_memory
 
 SIZE = 224  # pixels, height and width
@@ -101,7 +100,7 @@ class I3D(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """[B,3,T,224,224] in -1..1 -> [B,400] float32."""
         check_video(video)
-        with full_precision(video):
+        with full_precision(self.logits.weight):
             x = self.stages(self._prepared(video))
         # The average pool (2,7,7), the classifier and the mean over time are linear: averages come first.
         x = reduce(x.float(), "b c t h w -> b t c", "mean")
@@ -112,7 +111,7 @@ class I3D(nn.Module):
         """The outputs [B,C,t,h,w] of all stages by name, Conv3d_1a_7x7 to Mixed_5c; video as in forward."""
         check_video(video)
         outputs = {}
-        with full_precision(video):
+        with full_precision(self.logits.weight):
             x = self._prepared(video)
             for name, stage in self.stages.named_children():
                 x = outputs[name] = stage(x)
@@ -131,8 +130,9 @@ class ScriptedI3D(I3D):
 
     def forward(self, video: Tensor) -> Tensor:
         check_video(video)
-        with full_precision(video):
-            video = video.to(next(self.script.parameters()))
+        weight = next(self.script.parameters())
+        with full_precision(weight):
+            video = video.to(weight)
             # Options of NVIDIA's metric networks: no scaling to -1..1 or 224 x 224; logits.
             return self.script(video, rescale=False, resize=False, return_features=True).float()
 
@@ -207,14 +207,6 @@ def check_video(video: Tensor) -> None:
     # Resizing may overshoot a little; NaN is not below anything.
     if not video.is_floating_point() or not bool(video.detach().abs().amax() < 1.5):
         raise CogVideoError("I3D takes floats in -1..1, without NaN: scale the pixels first.")
-
-
-def full_precision(video: Tensor):
-    """CUDA convolutions in float32 otherwise round their inputs to 10 bits (TF32)."""
-    cudnn = torch.backends.cudnn
-    if not video.is_cuda or not cudnn.is_available():
-        return nullcontext()
-    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _own_names(units: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

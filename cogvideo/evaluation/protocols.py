@@ -19,7 +19,7 @@ from cogvideo.evaluation.recipes import KINETICS, find_recipe
 from cogvideo.evaluation.samples import GIVEN, PREDICTED, class_counts, find_weights
 from cogvideo.evaluation.scores import SPLITS, check_splits, evaluate_inception_score
 from cogvideo.evaluation.settings import Settings, lines
-from cogvideo.evaluation.sources import generations, open_side, real_sides
+from cogvideo.evaluation.sources import generations, open_side, real_sides, weights_of
 
 ALL = "all"  # in place of a split file
 
@@ -53,6 +53,7 @@ def evaluate(
         "generated": [line for some in made for line in some.skipped],
     }
     protocol = {"real": real, "generated": generated, "seeds": seeds, "skipped": skipped, **versions(network)}
+    protocol["weights"] = weights_of(generated)
     protocol["seconds"] = {"real": middle - begin, "generated": time.perf_counter() - middle}
     result = fvd(
         truth.values, made[0].values, recipe=recipe, more_real=more and more.values,

@@ -19,6 +19,7 @@ from cogvideo.checkpoints.registry import PIPELINE, cache_dir, no_pipeline, weig
 from cogvideo.checkpoints.released import SAMPLING, is_released
 from cogvideo.data.classes import class_of, class_prompts, kinetics_labels
 from cogvideo.data.reading import fit
+from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.recipes import KINETICS, check_frames, choose_clip
 from cogvideo.evaluation.sides import Side, dataset, drawn_prompts, sampled_side
@@ -82,6 +83,28 @@ def demo_samples(request: Request) -> Side:
         f"{request.weights}?seed={request.seed}&seconds={seconds:g}",
         request.folder(f"{seconds:g}s-seed{request.seed}"),
         {f"{i:06d}.npz": prompt for i, prompt in enumerate(prompts)},
+        sampler(request, prompts, seconds),
+        progress=request.progress,
+    )
+
+
+def own_samples(data: str, request: Request) -> Side:
+    """Samples of the captions of any data set (see data.sources.open_dataset), as many as are asked for.
+
+    Caption i is drawn with replacement by seed and i alone. Clips last `seconds` (default 4) at the weights'
+    own frame rate and size.
+    """
+    seconds = 4.0 if request.seconds is None else request.seconds
+    check_seconds(request.weights, seconds)
+    captions = [clip.caption for clip in open_dataset(data).clips if clip.caption.strip()]
+    if not captions:
+        raise CogVideoError(f"{data} has no captions to sample: give each clip one.")
+    drawn = (np.random.default_rng([request.seed, i]).integers(len(captions)) for i in range(request.n))
+    prompts = [captions[number] for number in drawn]
+    return sampled_side(
+        f"samples of {request.weights} for the captions of {data}",
+        request.folder(f"own-{seconds:g}s-seed{request.seed}"),
+        {_file(i, prompt): prompt for i, prompt in enumerate(prompts)},
         sampler(request, prompts, seconds),
         progress=request.progress,
     )

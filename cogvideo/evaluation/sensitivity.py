@@ -23,7 +23,7 @@ from cogvideo.evaluation.i3d import I3D
 from cogvideo.evaluation.recipes import PRESETS, find_recipe
 from cogvideo.evaluation.settings import Settings
 from cogvideo.evaluation.sides import Side
-from cogvideo.evaluation.sources import generations, open_side, real_sides
+from cogvideo.evaluation.sources import generations, open_side, real_sides, weights_of
 
 DAMAGES = ("shuffled", "frozen", "reversed", "blurred", "noisy", "recoded")
 
@@ -88,6 +88,7 @@ def sensitivity(
             found = features_of(side, recipe, network, size=truth.size, **more, **options)
             score = fvd(truth.values, found.values, recipe=recipe, seed=seed)
             rows.append(Row(recipe.name, kind, strength, score))
+    protocol["weights"] = generated and weights_of(generated)
     result = Sensitivity(rows, protocol | {"seconds": time.perf_counter() - begin})
     settings.finish(table(result), asdict(result))
     if settings.out:
@@ -111,15 +112,19 @@ def _damaged(clip: np.ndarray, number: int, *, kind: str, strength: float, seed:
 
 
 def table(result: Sensitivity) -> str:
-    """Lines of text: a line for each kind of clips and strength, a column for each preset."""
-    values = {(row.clips, row.strength, row.preset): row.score.value for row in result.rows}
+    """Lines of text: a line for each kind of clips and strength, FVD, KVD and MIND for each preset."""
+    values = {(row.clips, row.strength, row.preset): row.score for row in result.rows}
     presets = list(dict.fromkeys(row.preset for row in result.rows))
-    lines = [f"{'FVD against real':<24}" + "".join(f"{preset:>12}" for preset in presets)]
+    lines = [" " * 24 + "".join(f"{preset:>36}" for preset in presets)] if len(presets) > 1 else []
+    titles = "".join(f"{title:>12}" for title in ("FVD", "KVD", "MIND"))
+    lines.append(f"{'against real clips':<24}{titles * len(presets)}")
     for clips, strength in dict.fromkeys((row.clips, row.strength) for row in result.rows):
         title = clips if strength is None else f"{clips} {strength:g}"
         title = "other real (the floor)" if clips == "real" else title
-        scores = (values[clips, strength, preset] for preset in presets)
-        lines.append(f"{title:<24}" + "".join(f"{score:>12.2f}" for score in scores))
+        scores = [values[clips, strength, preset] for preset in presets]
+        kernel = ("–" if s.kernel is None else f"{s.kernel:.4g}" for s in scores)
+        cells = (f"{s.value:>12.2f}{k:>12}{s.mind:>12.4g}" for s, k in zip(scores, kernel, strict=True))
+        lines.append(f"{title:<24}" + "".join(cells))
     p = result.protocol
     published = ", ".join(f"{preset} {find_recipe(preset).samples}" for preset in presets)
     lines.append(f"{p['n']} clips a side (published with: {published}); {p['real']}; seed {p['seed']}")
@@ -128,42 +133,49 @@ def table(result: Sensitivity) -> str:
 
 
 def plot_sensitivity(result: Sensitivity) -> Any:
-    """A panel for each preset: a dot for each damage and strength, lines at the floor and generated clips."""
+    """FVD and MIND of each preset: a dot a damage and strength, lines at the floor and generated clips."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    plt = pyplot()
     presets = list(dict.fromkeys(row.preset for row in result.rows))
     kinds = list(dict.fromkeys(row.clips for row in result.rows if row.strength is not None))
     several = len({row.strength for row in result.rows}) > 2
-    label = "FVD against real clips" + (" (larger dots: stronger)" if several else "")
-    size = (max(7.0, 3.6 * len(presets)), 1.7 + 0.38 * len(kinds))
-    figure, axes = plt.subplots(1, len(presets), figsize=size, squeeze=False, sharey=True, facecolor="white")
-    for axis, preset in zip(axes[0], presets, strict=True):
-        floor = result.of(preset, "real")[0].score.value
-        axis.axvline(floor, ls="--", color=GREY, lw=1.2, label="other real clips (the floor)")
-        for row in result.of(preset, "generated"):
-            axis.axvline(row.score.value, color=ORANGE, lw=1.6, label="generated")
-        for y, kind in enumerate(kinds):
-            rows = result.of(preset, kind)
-            values = [row.score.value for row in rows]
-            axis.plot([floor, max(values)], [y, y], color=BLUE, lw=1.2, alpha=0.4)
-            sizes = [20 + 50 * (row.strength or 0) for row in rows]
-            axis.scatter(values, [y] * len(rows), s=sizes, color=BLUE, zorder=3)
-            text = f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}"
-            style = {"va": "center", "fontsize": 8, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
-            axis.annotate(text, (max(values), y), xytext=(8, 0), textcoords="offset points", **style)
+    size = (9.6, len(presets) * (1.3 + 0.34 * len(kinds)))
+    figure, axes = pyplot().subplots(
+        len(presets), 2, figsize=size, squeeze=False, sharey=True, facecolor="white", layout="constrained"
+    )
+    panels = product(enumerate(presets), enumerate({"FVD": "value", "MIND": "mind"}.items()))
+    for (row, preset), (column, (name, score)) in panels:
+        axis = axes[row, column]
+        _draw_damages(axis, result, preset, score, kinds)
+        label = f"{name} against real clips" + (" (larger dots: stronger)" if several else "")
         axis.set(yticks=range(len(kinds)), yticklabels=kinds, title=preset, xscale="log", xlabel=label)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.14, y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].invert_yaxis()  # shared by all
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncol=2, loc="upper center", frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    figure.set_label("FVD of damaged clips")
+    figure.legend(handles, labels, ncol=2, loc="outside upper center", frameon=False, fontsize=9)
+    figure.set_label("FVD and MIND of damaged clips")
     return figure
+
+
+def _draw_damages(axis: Any, result: Sensitivity, preset: str, score: str, kinds: Sequence[str]) -> None:
+    """score: a field of FVDResult."""
+    floor = getattr(result.of(preset, "real")[0].score, score)
+    axis.axvline(floor, ls="--", color=GREY, lw=1.2, label="other real clips (the floor)")
+    for row in result.of(preset, "generated"):
+        axis.axvline(getattr(row.score, score), color=ORANGE, lw=1.6, label="generated")
+    for y, kind in enumerate(kinds):
+        rows = result.of(preset, kind)
+        values = [getattr(row.score, score) for row in rows]
+        axis.plot([floor, max(values)], [y, y], color=BLUE, lw=1.2, alpha=0.4)
+        sizes = [20 + 50 * (row.strength or 0) for row in rows]
+        axis.scatter(values, [y] * len(rows), s=sizes, color=BLUE, zorder=3)
+        text = f"{max(values):.0f}" if max(values) >= 100 else f"{max(values):.3g}"
+        style = {"va": "center", "fontsize": 8, "bbox": {"fc": "white", "ec": "none", "pad": 1}}
+        axis.annotate(text, (max(values), y), xytext=(8, 0), textcoords="offset points", **style)
 
 
 def damage(clip: np.ndarray, kind: str, seed: int | Sequence[int] = 0, strength: float = 1.0) -> np.ndarray:

@@ -39,7 +39,8 @@ def folder_side(folder: Path, n: int, seed: int) -> Side:
     side = _of_files(str(folder), videos_below(folder, VIDEOS + ARRAYS), n, seed)
     captions = folder / "captions.jsonl"
     if captions.is_file():
-        side.prompts.update({str(folder / row["path"]): row["caption"] for row in read_captions(captions)})
+        rows = [row for row in read_captions(captions) if row["caption"]]
+        side.prompts.update({str(folder / row["path"]): row["caption"] for row in rows})
     return side
 
 

@@ -4,17 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from cogvideo.checkpoints.registry import PIPELINE, weights_folder
+from cogvideo.checkpoints.registry import PIPELINE, weights_folder, weights_hash
 from cogvideo.checkpoints.released import is_released
 from cogvideo.data.sources import WORLDS, number, parse_spec, read_options
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.samples import Request, demo_samples, kinetics_predictions, ucf101_samples
+from cogvideo.evaluation.samples import (
+    Request,
+    demo_samples,
+    kinetics_predictions,
+    own_samples,
+    ucf101_samples,
+)
 from cogvideo.evaluation.sides import Side, dataset, drawn_side, folder_side
 
 OPTIONS = {
     **{world: {"seed", "seconds"} for world in WORLDS},
     "ucf101": {"split"},
     "kinetics": {"split"},
+    "samples": {"weights", "seconds"},
     "ucf101-samples": {"split", "weights", "seconds", "prompts"},
     "kinetics-predictions": {"split", "weights", "seconds", "prompts", "overlap"},
 }
@@ -29,6 +36,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
     ucf101:FOLDER?split=trainlist01.txt: class folders and a split file of the data set.
     kinetics:FOLDER?split=validate.csv: class folders, or one folder, and a split file of the data set.
     demo or a folder of weights: samples of captions of the demo world, 64 pixels, kept for later runs.
+    samples:DATA?weights=W&seconds=4: samples of the captions of a folder with captions.jsonl, or such a file.
     ucf101-samples:FOLDER?weights=W and kinetics-predictions:FOLDER?weights=W: see samples.py.
     """
     if seed < 0:
@@ -56,6 +64,8 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
             device=device,
             progress=progress,
         )
+        if kind == "samples":
+            return own_samples(folder, request)
         make = ucf101_samples if kind == "ucf101-samples" else kinetics_predictions
         return make(Path(folder), request)
     if _is_pipeline(spec):
@@ -68,7 +78,7 @@ def open_side(spec: str, n: int, *, seed: int = 0, device: str = "auto", progres
     if is_released(folder):
         raise CogVideoError(
             f"{spec} holds the released weights, and no prompts for them are given: make a folder of clips "
-            f"with `cogvideo generate --prompts`, or give ucf101-samples:UCF-101?weights={spec}."
+            f"with `cogvideo generate --prompts`, or give samples:DATA?weights={spec}."
         )
     return folder_side(folder, n, seed)
 
@@ -101,6 +111,12 @@ def generations(spec: str, seed: int, seeds: int = 1) -> list[tuple[str, int]]:
     if seeds > 1 and "seed" in options:  # overrides ours
         return [(_reseeded(spec, i), seed + i) for i in range(seeds)]
     return [(spec, seed + i) for i in range(seeds)]
+
+
+def weights_of(spec: str) -> str | None:
+    """The hash of the weights that a side is sampled from (registry.weights_hash); None for other sides."""
+    weights = spec if _is_pipeline(spec) else read_options(spec).get("weights")
+    return weights and weights_hash(weights_folder(weights))
 
 
 def _is_drawn(spec: str) -> bool:

@@ -8,6 +8,8 @@ as keys: exact, without a score for a hidden frame or window, and no kernel stor
 Shapes: B clips, H heads, L text tokens, T frames, N tokens a frame, P = T * N positions, d numbers a head.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +22,21 @@ from cogvideo.config import ModelConfig
 from cogvideo.model import masks
 
 DIRECT_QUERIES = 4  # decoding has no more: up to here a path of its own is quicker than torch's kernels
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """For attention with biases on CUDA, which cuDNN takes first on newer GPUs.
+
+    It makes a plan for every shape of keys, of which decoding has hundreds, and its gradients with masks have
+    been wrong at some lengths.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,7 @@ class BlockSparseBias:
     """The bias of the temporal channel in one layer."""
 
     order: Tensor | None  # [P] positions by window, then as frames are computed; None: they are so already
+    back: Tensor | None  # [P] where each position stands in that order
     groups: list[WindowGroup]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,7 +89,7 @@ class BlockSparseBias:
             outs.append(rearrange(torch.cat(made, 2), "(b g) h p d -> b h (g p) d", g=g))
             start = end
         out = torch.cat(outs, 2)
-        return out if self.order is None else out.index_select(2, self.order.argsort())
+        return out if self.back is None else out.index_select(2, self.back)
 
 
 def _windows_of(t: Tensor, length: int, start: int, end: int, windows: int) -> Tensor:
@@ -91,7 +109,9 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
     rank = torch.tensor(masks.frame_order(c)).argsort()  # of a time among the frames as they are computed
     # Windows of one size stand together, so that one call computes them.
     by_window = (sizes[windows] * (windows.max() + 1) + windows).repeat(c.num_frames)
-    order = (by_window * c.num_frames + rank.repeat_interleave(n)).argsort(stable=True).to(visible.device)
+    order = (by_window * c.num_frames + rank.repeat_interleave(n)).argsort(stable=True)
+    sorted_already = bool((order.diff() > 0).all())  # asked on the host, where nothing waits
+    order = order.to(visible.device)
     given = int(masks.is_given(c).sum())
     ends = [given] * (given > 0) + list(range(given + 1, c.num_frames + 1))
     groups, start = [], 0
@@ -105,7 +125,9 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
             bias = additive_bias(seen[:, None], text_bias[:, None])  # [B,g,1,Q,L+end]
             blocks.append(BiasBlock(begin * size, end * size, bias.flatten(0, 1)))
         groups.append(WindowGroup(count, size * c.num_frames, blocks))
-    return BlockSparseBias(None if bool((order.diff() > 0).all()) else order, groups)
+    if sorted_already:
+        return BlockSparseBias(None, None, groups)
+    return BlockSparseBias(order, order.argsort(), groups)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | None) -> Tensor:

@@ -70,9 +70,17 @@ def _sample(p: Tensor, generator: Generators = None) -> Tensor:
     # The token under a uniform point of the line on which all tokens lie side by side, p long each; needs no
     # host sync. In single precision CUDA's sums may fall a little from token to token, and one with p = 0
     # would be found there. A row that is not finite finds none: it gets the last.
-    ends = p.double().cumsum(-1)
+    ends = running_sums(p.double())
     found = torch.searchsorted(ends, points[:, None] * ends[:, -1:], right=True)[:, 0]
     return found.clamp_(max=p.shape[-1] - 1)
+
+
+def running_sums(p: Tensor) -> Tensor:
+    """[B,V] -> sums up to each column, the same in every run.
+
+    CUDA adds a single row in whatever order its parts are done, several rows each in one order.
+    """
+    return p.expand(2, -1).cumsum(-1)[:1] if p.is_cuda and len(p) == 1 else p.cumsum(-1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class TopPStrategy:
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B,V] logits -> [B,V] probabilities."""
         p, order = (logits / self.temperature).softmax(-1).sort(descending=True)
-        p = p.masked_fill(p.cumsum(-1) - p >= self.top_p, 0.0)
+        p = p.masked_fill(running_sums(p) - p >= self.top_p, 0.0)
         return torch.zeros_like(p).scatter_(-1, order, p / p.sum(-1, keepdim=True))
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:

@@ -28,6 +28,7 @@ from cogvideo.model.attention import (
     block_sparse_bias,
     compute_dtype,
     hidden_bias,
+    without_cudnn_attention,
 )
 from cogvideo.model.cache import CacheWrite, KVCache
 from cogvideo.model.initialization import (
@@ -317,6 +318,7 @@ class CogVideoTransformer(nn.Module):
         """Mean cross entropy over the frames that this stage trains (masks.trained_frames)."""
         return self.frame_losses(text_ids, frames, text_mask).mean()
 
+    @without_cudnn_attention()
     def frame_losses(
         self,
         text_ids: Tensor,

@@ -21,11 +21,12 @@ from cogvideo.sweeps.statistics import (
     summarize,
 )
 
-LOW_IS_BETTER = ("fvd", "kvd", "loss", "seconds", "memory")  # how names of such metrics end
+LOW_IS_BETTER = ("fvd", "kvd", "mind", "loss", "seconds", "memory")  # how names of such metrics end
 LABEL = " label"  # a column that no table has
 DIRTY = "-dirty"  # how a commit ends when files differed from it
 TITLES = {
-    "fvd": "FVD", "kvd": "kernel distance (KVD)", "loss": "test loss, nats a token",
+    "fvd": "FVD", "kvd": "kernel distance (KVD)", "mind": "sliced distance (MIND)",
+    "loss": "test loss, nats a token",
     "part": "part of the action right", "same": "the same actor and object all the time",
     "order": "phases in order", "whole": "whole clip right", "actor": "actor right", "object": "object right",
     "background": "background steady", "control": "frame-rate text obeyed",

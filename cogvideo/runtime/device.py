@@ -1,8 +1,10 @@
 """The device that computes."""
 
+import contextlib
 import os
 
 import torch
+from torch import Tensor
 
 from cogvideo.errors import CogVideoError, explained
 
@@ -29,5 +31,19 @@ def choose_device(name: str) -> str:
 
 
 def wide_type(device: str | torch.device) -> torch.dtype:
-    """The type of all but the int8 matrices of an int8 model: bf16 on a GPU, fp32 on a CPU."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    """The type of all but the int8 matrices of an int8 model: 16 bit on a GPU, fp32 on a CPU.
+
+    bf16 has the range of fp32; GPUs before 2020 (compute capability 8.0) only know fp16.
+    """
+    if torch.device(device).type != "cuda":
+        return torch.float32
+    known = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if known else torch.bfloat16
+
+
+def full_precision(weight: Tensor) -> contextlib.AbstractContextManager:
+    """For convolutions with weights like this one: on CUDA they would round fp32 to 10 bits (TF32)."""
+    cudnn = torch.backends.cudnn
+    if not weight.is_cuda or not cudnn.is_available():
+        return contextlib.nullcontext()
+    return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)

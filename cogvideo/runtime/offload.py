@@ -177,7 +177,9 @@ class Offload:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    """Those of the same name side by side: spatial.qkv.weight, temporal.qkv.weight, .. (sampling.cuda)."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [tensor for _, tensor in sorted(named, key=lambda pair: pair[0].split(".")[::-1])]
 
 
 def _host_memory(size: int) -> Tensor:

@@ -1,8 +1,7 @@
-"""A view of the model laid out for decoding, where a step has few rows and mostly reads weights.
+"""A view of the model for decoding on a CPU, where a step has few rows and mostly reads weights.
 
-On a CPU weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory
-gives, `x @ W.T` at a fifth (see `cogvideo bench sampler`). On any device the products of both attention
-channels are fused.
+Weights are packed by oneDNN: with 1 to 8 rows it reads them at half to two thirds of what memory gives,
+`x @ W.T` at a fifth (see `cogvideo bench sampler`). The products of both attention channels are fused.
 """
 
 from copy import copy
@@ -61,9 +60,9 @@ class SmallBatchLinear(nn.Module):
 class SmallBatchMlp(nn.Module):
     """A view of an Mlp."""
 
-    def __init__(self, mlp: Mlp, copies: bool = True):
+    def __init__(self, mlp: Mlp):
         super().__init__()
-        self.up, self.down = _small_batch_linear(mlp.up, copies), _small_batch_linear(mlp.down, copies)
+        self.up, self.down = _small_batch_linear(mlp.up, True), _small_batch_linear(mlp.down, True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.up.gelu(x))
@@ -76,40 +75,20 @@ class FusedBlock(Block):
     as many numbers as the block has.
     """
 
-    def __init__(self, block: Block, packed: bool = True):
+    def __init__(self, block: Block):
         nn.Module.__init__(self)
         self.__dict__.update(copy(block).__dict__)
         self._modules = {
-            name: child and _with_small_batch_linears(child, packed) for name, child in block.named_children()
+            name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()
         }
-        self.mlp = SmallBatchMlp(block.mlp, packed)
-        self.block = [block]  # in a list: no part of this module
-        qkv, qkv_bias, dense, dense_bias = self._fused()
-        self.qkv = SmallBatchLinear(qkv, qkv_bias, packed)
-        self.dense = SmallBatchLinear(dense, dense_bias, packed)
-
-    def _fused(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        (block,) = self.block
-        assert block.temporal is not None and block.gate is not None
-        both = block.spatial, block.temporal
-        weight = torch.sigmoid(block.gate.detach())
-        gates = weight, 1 - weight
-        return (
-            torch.cat([channel.qkv.weight.detach() for channel in both]),
-            torch.cat([channel.qkv.bias.detach() for channel in both]),
-            torch.cat(
-                [g[:, None] * channel.dense.weight.detach() for g, channel in zip(gates, both, strict=True)],
-                1,
-            ),
-            gates[0] * both[0].dense.bias.detach() + gates[1] * both[1].dense.bias.detach(),
+        assert block.temporal is not None
+        self.mlp = SmallBatchMlp(block.mlp)
+        both = block.spatial.qkv, block.temporal.qkv
+        weight, bias = (
+            torch.cat([getattr(one, name).detach() for one in both]) for name in ("weight", "bias")
         )
-
-    def refresh(self) -> None:
-        """Copy the block's weights again, which may have been trained since; not where they are packed."""
-        own = self.qkv.weight, self.qkv.bias, self.dense.weight, self.dense.bias
-        for tensor, new in zip(own, self._fused(), strict=True):
-            assert tensor is not None
-            tensor.copy_(new)
+        self.qkv = SmallBatchLinear(weight, bias)
+        self.dense = SmallBatchLinear(*gated_dense(block))
 
     def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
         if not both:
@@ -119,6 +98,15 @@ class FusedBlock(Block):
 
     def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         return self.dense(torch.cat([spatial, temporal], -1))
+
+
+def gated_dense(block: Block) -> tuple[Tensor, Tensor]:
+    """Weight [D,2D] and bias [D] of the product that closes both channels, the gate in it."""
+    assert block.temporal is not None and block.gate is not None
+    weight = torch.sigmoid(block.gate.detach())
+    one, two = block.spatial.dense, block.temporal.dense
+    parts = [weight[:, None] * one.weight.detach(), (1 - weight)[:, None] * two.weight.detach()]
+    return torch.cat(parts, 1), weight * one.bias.detach() + (1 - weight) * two.bias.detach()
 
 
 @torch.no_grad()
@@ -132,20 +120,6 @@ def packed_view(model: CogVideoTransformer) -> CogVideoTransformer:
     assert isinstance(view, CogVideoTransformer)
     head = model.word_embedding.weight.detach()[: model.config.image_tokens]
     view.image_head = SmallBatchLinear(head, None, copies)
-    return view
-
-
-@torch.no_grad()
-def fused_view(model: CogVideoTransformer) -> CogVideoTransformer:
-    """A view of the model on any device: fused blocks if copies are not too large, and the head in fp32."""
-    view, blocks = copy(model), model.blocks
-    if sum(p.nbytes for p in model.parameters()) <= MOST_COPIED:
-        fused = (FusedBlock(block, packed=False) if _can_be_fused(block) else block for block in blocks)
-        blocks = nn.ModuleList(fused)
-    vars(view)["_modules"] = model._modules | {"blocks": blocks}
-    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
-    if head.dtype != torch.float32:  # else every step would widen it
-        view.image_head = SmallBatchLinear(head.float(), None, copies=False)
     return view
 
 

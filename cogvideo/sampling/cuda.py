@@ -7,33 +7,23 @@ call to call.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling.cpu import FusedBlock, SmallBatchLinear, fused_view
+from cogvideo.model.transformer import Block, CogVideoTransformer, split_heads
+from cogvideo.runtime.quantize import Int8Linear
+from cogvideo.sampling.cpu import gated_dense
 from cogvideo.sampling.halving import out_of_memory
 from cogvideo.sampling.steps import Decoding, Step
 
 BUCKET = 256  # positions: attention reads the live part of the temporal cache rounded up to these
 WARM_UPS = 2  # runs before a capture, so that libraries have made their workspaces and Triton its kernels
 KEPT = 2  # decodings of a model that stay: in a pipeline, the first frame's and the key frames'
-
-
-@contextmanager
-def without_cudnn_attention() -> Iterator[None]:
-    """cuDNN makes a plan for every shape of keys, and decoding has hundreds: other kernels are quicker."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class StaticSteps:
@@ -107,18 +97,132 @@ class _Kept:
 _KEPT: WeakKeyDictionary[CogVideoTransformer, _Kept] = WeakKeyDictionary()
 
 
+@torch.no_grad()
+@torch.inference_mode(False)  # weights made in inference mode could not be trained any more
 def kept_view(model: CogVideoTransformer) -> CogVideoTransformer:
     """The view of a model for decoding on CUDA, with its weights as they are now."""
-    weights = [t.data_ptr() for t in (*model.parameters(), *model.buffers())]
     kept = _KEPT.get(model)
-    if kept is None or kept.weights != weights:
-        kept = _KEPT[model] = _Kept(weights, fused_view(model))
+    if kept is None or kept.weights != _addresses(model):
+        view = _joined_view(model)
+        kept = _KEPT[model] = _Kept(_addresses(model), view)
     for block in kept.view.blocks:
-        if isinstance(block, FusedBlock):
+        if isinstance(block, JoinedBlock):
             block.refresh()
-    if isinstance(kept.view.image_head, SmallBatchLinear):
+    if isinstance(kept.view.image_head, Frozen):
         kept.view.image_head.weight.copy_(model.word_embedding.weight[: model.config.image_tokens])
     return kept.view
+
+
+def _addresses(model: nn.Module) -> list[int]:
+    return [t.data_ptr() for t in (*model.parameters(), *model.buffers())]
+
+
+def _joined_view(model: CogVideoTransformer) -> CogVideoTransformer:
+    view, blocks = copy(model), []
+    for block in model.blocks:
+        joined = JoinedBlock.of(block) if type(block) is Block else None
+        blocks.append(block if joined is None else joined)
+    vars(view)["_modules"] = model._modules | {"blocks": nn.ModuleList(blocks)}
+    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
+    if head.dtype != torch.float32:  # else every step would widen it
+        view.image_head = Frozen(head.float())
+    return view
+
+
+class Frozen(nn.Module):
+    """A linear layer of given tensors, which are no parameters."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class JoinedBlock(Block):
+    """A view of a block of both channels: one product makes all queries, keys and values, one closes both.
+
+    The qkv matrices of both channels are laid side by side in memory and stay the block's own. The closing
+    product has a copy of its matrices with the gate in them (an eighth of a block); int8 ones are mixed after
+    the product instead.
+    """
+
+    @classmethod
+    def of(cls, block: Block) -> "JoinedBlock | None":
+        """None where the weights cannot be laid side by side without holding them twice."""
+        kinds = set() if block.temporal is None else {type(block.spatial.qkv), type(block.temporal.qkv)}
+        if kinds not in ({nn.Linear}, {Int8Linear}):
+            return None
+        assert block.temporal is not None
+        qkv = _side_by_side(block.spatial.qkv, block.temporal.qkv)
+        return None if qkv is None else cls(block, qkv)
+
+    def __init__(self, block: Block, qkv: nn.Module):
+        nn.Module.__init__(self)
+        self.__dict__.update(copy(block).__dict__)
+        self._modules = dict(block._modules)
+        self.block, self.qkv = [block], qkv  # in a list: no part of this module
+        assert block.gate is not None
+        self.weight = torch.sigmoid(block.gate.detach())
+        copied = type(block.spatial.dense) is nn.Linear and _alone(block.spatial.dense.weight)
+        self.dense = Frozen(*gated_dense(block)) if copied else None
+
+    def refresh(self) -> None:
+        """Take the gate and the closing matrices again, which may have been trained since."""
+        (block,) = self.block
+        assert block.gate is not None
+        self.weight.copy_(torch.sigmoid(block.gate.detach()))
+        if self.dense is not None and self.dense.bias is not None:
+            for own, new in zip((self.dense.weight, self.dense.bias), gated_dense(block), strict=True):
+                own.copy_(new)
+
+    def project(self, h: Tensor, both: bool) -> tuple[Tensor, ...]:
+        if not both:
+            return super().project(h, both)
+        q, kv, later_q, later_kv = split_heads(self.qkv(h), [1, 2, 1, 2], self.spatial.num_heads)
+        return q.squeeze(0), kv, later_q.squeeze(0), later_kv
+
+    def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        if self.dense is not None:
+            return self.dense(torch.cat([spatial, temporal], -1))
+        assert self.temporal is not None
+        return torch.lerp(self.temporal.dense(temporal), self.spatial.dense(spatial), self.weight)
+
+
+def _side_by_side(one: nn.Module, two: nn.Module) -> nn.Module | None:
+    """Both layers as one; their tensors become parts of its, or already lie one after the other."""
+    named = dict([*one.named_parameters(), *one.named_buffers()])
+    pairs = {name: (tensor, getattr(two, name)) for name, tensor in named.items()}
+    if not all(_follows(*pair) or all(map(_alone, pair)) for pair in pairs.values()):
+        return None
+    made = {}
+    for name, (first, second) in pairs.items():
+        if _follows(first, second):
+            shape = (2 * len(first), *first.shape[1:])
+            made[name] = first.detach().as_strided(shape, first.stride(), first.storage_offset())
+        else:
+            made[name] = torch.cat([first.detach(), second.detach()])
+            first.data, second.data = made[name].chunk(2)
+    if not isinstance(one, Int8Linear):
+        return Frozen(made["weight"], made.get("bias"))
+    both = copy(one)
+    both._buffers = {name: made.get(name) for name in one._buffers}
+    return both
+
+
+def _alone(tensor: Tensor) -> bool:
+    """Whether no other tensor lies in its memory."""
+    return tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    there = first.is_contiguous() and second.is_contiguous()
+    return (
+        there
+        and first.data_ptr() + first.nbytes == second.data_ptr()
+        and (first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr())
+    )
 
 
 def static_steps(model: CogVideoTransformer, fresh: Decoding, frames: int, temporal: int) -> StaticSteps:

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from cogvideo.config import ModelConfig
+from cogvideo.config import ModelConfig, check_guidance
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
+from cogvideo.model.attention import without_cudnn_attention
 from cogvideo.model.strategies import Generators, Strategy, draw, fork, keeps_no_order
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import backends
-from cogvideo.sampling.cuda import without_cudnn_attention
 from cogvideo.sampling.steps import Decoding, prefill, schedule, seen_in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# On CUDA texts have so many tokens or a multiple: captured steps serve prompts of other lengths, and rows of
+# biases are aligned as its kernels want them.
+TEXT_MULTIPLE = 32
 Progress = Callable[[int], object]  # called with how many tokens of every row have just been made
 
 
@@ -153,11 +156,14 @@ class Texts:
             raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
         text, mask = _text_rows(ids[0], options.get("text_mask"), clips)
         check_ids(text, c.vocab_size, "The text")
+        multiple = TEXT_MULTIPLE if text.is_cuda else 1
         if ids[1] is None:
-            return cls(text, mask, clips, None)
+            length = -(-text.shape[1] // multiple) * multiple
+            return cls(_pad(text, length), _pad(mask, length), clips, None)
+        check_guidance(scale)
         guide, other = _text_rows(ids[1], options.get("guidance_mask"), clips)
         check_ids(guide, c.vocab_size, "The guidance text")
-        length = max(text.shape[1], guide.shape[1])
+        length = -(-max(text.shape[1], guide.shape[1]) // multiple) * multiple
         rows, real = (
             torch.cat([_pad(above, length), _pad(below, length)])
             for above, below in ((text, guide), (mask, other))

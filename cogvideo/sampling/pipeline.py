@@ -113,11 +113,7 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._spans(prompts, seconds)
         seeds = _seeds(seed, len(prompts))
-        if unknown := sorted({word for text in prompts for word in self.text.unknown_words(text)}):
-            words = f"These weights have never seen the words {', '.join(unknown)} and will not obey them."
-            if self.sampling.examples:
-                words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
-            warnings.warn(words, stacklevel=2)
+        self.warn_of_unknown_words(prompts)
         scale = self.sampling.key_guidance if check_guidance(guidance_scale) is None else guidance_scale
 
         def make(part: slice) -> list[Video]:
@@ -134,6 +130,14 @@ class Pipeline:
 
         videos = halving(make, len(prompts), release=release)
         return videos[0] if isinstance(prompt, str) else videos
+
+    def warn_of_unknown_words(self, prompts: Sequence[str]) -> None:
+        """Name the words that the text model has no piece for, and prompts that the weights understand."""
+        if unknown := sorted(self.text.count_unknown(prompts)):
+            words = f"These weights have never seen the words {', '.join(unknown)} and will not obey them."
+            if self.sampling.examples:
+                words += f" They understand, for example: {'; '.join(self.sampling.examples)}."
+            warnings.warn(words, stacklevel=3)
 
     def key_frames(
         self, prompts: Sequence[str], seconds: Seconds = 4.0, seed: Seeds = 0, *, progress: bool = False

@@ -15,10 +15,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from cogvideo.errors import CogVideoError
+from cogvideo.model.attention import without_cudnn_attention
 from cogvideo.model.initialization import EMBEDDING_SCALE, codebook_embedding, grid_positions
 from cogvideo.model.strategies import Generators, Strategy
 from cogvideo.superres.layers import MapConfig, SuperResolution, check_shape, given_bias, text_visible
-from cogvideo.superres.local_attention import Window, make_tiles
+from cogvideo.superres.local_attention import Window, tiles_on
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class DirectSuperResolution(SuperResolution):
             )
         return model
 
+    @without_cudnn_attention()
     def hidden_states(
         self,
         text_ids: Tensor,
@@ -104,7 +106,7 @@ class DirectSuperResolution(SuperResolution):
             Window(c.scale, c.low_window, c.low_window),
             Window(1, c.high_window_rows, c.high_window_columns),
         )
-        tiles = make_tiles(*high, windows).to(given)
+        tiles = tiles_on(given.device, given.dtype, *high, windows)
         for block in self.blocks:
             given, drawn = block(given, drawn, bias, tiles, c.low_tokens)
         return drawn
@@ -143,5 +145,4 @@ class DirectSuperResolution(SuperResolution):
         `generator` may be a list, one for each sample.
         """
         hidden = self.hidden_states(text_ids, low_res, text_mask=text_mask)
-        everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        return torch.stack(self.draw_at(everywhere, hidden, strategy, generator))
+        return torch.stack(self.draw_each(list(hidden), strategy, generator))

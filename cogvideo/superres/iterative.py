@@ -13,10 +13,10 @@ from einops import repeat
 from torch import Tensor
 
 from cogvideo.errors import CogVideoError
-from cogvideo.model.attention import hidden_bias
+from cogvideo.model.attention import hidden_bias, without_cudnn_attention
 from cogvideo.model.strategies import Generators, Strategy, TopKStrategy
 from cogvideo.superres.layers import MapConfig, SuperResolution, check_shape, given_bias, text_visible
-from cogvideo.superres.local_attention import Window, make_tiles
+from cogvideo.superres.local_attention import Window, tiles_on
 
 # In how many of the steps 1..6 a position is drawn again (below 1: never); the table is tiled over the map.
 REDRAWS = torch.tensor(
@@ -65,6 +65,7 @@ class IterativeSuperResolution(SuperResolution):
         """[*,D] -> logits [*,V], multiplied in the model's type as in the release, then fp32."""
         return F.linear(self.final_norm(x), self.word_embedding.weight[: self.config.image_tokens]).float()
 
+    @without_cudnn_attention()
     def hidden_states(self, text_ids: Tensor, tokens: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """[B,N,D] of the map before the final norm."""
         c = self.config
@@ -77,7 +78,7 @@ class IterativeSuperResolution(SuperResolution):
         given = self.embed_text(text_ids, real)
         drawn = self.word_embedding(tokens) + self.extra_position_embedding.weight
         length, windows = text_ids.shape[1], (Window(1, c.window_rows, c.window_columns),)
-        tiles = make_tiles(c.height, c.width, windows, always=length).to(given)
+        tiles = tiles_on(given.device, given.dtype, c.height, c.width, windows, length)
         if text_mask is not None:
             bias = repeat(tiles.bias, "t one q k -> b t one q k", b=len(given)).clone()
             bias[..., :length] += hidden_bias(real, given.dtype)[:, None, None, None]
@@ -103,10 +104,25 @@ class IterativeSuperResolution(SuperResolution):
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """One pass: each begin-of-image in tokens [B,N] becomes a draw from its own logits."""
+        positions = [row.nonzero()[:, 0] for row in tokens == self.config.begin_of_image]
+        return self._fill(text_ids, tokens, positions, strategy, step, generator, text_mask)
+
+    def _fill(
+        self,
+        text_ids: Tensor,
+        tokens: Tensor,
+        positions: list[Tensor],
+        strategy: Strategy,
+        step: int,
+        generator: Generators,
+        text_mask: Tensor | None,
+    ) -> Tensor:
+        """Draw at the `positions` of each sample. The host knows how many, so it need not wait."""
         hidden = self.hidden_states(text_ids, tokens, text_mask)
-        masked = tokens == self.config.begin_of_image
-        drawn = self.draw_at(masked, hidden, strategy, generator, step)
-        return tokens.masked_scatter(masked, torch.cat(drawn))
+        chosen = [row.index_select(0, own) for row, own in zip(hidden, positions, strict=True)]
+        drawn = self.draw_each(chosen, strategy, generator, step)
+        rows = [row.index_copy(0, *new) for row, *new in zip(tokens, positions, drawn, strict=True)]
+        return torch.stack(rows)
 
     def forward(
         self,
@@ -126,11 +142,16 @@ class IterativeSuperResolution(SuperResolution):
         """
         c = self.config
         down, across = -(-c.height // len(REDRAWS)), -(-c.width // len(REDRAWS))
-        redraws = REDRAWS.repeat(down, across)[: c.height, : c.width].flatten().to(tokens.device)
+        redraws = REDRAWS.repeat(down, across)[: c.height, : c.width].flatten().expand(tokens.shape)
         if redraw is not None:
-            redraws = redraws.masked_fill(~redraw.bool(), 0)
+            redraws = redraws.masked_fill(~redraw.bool().cpu(), 0)
+        steps = [redraws > step for step in range(len(STEP_TOP_K))]
+        steps[0] = steps[0] | (tokens == c.begin_of_image).cpu()
+        # All of them now: no step copies anything to the device.
+        masks = torch.stack(steps).to(tokens.device)
+        positions = [[row.nonzero()[:, 0].to(tokens.device) for row in step] for step in steps]
         for step, top_k in enumerate(STEP_TOP_K):
-            tokens = tokens.masked_fill(redraws > step, c.begin_of_image)
-            options = {"step": step, "generator": generator, "text_mask": text_mask}
-            tokens = self.fill(text_ids, tokens, strategy=strategy or TopKStrategy(top_k=top_k), **options)
+            tokens = tokens.masked_fill(masks[step], c.begin_of_image)
+            own = strategy or TopKStrategy(top_k=top_k)
+            tokens = self._fill(text_ids, tokens, positions[step], own, step, generator, text_mask)
         return tokens

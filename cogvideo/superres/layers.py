@@ -132,14 +132,14 @@ class SuperResolution(nn.Module):
     def embed_text(self, text_ids: Tensor, real: Tensor) -> Tensor:
         return self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
 
-    def draw_at(
-        self, chosen: Tensor, hidden: Tensor, strategy: Strategy, generator: Generators, step: int = 0
+    def draw_each(
+        self, hidden: Sequence[Tensor], strategy: Strategy, generator: Generators, step: int = 0
     ) -> list[Tensor]:
-        """Tokens drawn at the `chosen` [B,N] positions of each sample, from the hidden states [B,N,D]."""
+        """Tokens [n] drawn from the hidden states [n,D] of each sample."""
         generators = generator if isinstance(generator, Sequence) else [generator] * len(hidden)
         # One sample at a time: logits of the release's size take 288 MB each.
-        samples = zip(hidden, chosen, generators, strict=True)
-        return [draw(strategy, self.head(x[some]), step, own) for x, some, own in samples]
+        samples = zip(hidden, generators, strict=True)
+        return [draw(strategy, self.head(x), step, own) for x, own in samples]
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (in `dtype`, or as the model is)."""

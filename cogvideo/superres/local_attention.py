@@ -72,6 +72,21 @@ def make_tiles(
     return Tiles(down, across, high, wide, torch.cat(keys, -1), bias)
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def tiles_on(
+    device: torch.device,
+    dtype: torch.dtype,
+    height: int,
+    width: int,
+    windows: tuple[Window, ...],
+    always: int = 0,
+) -> Tiles:
+    """Those tiles on a device, the bias in `dtype`; kept there, so that copying them is waited for once."""
+    tiles = make_tiles(height, width, windows, always)
+    return replace(tiles, keys=tiles.keys.to(device), bias=tiles.bias.to(device, dtype))
+
+
 def _tile_side(length: int, longest: int) -> int:
     """The largest divisor of `length` up to `longest`."""
     return max(side for side in range(1, longest + 1) if length % side == 0)

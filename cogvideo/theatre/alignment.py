@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.checkpoints.registry import weights_folder, weights_hash
 from cogvideo.errors import CogVideoError
 from cogvideo.io import check_place, commit, write_json
 from cogvideo.theatre.judge import DAMAGES, Judge, damage
@@ -217,7 +217,6 @@ def evaluate(
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
     if out:
         check_place(out)
-    from cogvideo.checkpoints.registry import DEMO
     from cogvideo.sampling.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(weights, device=device)
@@ -226,7 +225,7 @@ def evaluate(
     result = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=n, seed=seed, progress=progress)
     result["settings"] = {
         "weights": str(weights),
-        "sha256": weights_hash(DEMO if str(weights) == "demo" else weights),
+        "sha256": weights_hash(weights_folder(weights)),
         "commit": commit(),
         "n": n,
         "seed": seed,
@@ -280,15 +279,6 @@ def table(result: dict, *, details: bool = False) -> str:
         lines.append(f"{kind:<24}" + "".join(f"{100 * entry[s]['rate']:<20.0f}" for s in scores))
     lines += ["", *(f"{label}: {MEANINGS[score]}" for score, label in LABELS.items())]
     return "\n".join(line.rstrip() for line in lines).strip()
-
-
-def weights_hash(folder: str | Path) -> str:
-    """The first 16 digits of a SHA-256 over names and contents of all weights files below a folder."""
-    digest = sha256()
-    for file in sorted(Path(folder).rglob("*.safetensors")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _cell(counts: dict) -> str:

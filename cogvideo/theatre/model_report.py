@@ -1,6 +1,6 @@
 """The evaluation report of one set of weights of the theatre, as a page.
 
-Clips, speed, alignment by group, FVD and what it reacts to, and what the two channels count.
+Clips, speed, alignment by group, drift, FVD and what it reacts to, and what the two channels count.
 """
 
 import time
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.registry import DEMO, weights_hash
+from cogvideo.data.video import Video
 from cogvideo.errors import CogVideoError
 from cogvideo.evaluation.fvd_score import card
 from cogvideo.evaluation.protocols import evaluate
@@ -24,10 +25,12 @@ from cogvideo.runtime.machine import describe
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre import alignment
 from cogvideo.theatre.drawing import FRAME_SIZE
+from cogvideo.theatre.drift import PARTS, WAYS, drift, plot_drift
 from cogvideo.theatre.questions import GROUPS, draw_questions
 from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS
 
 SAMPLES = 2  # clips that are shown of each group
+DRIFTS = 24  # most clips whose drift is measured
 SECONDS = 4.0  # how long each lasts
 PRESET, REAL = "paper", "theatre:seen"
 FELT = ("background", "same", "order", "whole clip")  # scores that damaged real clips are put to
@@ -61,12 +64,13 @@ def report_weights(
     demo = str(weights) == "demo"
     name, folder = ("demo", DEMO) if demo else (Path(weights).name, Path(weights))
     millions = sum(p.numel() for p in pipe.stage1.parameters()) / 1e6
-    facts = f"{name}, SHA-256 {alignment.weights_hash(folder)}, {millions:.2f} M weights in stage 1"
+    facts = f"{name}, SHA-256 {weights_hash(folder)}, {millions:.2f} M weights in stage 1"
     command = f"cogvideo report --weights {name} -n {n} --fvd-clips {fvd_clips} --seed {seed} -o report.html"
     parts = [
         html.paragraph(f"{facts}. Seed {seed}. Commit {commit()}.", "quiet"),
         *_samples(pipe, seed),
         *_alignment(pipe, n, seed),
+        *_drift(pipe, n, seed),
         *(_fvd(weights, fvd_clips, seed, device) if fvd_clips else []),
         *_channels(pipe),
         html.heading("How to repeat it"),
@@ -137,6 +141,33 @@ def _alignment(pipe: Pipeline, n: int, seed: int) -> list[str]:
         html.listing([f"{LABELS[measure]}: {meaning}" for measure, meaning in MEANINGS.items()]),
         html.paragraph("What the judge feels: real clips, damaged on purpose, right in %."),
         html.table("judge", ["damage", *(LABELS[name] for name in FELT)], felt),
+    ]
+
+
+def _drift(pipe: Pipeline, n: int, seed: int) -> list[str]:
+    asked = draw_questions(min(n, DRIFTS), seed, parts=False)
+    found, fps, shown = drift(pipe, asked), pipe.sampling.fps, range(min(n, SAMPLES))
+    clips = {
+        asked.prompts[i]: [Video(some[i], fps, {}) for some in (found.truth, *found.clips.values())]
+        for i in shown
+    }
+    curves = [*found.right.values(), *found.agreement.values()]
+    rows = [[f"{part + 1} of {PARTS}", *(100 * curve[part] for curve in curves)] for part in range(PARTS)]
+    ways = list(WAYS.values())
+    header = ["part of the action", *(f"right, %: {name}" for name in ("real clip", *ways))]
+    header += [f"tokens as in the real clip, %: {name}" for name in ways]
+    said = (
+        f"{len(asked)} seen test prompts, whole actions, from the real first frame. After true frames: every "
+        "frame is drawn after (and where frames between others are drawn, beside) the real ones. After its "
+        "own: after what the model drew itself. Real clips are shown through the frame tokenizer. A frame is "
+        "right if the judge sees the action within one of its 16 steps."
+    )
+    return [
+        html.heading("How far does it drift?"),
+        html.paragraph(said),
+        html.clips(clips, ["real clip", *ways]),
+        html.figure(plot_drift(found), "Means over clips, as the action goes on."),
+        html.table("drift", header, rows),
     ]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cogvideo.errors import CogVideoError
+from cogvideo.runtime.device import full_precision
 from cogvideo.tokenizers.hvqvae import HVQVAE
 from cogvideo.tokenizers.patches import PatchVQVAE
 
@@ -60,7 +61,10 @@ class FrameTokenizer(nn.Module):
                 f"Frames to encode must be [B, 3, H, W] with H and W multiples of {compress}, "
                 f"not {list(frames.shape)}."
             )
-        return nearest_codes(self.network.vectors(frames.to(self.codebook.dtype), compress), self.codebook)
+        # Codes may lie near each other, and every machine should choose the same.
+        with full_precision(self.codebook):
+            vectors = self.network.vectors(frames.to(self.codebook.dtype), compress)
+        return nearest_codes(vectors, self.codebook)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, compress: int = 8) -> Tensor:

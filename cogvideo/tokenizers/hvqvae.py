@@ -153,4 +153,5 @@ def _conv3(before: int, width: int) -> nn.Conv2d:
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
+    # The release's 32 groups; a network that is too narrow for them has groups of four channels.
+    return nn.GroupNorm(32 if width % 32 == 0 else max(1, width // 4), width, eps=1e-6)

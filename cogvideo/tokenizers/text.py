@@ -11,6 +11,7 @@ import io
 import re
 import string
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -116,13 +117,17 @@ class TextTokenizer:
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that the model has no piece for, each once, in order."""
-        words, unk = [], self.model.unk_id()
-        for word in _WORD.findall(prompt):
+        return list(self.count_unknown([prompt]))
+
+    def count_unknown(self, captions: Iterable[str]) -> Counter[str]:
+        """Words that the model has no piece for, in order -> how often they stand in the captions."""
+        found, unk = Counter(), self.model.unk_id()
+        for word, count in Counter(word for text in captions for word in _WORD.findall(text)).items():
             pieces = self.model.encode(word, out_type=str)
             if unknown := [piece for piece in pieces if self.model.piece_to_id(piece) == unk]:
                 # Chinese has no spaces: the unknown characters are named instead of the whole sentence.
-                words += [word] if word[0] < _FIRST_CJK else unknown
-        return list(dict.fromkeys(words))
+                found.update(dict.fromkeys([word] if word[0] < _FIRST_CJK else unknown, count))
+        return found
 
     def left_pad(self, prompts: Sequence[Sequence[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
         """The function left_pad with `<pad>`."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +16,101 @@ from cogvideo.io import disk_errors, read_json, replacing
 from cogvideo.training import distributed
 
 FILE, FOLDER = "checkpoint.pt", "checkpoint-"
-ADVICE = "make room there and run the same command; the last checkpoint is kept"
+STEPS, DATA = "optimizer.steps", "data"  # what may change between two commands, see Checkpoints.load
 
 
 def save_atomic(value: object, path: Path) -> None:
     """torch.save that replaces the file when all of the new one is on the disk."""
-    with replacing(path, one_writer=True, advice=ADVICE) as part, open(part, "wb") as file:
+    with replacing(path, one_writer=True, advice=disk_advice(path.parent)) as part, open(part, "wb") as file:
         torch.save(value, file)
         file.flush()
         os.fsync(file.fileno())
 
 
+def kept(folder: Path) -> bool:
+    """Whether there is a checkpoint to resume from."""
+    return any(path.suffix != ".part" for path in folder.glob("checkpoint*"))
+
+
+def disk_advice(folder: Path) -> str:
+    """What to do where the disk of a run's folder is full."""
+    rest = "; the last checkpoint is kept" if kept(folder) else ""
+    return f"make room there and run the same command{rest}"
+
+
 def read_checkpoint(path: Path, settings: dict) -> dict:
     """A training's checkpoint; CogVideoError if it had other settings, is missing or is damaged."""
+    state = _read(path)
+    for name, old, new in differences(state["settings"], settings):
+        raise _other_settings(path, name, old, new)
+    return state
+
+
+def _read(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        other = state["settings"] != settings
+        state["settings"].keys()
     except FileNotFoundError:
         raise CogVideoError(f"{path} is missing; delete {path.parent} to start again.") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise _damaged(path, error) from None
-    if other:
-        raise _other_settings(path)
     return state
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ, by their dotted names: "optimizer.lr", its old value, its new one."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif json.dumps(old) != json.dumps(new):  # a tuple is a list there
+        yield name, old, new
+
+
+def changed(path: Path, old: dict, new: dict) -> list[str]:
+    """What has changed that may change, in sentences; CogVideoError for what may not.
+
+    More steps may be asked for, and clips added to the tokens: shards appended, the last one longer.
+    """
+    notes = []
+    for name, before, now in differences({**old, DATA: None}, {**new, DATA: None}):
+        if name != STEPS or now < before:
+            raise _other_settings(path, name, before, now)
+        notes.append(f"{name} raised from {before} to {now}: the learning rate follows the longer schedule")
+    before, now = ({**(some.get(DATA) or {})} for some in (old, new))
+    for files in (before, now):
+        files.pop("index.safetensors", None)
+    for name in sorted(before)[:-1]:
+        if before[name] != now.get(name):
+            raise _other_settings(path, f"the content of {name}", before[name], now.get(name))
+    if before != now:
+        notes.append(f"clips were added: {len(now)} shards of tokens, where there were {len(before)}")
+    return notes
 
 
 def _damaged(path: Path, error: BaseException) -> CogVideoError:
     return CogVideoError(f"{path} is damaged ({type(error).__name__}); delete it to start again.")
 
 
-def _other_settings(path: Path) -> CogVideoError:
+def _other_settings(path: Path, name: str, old: Any, new: Any) -> CogVideoError:
     return CogVideoError(
-        f"{path} belongs to other settings; choose another run_dir, or delete {path.parent} to start again."
+        f"{path} belongs to other settings: {name} was {old!r} and is {new!r}; set it back, choose another "
+        f"run_dir, or delete {path.parent} to start again."
     )
 
 
 class Checkpoints:
     """The one checkpoint of a run: checkpoint.pt of one process, or a folder to which each of many writes.
 
-    Holds the trained weights, the optimisers' states, the step and `extra`, anything small that JSON can
-    hold.
+    Holds the trained weights, the model's buffers, the optimisers' states, the step and `extra`, anything
+    small that JSON can hold. changes: after `load`, what of the settings is not as it was, in
+    sentences.
     """
 
     def __init__(
         self, run_dir: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], settings: dict
     ):
         self.run_dir, self.model, self.optimizers, self.settings = run_dir, model, optimizers, settings
+        self.changes: list[str] = []
 
     def save(self, step: int, extra: dict[str, Any]) -> None:
         """Replace the run's checkpoint; where that fails, CogVideoError is raised and the old one is kept."""
@@ -68,16 +118,20 @@ class Checkpoints:
             self._save_folder(step, extra)
         else:
             weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+            weights |= dict(self.model.named_buffers())
             states = [optimizer.state_dict() for optimizer in self.optimizers]
             state = {"step": step, "weights": weights, "optimizers": states, "settings": self.settings}
             save_atomic(state | extra, self.run_dir / FILE)
             self._forget(self.run_dir / FILE)
 
     def load(self) -> tuple[int, dict[str, Any]]:
-        """Read the run's checkpoint into model and optimisers -> (step, extra); without one (0, {})."""
+        """Read the run's checkpoint into model and optimisers -> (step, extra); without one (0, {}).
+
+        Raises CogVideoError for other settings but more steps and more data, see `changed`.
+        """
         path = self.run_dir / FILE
         folders = sorted(p for p in self.run_dir.glob(FOLDER + "*") if p.suffix != ".part")
-        state = read_checkpoint(path, self.settings) if path.exists() else None
+        state = _read(path) if path.exists() else None
         of_file = state["step"] if state else -1
         of_folder = int(folders[-1].name.removeprefix(FOLDER)) if folders else -1
         if not distributed.agree(of_file, of_folder):
@@ -87,7 +141,8 @@ class Checkpoints:
             return self._load_folder(folders[-1])
         if state is None:
             return 0, {}
-        own = dict(self.model.named_parameters())
+        self.changes = changed(path, state.pop("settings"), self.settings)
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         with torch.no_grad():
             for name, weight in state.pop("weights").items():
                 own[name].copy_(distributed.shard_like(weight, own[name]))
@@ -96,7 +151,6 @@ class Checkpoints:
             for index, values in saved["state"].items():
                 values |= {k: distributed.shard_like(v, parameters[index]) for k, v in values.items()}
             optimizer.load_state_dict(saved)
-        state.pop("settings")
         return state.pop("step"), state
 
     def _save_folder(self, step: int, extra: dict[str, Any]) -> None:
@@ -113,7 +167,7 @@ class Checkpoints:
 
         distributed.first_only(lambda: shutil.rmtree(part, ignore_errors=True))
         try:
-            with disk_errors(path, ADVICE):
+            with disk_errors(path, disk_advice(self.run_dir)):
                 sharded.save(part, self.model, self.optimizers)
                 distributed.first_only(publish)
         except BaseException:
@@ -124,8 +178,7 @@ class Checkpoints:
         from cogvideo.training import sharded
 
         extra = read_json(path / "state.json", advice="delete it to start again")
-        if extra.pop("settings", None) != json.loads(json.dumps(self.settings)):
-            raise _other_settings(path)
+        self.changes = changed(path, extra.pop("settings", {}), self.settings)
         try:
             sharded.load(path, self.model, self.optimizers)
         except (Exception, sharded.CheckpointException) as error:  # torch raises many kinds for damaged files

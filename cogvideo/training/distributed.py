@@ -72,6 +72,15 @@ def mean(values: Tensor) -> Tensor:
     return values
 
 
+def gathered(values: Tensor) -> Tensor:
+    """The rows [n,...] of all processes, joined in the order of ranks; all must have as many."""
+    if world_size() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
+
+
 def most(*values: float) -> list[float]:
     """The largest of every value over all processes."""
     if world_size() == 1:

@@ -20,7 +20,8 @@ from cogvideo.errors import CogVideoError
 from cogvideo.runtime.machine import peak_bytes
 from cogvideo.runtime.memory import GB
 from cogvideo.training import distributed
-from cogvideo.training.checkpoints import Checkpoints
+from cogvideo.training.checkpoints import Checkpoints, kept
+from cogvideo.training.lock import held
 from cogvideo.training.metrics import Metrics, Pace, gate_values, on_screen
 from cogvideo.training.optimizer import OptimizerConfig, make_optimizers
 
@@ -32,7 +33,7 @@ class Job:
     loss(step) is a loss, or losses by frame [T] whose mean is the loss. It must depend on nothing but the
     weights and the step, so that a resumed run equals an undisturbed one. With optimizer.accumulate parts it
     is called for parts 0, 1, .. of all steps. Under torchrun, every process has its own rows of the batches,
-    and a model that distributed.shard() has sharded.
+    and a model that distributed.shard() has sharded, or all of it.
     """
 
     model: nn.Module
@@ -41,7 +42,7 @@ class Job:
     optimizer: OptimizerConfig
     folder: Path  # of the checkpoint, metrics.jsonl and TensorBoard's files
     settings: dict[str, Any]  # what a checkpoint must agree with to be resumed
-    evaluate: Callable[[], dict[str, float]] | None = None  # test losses
+    evaluate: Callable[[], dict[str, Any]] | None = None  # test losses
     sample: Callable[[int], np.ndarray] | None = None  # of a step: a picture uint8 [H,W,3] for TensorBoard
     checkpoint_seconds: float = 60.0
     log_every: int = 50  # steps
@@ -49,6 +50,7 @@ class Job:
     sample_every: int = 1000
     pace: Pace | None = None  # to log tokens a second and MFU
     tensorboard: bool = False
+    bits: int = 32  # of the optimiser's states
     label: str = "train"  # of the progress bar
 
 
@@ -68,13 +70,22 @@ def use_threads(count: int | None) -> None:
 def fit(job: Job) -> nn.Module:
     """Train until job.optimizer.steps, from the checkpoint in job.folder if there is one -> the model.
 
-    Raises CogVideoError when the folder belongs to other settings, a loss is not finite, the disk is full or
-    SIGTERM stops the run; the last checkpoint stays.
+    Raises CogVideoError when the folder belongs to other settings or is being trained by others, a loss is
+    not finite, the disk is full or SIGTERM stops the run; the last checkpoint stays. A finished run is
+    lengthened when more steps are asked for; the first row of its log then has a note that says so.
     """
+    with held(job.folder):
+        return _fit(job)
+
+
+def _fit(job: Job) -> nn.Module:
     run, steps = _Run(job), job.optimizer.steps
     if run.start == steps and steps:
         return job.model.eval()
     log = Metrics(job.folder, run.start, tensorboard=job.tensorboard)
+    notes = {"note": "; ".join(run.checkpoints.changes)} if run.checkpoints.changes else {}
+    if notes and distributed.rank() == 0:
+        print(f"{job.folder} resumes at step {run.start}; {notes['note']}.", file=sys.stderr)
     saved = began = time.monotonic()
     bar = tqdm(
         range(run.start, steps), initial=run.start, total=steps, desc=job.label, mininterval=2,
@@ -91,7 +102,8 @@ def fit(job: Job) -> nn.Module:
             if last or evaluate or done % job.log_every == 0:
                 row = run.row(done, norm) | (evaluate() if evaluate else {})
                 bar.set_postfix(on_screen(row), refresh=False)
-                log.write(row | {"seconds": round(time.monotonic() - began, 1)})
+                log.write(row | {"seconds": round(time.monotonic() - began, 1)} | notes)
+                notes = {}
             if job.sample and (last or done % job.sample_every == 0):
                 log.picture("samples", job.sample(done), done)
             asked, due = distributed.most(stop.asked, time.monotonic() - saved > job.checkpoint_seconds)
@@ -107,12 +119,11 @@ class _Run:
     """A job under way: its optimisers, its checkpoint, and the losses since the last row of the log."""
 
     def __init__(self, job: Job):
-        job.folder.mkdir(parents=True, exist_ok=True)
         self.job, self.parameters = job, list(job.parameters)
         job.model.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
-        self.optimizers = make_optimizers(job.model, job.optimizer)
+        self.optimizers = make_optimizers(job.model, job.optimizer, bits=job.bits)
         self.checkpoints = Checkpoints(job.folder, job.model, self.optimizers, job.settings)
         self.start, extra = self.checkpoints.load()
         self.recent: list[list[float]] = extra.get("recent", [])
@@ -131,12 +142,20 @@ class _Run:
                 sync(part == parts - 1)  # gradients are averaged after the last part only
             (losses.mean() / parts).backward()
             found = found + losses.detach().flatten() / parts
+        if not hasattr(self.job.model, "set_requires_gradient_sync"):  # a model that every process has whole
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    distributed.mean(parameter.grad)
         norm = float(distributed.whole(nn.utils.clip_grad_norm_(self.parameters, self.job.optimizer.clip)))
         self.recent.append(distributed.mean(found).tolist())
         if not all(map(math.isfinite, (*self.recent[-1], norm))):
             what = f"loss is {np.mean(self.recent[-1])}" if math.isfinite(norm) else "gradient is not finite"
+            if kept(self.job.folder):
+                what += f" at step {step}; the checkpoint before it is kept"
+            else:
+                what += f" at step {step}, before the first checkpoint"
             advice = "look at the batch, or train with a lower lr into another run_dir"
-            raise CogVideoError(f"The {what} at step {step}; the checkpoint before it is kept: {advice}.")
+            raise CogVideoError(f"The {what}: {advice}.")
         for optimizer in self.optimizers:
             optimizer.step()
         if self.job.pace:

@@ -36,7 +36,8 @@ class Metrics:
             except ImportError:
                 advice = 'pip install "cogvideo[train]", or set tensorboard to false'
                 raise CogVideoError(f"TensorBoard is not installed: {advice}.") from None
-            self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+            with disk_errors(run_dir):
+                self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """A row with its "step"; a list becomes one curve for each of its numbers."""
@@ -45,6 +46,9 @@ class Metrics:
                 file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, value in row.items():
+                if name == "note":
+                    self.board.add_text(name, value, row["step"])
+                    continue
                 for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
                     self.board.add_scalar(name if index is None else f"{name}/{index}", number, row["step"])
             self.board.flush()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
+from cogvideo.training.lora import adamw8
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,28 @@ class OptimizerConfig:
         return min(1.0, (step + 1) / max(1, self.warmup)) * cosine
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights that require a gradient; with muon_lr, Muon for the matrices of linear layers."""
+def make_optimizers(
+    model: nn.Module, config: OptimizerConfig, *, bits: int = 32
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all weights that require a gradient; with muon_lr, Muon for the matrices of linear layers.
+
+    bits: 32, or 8 for AdamW's states in bytes, by one process.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} if config.muon_lr else set()
     matrices, others = [p for p in trained if id(p) in linear], [p for p in trained if id(p) not in linear]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        if distributed.world_size() > 1:
-            raise CogVideoError("Muon needs whole matrices: set muon_lr to 0 to train by several processes.")
         optimizers.append(Muon(matrices, config.muon_lr, weight_decay=config.weight_decay))
     if others:
         betas = (config.betas[0], config.betas[1])
         decay = config.weight_decay
-        optimizers.append(torch.optim.AdamW(others, config.lr, betas, weight_decay=decay, fused=True))
+        if bits == 8:
+            if distributed.world_size() > 1:
+                raise CogVideoError("8-bit optimiser states are for one process: set optimizer_bits to 32.")
+            optimizers.append(adamw8(others, config.lr, betas, decay))
+        else:
+            optimizers.append(torch.optim.AdamW(others, config.lr, betas, weight_decay=decay, fused=True))
     return optimizers
 
 
@@ -68,7 +77,8 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon with adjust_lr_fn="match_rms_adamw", in the weights' own precision instead of bf16:
     without bf16 units a CPU takes 75 ms for a matrix of 384 x 128 in bf16 and 3 ms in fp32, a quarter of a
-    training step.
+    training step. Of sharded matrices each process keeps its part of the momentum; all gather a step, make
+    the same one orthogonal, and take their part of it.
     """
 
     def __init__(
@@ -77,14 +87,15 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # takes no closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch passes it, always None
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
                 buffer = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
                 buffer.lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonal(matrix.grad.lerp(buffer, group["momentum"]))  # Nesterov's look ahead
+                ahead = matrix.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
+                update = distributed.shard_like(orthogonal(distributed.whole(ahead)), matrix)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 # Scaled to move the weights as far as a step of AdamW would (Liu et al. 2025).
                 matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)

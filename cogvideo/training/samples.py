@@ -16,7 +16,7 @@ from cogvideo.model import masks
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
-from cogvideo.training.checkpoints import ADVICE
+from cogvideo.training.checkpoints import disk_advice
 
 
 def draw(
@@ -42,7 +42,7 @@ def draw(
         pictures = (frames.decode(rows).float().clamp(0, 1) * 255).round()
     pixels = nn.functional.pad(pictures, (0, 2, 0, 2), value=255).byte().cpu().numpy()
     sheet = rearrange(pixels, "(row t) c h w -> (row h) (t w) c", t=real.shape[1])
-    with replacing(folder / f"step-{step:09}.png", parents=True, advice=ADVICE) as part:
+    with replacing(folder / f"step-{step:09}.png", parents=True, advice=disk_advice(folder.parent)) as part:
         Image.fromarray(sheet).save(part, "PNG")
     return sheet
 

@@ -108,6 +108,14 @@ def test_spoilt_shards_are_refused_in_one_sentence(tmp_path, sharded, model, how
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, model, value):
+    model.blocks[1].mlp.up.weight.data[3, 5] = value
+    save_model(model, tmp_path, dtype=torch.float16)
+    with pytest.raises(CogVideoError, match="blocks.1.mlp.up.weight in .* not finite"):
+        load_model(tmp_path)
+
+
 def test_what_was_read_is_not_the_file(tmp_path, model):
     """Weights are in memory of their own: saving into the folder later, or training, changes nothing."""
     save_model(model, tmp_path)

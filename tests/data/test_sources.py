@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from data.videos import make_video, number_of
 
+from cogvideo.checkpoints.tokenizers import load_tokenizers
+from cogvideo.data.inspect import inspect, report
 from cogvideo.data.sources import open_dataset
+from cogvideo.data.tokenize import tokenize
+from cogvideo.data.tokenized import summary
 from cogvideo.errors import CogVideoError
 from cogvideo.theatre.dataset import TheatreClip, make_theatre
 from cogvideo.theatre.drawing import render
@@ -65,13 +69,27 @@ def test_captions_in_csv(tmp_path, video):
     assert clips[0].group == clips[1].group
 
 
+def test_an_empty_caption_is_for_its_clip_to_answer(tmp_path, video):
+    put(tmp_path, "a.mp4", content=video)
+    (tmp_path / "captions.jsonl").write_text(
+        '{"path": "a.mp4", "caption": "a zebra"}\n{"path": "a.mp4", "caption": " "}\n'
+    )
+    dataset, parts = open_dataset(str(tmp_path)), load_tokenizers("demo")
+    assert [clip.caption for clip in dataset.clips] == ["a zebra", ""]
+    lines = report(inspect(dataset, progress=False), parts.text)
+    assert "without a caption 1" in lines and "a.mp4 has no caption" in lines and "zebra (1)" in lines
+    made = tokenize(dataset, tmp_path / "tokens", lambda: parts, progress=False)
+    assert made["problems"] == {"count": 1, "first": [["a.mp4", "has no caption"]]}
+    assert made["unknown_words"] == {"zebra": 1}
+    assert "zebra (1)" in summary(made) and "a.mp4: has no caption" in summary(made)
+
+
 @pytest.mark.parametrize(
     "line",
     [
         '{"path": "a.mp4"}',
         '{"caption": "x"}',
         '{"path": "a.mp4", "caption": "x", "start": 2, "end": 1}',
-        '{"path": "a.mp4", "caption": " "}',
         '{"path": "a.mp4", "caption": "x", "start": "soon"}',
     ],
 )

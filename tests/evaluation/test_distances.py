@@ -1,6 +1,7 @@
-"""Fréchet and kernel distances against stored values, SciPy, closed forms and slow loops."""
+"""Fréchet, kernel and sliced distances against stored values, SciPy, closed forms and slow loops."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from conftest import DATA
 from safetensors.torch import load_file
 from scipy.linalg import sqrtm
+from scipy.optimize import linear_sum_assignment
 
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation import frechet_distance, frechet_from_statistics, kernel_distance
+from cogvideo.evaluation import frechet_distance, frechet_from_statistics, kernel_distance, sliced_distance
 
 CASES = json.loads((DATA / "fvd" / "meta.json").read_text())["cases"]
 IO = load_file(DATA / "fvd" / "io.safetensors")
@@ -117,6 +119,46 @@ def test_kernel_distance_equals_a_loop_over_pairs():
     assert error == pytest.approx((5 * np.var(without_a) + 4 * np.var(without_b)) ** 0.5, rel=1e-10)
 
 
+@pytest.mark.parametrize(("n", "m"), [(7, 7), (6, 4), (3, 8)])
+def test_one_dimension_is_optimal_transport(n, m):
+    """Each sample as often as makes both sides equally many, assigned at the least cost by SciPy."""
+    rng = np.random.default_rng(n)
+    a, b = rng.standard_normal((n, 1)), 2 * rng.standard_normal((m, 1)) + 1
+    many = math.lcm(n, m)
+    cost = (np.repeat(a, many // n, 0) - np.repeat(b, many // m, 0).T) ** 2
+    least = cost[linear_sum_assignment(cost)].mean()
+    assert sliced_distance(a, b, directions=3) == pytest.approx(3 * least, rel=1e-12)
+
+
+def test_sliced_distance_of_two_directions_by_hand():
+    """Every direction of the plane: the mean over angles, by quadrature, each transport by assignment."""
+    rng = np.random.default_rng(0)
+    a, b, total = rng.standard_normal((5, 2)), rng.exponential(size=(5, 2)), 0.0
+    angles = (np.arange(720) + 0.5) * np.pi / 720
+    for angle in angles:
+        along = np.array([np.cos(angle), np.sin(angle)])
+        cost = ((a @ along)[:, None] - (b @ along)) ** 2
+        total += cost[linear_sum_assignment(cost)].mean()
+    expected = 3 * 2 * total / len(angles)
+    assert sliced_distance(a, b, directions=40_000) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_shift_counts_three_times_its_square():
+    a = np.random.default_rng(0).standard_normal((50, 6))
+    shift = np.array([1.0, -2.0, 0, 0.5, 0, 0])
+    assert sliced_distance(a, a + shift, directions=20_000) == pytest.approx(3 * 5.25, rel=0.03)
+    assert sliced_distance(a, a) == 0 and sliced_distance(a, a + shift) == sliced_distance(a + shift, a)
+
+
+def test_the_sliced_distance_feels_what_two_moments_do_not():
+    """Coins and Gaussians of one mean and covariance: near one another for Fréchet's distance alone."""
+    rng = np.random.default_rng(0)
+    normal, other, coins = rng.standard_normal((3, 4000, 2))
+    coins = np.sign(coins)
+    assert frechet_distance(normal, coins) < 5 * frechet_distance(normal, other) + 1e-3
+    assert sliced_distance(normal, coins) > 20 * sliced_distance(normal, other)
+
+
 def test_the_standard_error_is_the_spread_over_new_samples():
     generator = np.random.default_rng(0)
     draws = [
@@ -141,7 +183,7 @@ def test_the_standard_error_is_the_spread_over_new_samples():
     ],
 )
 def test_bad_features(a, b, message):
-    for distance in (frechet_distance, kernel_distance):
+    for distance in (frechet_distance, kernel_distance, sliced_distance):
         with pytest.raises(
             CogVideoError, match=message if distance is frechet_distance else "samples|one D|NaN"
         ):

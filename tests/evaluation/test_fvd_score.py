@@ -7,7 +7,7 @@ import pytest
 
 from cogvideo import evaluation
 from cogvideo.errors import CogVideoError
-from cogvideo.evaluation.distances import frechet_from_statistics
+from cogvideo.evaluation.distances import frechet_from_statistics, sliced_distance
 from cogvideo.evaluation.fvd_score import bootstrap, card, fvd, line_in_1_over_n, study_gaussians
 
 
@@ -34,6 +34,20 @@ def test_floor_spread_and_counts():
     assert result.spread[0] > result.value and result.spread[1] > 0  # subsets are smaller, so higher
     assert (result.n_real, result.n_generated) == (64, 80)
     assert [n for n, _ in result.curve] == [16, 21, 32, 43, 64]
+    assert result.mind is not None
+    assert result.mind == sliced_distance(gaussians(64, 0), gaussians(80, 1, 1.0))
+    assert result.mind_floor == sliced_distance(gaussians(64, 0), gaussians(64, 2))
+    assert result.mind_floor is not None and result.mind_floor < result.mind
+    falling = [value for _, value in result.mind_curve]  # as samples get more
+    assert (
+        falling[0]
+        > falling[-1]
+        == pytest.approx(sliced_distance(gaussians(64, 0), gaussians(80, 1, 1.0)), rel=0.1)
+    )
+    assert [n for n, _ in result.mind_curve] == [16, 21, 32, 43, 64]
+    assert f"MIND                 {result.mind:.4g}, real against real {result.mind_floor:.4g}" in card(
+        result
+    )
     assert "n = 64" in card(result) and "divided by n\n" in card(result)
 
 

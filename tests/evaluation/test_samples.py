@@ -270,3 +270,18 @@ def test_labels_of_a_flat_folder(tmp_path, monkeypatch):
     assert sorted(side.prompts.values()) == ["a", "a", "b"]
     with pytest.raises(CogVideoError, match="class of .* is unknown"):
         open_side(f"kinetics-predictions:{flat}?weights=demo", 3, progress=False)
+
+
+def test_samples_of_own_captions(tmp_path):
+    """Each caption is one of the data's, a larger n only adds, and clips without a caption are left out."""
+    rows = [{"path": "a.mp4", "caption": text} for text in ("a lion drinks milk", " ", "a rabbit eats")]
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    spec = f"samples:{tmp_path}?weights=demo&seconds=1"
+    many, few = (open_side(spec, n, progress=False) for n in (40, 5))
+    assert set(many.prompts.values()) == {"a lion drinks milk", "a rabbit eats"} and len(many.names) == 40
+    assert [Path(name).name for name in few.names] == [Path(name).name for name in many.names[:5]]
+    with pytest.raises(CogVideoError, match="not trained"):
+        open_side(spec.replace("=1", "=3"), 5)
+    with pytest.raises(CogVideoError, match="does not name weights"):
+        open_side(f"samples:{tmp_path}", 5)

@@ -338,9 +338,16 @@ def test_what_does_not_exist_is_refused(options, words):
             home([scene], **options)
 
 
-def test_clips_of_another_geometry_are_refused(pipe, demo):
-    for wrong in (demo[0].pixels[:, :32], demo[0].pixels[:4], demo[0].pixels[..., 0]):
-        with pytest.raises(CogVideoError, match="5 or more of 64 x 64 pixels"):
+def test_clips_of_any_size_are_scaled_and_cropped_as_in_tokenizing(pipe, demo):
+    small = demo[0].pixels
+    wide = np.pad(small.repeat(3, 1).repeat(3, 2), ((0, 0), (0, 0), (50, 50), (0, 0)))
+    plain, scaled = (explorer.clip_scene(pipe, "a lion", clip).frames for clip in (small, wide))
+    assert (plain == scaled).float().mean() > 0.9
+
+
+def test_what_is_no_clip_is_refused(pipe, demo):
+    for wrong in (demo[0].pixels[:4], demo[0].pixels[..., 0]):
+        with pytest.raises(CogVideoError, match="look at 5 or more frames"):
             explorer.clip_scene(pipe, "a lion", wrong)
     for prompt, seconds, words in (
         ("a lion", 3.0, "not trained"),

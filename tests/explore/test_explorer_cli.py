@@ -47,11 +47,11 @@ def test_mistakes_are_one_sentence(run, tmp_path, monkeypatch, options, words):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_clips_of_another_geometry_and_pages_without_room_are_refused(run, tmp_path, clip, monkeypatch):
+def test_clips_without_five_frames_and_pages_without_room_are_refused(run, tmp_path, clip, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    large = write_video(tmp_path / "large.mp4", np.zeros((9, 192, 192, 3), np.uint8), 2.0)
-    words = "frames of [9, 192, 192, 3], but these weights look at 5 or more of 64 x 64 pixels"
-    assert_one_sentence(run("explore", "a lion", "--clip", large), words)
+    short = write_video(tmp_path / "short.mp4", np.zeros((3, 192, 192, 3), np.uint8), 2.0)
+    words = "The clip is [3, 192, 192, 3], but these weights look at 5 or more frames"
+    assert_one_sentence(run("explore", "a lion", "--clip", short), words)
     code, _, err = run("explore", "a lion", "--clip", clip, "--max-mb", "0.05")
     assert code == 2 and err.endswith(
         "do not fit into 0.05 MB: choose fewer layers or heads, or allow more.\n"

@@ -102,11 +102,15 @@ def check(page: Page, found: Any, variant: str, baseline: str, metrics: list[str
             assert cell == (
                 "–" if n == 0 else shown(mean, 3) + (f" ± {shown(deviation, 3)}" if n > 1 else "")
             )
-    _, *rows = page.tables["differences"]
+    seeds = done.groupby(variant).seed.nunique()
+    paired = bool(seeds[baseline] > 1 and (seeds.drop(baseline) > 1).any())
+    assert ("differences" in page.tables) == paired  # a sweep's first seed has no differences yet
+    rows = page.tables["differences"][1:] if paired else []
     titles = list(dict.fromkeys(row[0] for row in rows))
     told = {(row[0], row[1]): row[2:] for row in rows}
     by_seed, seen = done.pivot(index="seed", columns=variant), 0
-    for title, metric in zip(titles, [m for m in metrics if done[m].count() > 1], strict=True):
+    compared = [m for m in metrics if paired and done[m].count() > 1]
+    for title, metric in zip(titles, compared, strict=True):
         pairs = {
             name: (by_seed[metric][name] - by_seed[metric][baseline]).dropna()
             for name in names

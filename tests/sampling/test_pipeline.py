@@ -80,6 +80,12 @@ def test_bad_requests_are_one_sentence(pipe, prompt, seconds, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_guidance_that_is_not_finite_is_refused(pipe, scale):
+    with pytest.raises(CogVideoError, match="Guidance cannot be"):
+        pipe("a lion drinks milk", seconds=0.5, guidance_scale=scale, progress=False)
+
+
 def test_unknown_words_are_named(pipe):
     with pytest.warns(UserWarning, match="dragon"):
         pipe("a dragon drinks milk", seconds=0.5, enlarge=False, progress=False)

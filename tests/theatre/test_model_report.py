@@ -6,17 +6,21 @@ import torch
 from reports.page import Page
 
 from cogvideo import CogVideoError, Pipeline
-from cogvideo.checkpoints.registry import DEMO
-from cogvideo.theatre.alignment import compare, weights_hash, whole_clips
+from cogvideo.checkpoints.registry import DEMO, weights_hash
+from cogvideo.theatre import model_report
+from cogvideo.theatre.alignment import compare, whole_clips
+from cogvideo.theatre.drift import drift
 from cogvideo.theatre.judge import DAMAGES
 from cogvideo.theatre.model_report import report_weights, temporal_shares
 from cogvideo.theatre.questions import GROUPS
 from cogvideo.theatre.scores import LABELS, TARGETS
 
 
-def test_the_report_says_what_was_measured(tmp_path):
+def test_the_report_says_what_was_measured(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(model_report, "drift", lambda *given: kept.append(drift(*given)) or kept[-1])
     page = Page(report_weights("demo", tmp_path / "x.html", n=2, fvd_clips=0, seed=3).read_text("utf-8"))
-    assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) == 2 * 6
+    assert all(source.startswith("data:") for source in page.loaded) and len(page.loaded) == 2 * 6 + 2 * 6 + 1
     assert str(tmp_path) not in page.text and weights_hash(DEMO) in page.text
     pipe = Pipeline.from_pretrained("demo")
     found = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=2, seed=3, progress=False)
@@ -31,6 +35,10 @@ def test_the_report_says_what_was_measured(tmp_path):
     assert targets == pytest.approx(goals)
     felt = {row[0]: row[1:] for row in page.tables["judge"][1:]}
     assert felt.keys() == {"none", *DAMAGES} and set(felt["none"]) == {"100"}
+    (drifted,) = kept
+    told = np.array([row[1:] for row in page.tables["drift"][1:]], float)
+    curves = np.array([*drifted.right.values(), *drifted.agreement.values()])
+    assert told == pytest.approx(100 * curves.T, rel=1e-3)
     clips = page.tables["speed"][1:]
     assert all(int(r[1]) * int(r[2]) / float(r[3]) == pytest.approx(float(r[4]), rel=2e-3) for r in clips)
     weights = [

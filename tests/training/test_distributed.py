@@ -13,12 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import save
+from training.test_frame_tokenizer import config_of
+from training.tiny_clips import write_clips
 from training.tiny_tokens import losses, write_config, write_superres, write_tokens, write_weights
 
 from cogvideo.checkpoints.native import load_model
+from cogvideo.config import from_dict, to_dict
+from cogvideo.data.sources import open_dataset
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints
+from cogvideo.training.frame_tokenizer import FrameTokenizerConfig, train_frame_tokenizer
 from cogvideo.training.run import train
 from cogvideo.training.sharded import state_of
 
@@ -48,6 +53,28 @@ def runs(tmp_path_factory) -> Path:
     large = {"stage": "superres", "data": str(folder / "large"), "start": str(folder / "large-weights")}
     config("superres", **large)
     train(config("superres-one", **large))
+    muon = {"steps": 6, "batch_size": 4, "warmup": 1, "muon_lr": 1e-2}
+    write_tokens(folder / "pictures", kind="image")
+    write_tokens(folder / "between", kind="interpolation")
+    own = {
+        "image": {"stage": "image", "data": str(folder / "pictures")},
+        "stage1": {},
+        "stage2": {
+            "stage": "stage2",
+            "data": str(folder / "between"),
+            "start": str(folder / "muon-image-one/model"),
+        },
+        "superres": large,
+    }
+    for name, changes in own.items():
+        config(f"muon-{name}", optimizer=muon, **changes)
+        train(config(f"muon-{name}-one", optimizer=muon, **changes))
+    write_clips(folder / "clips")
+    for name in ("tokenizer-one", "tokenizer"):
+        own = to_dict(config_of(folder / "clips", folder / name))
+        (folder / f"{name}.json").write_text(json.dumps(own))
+    learned = from_dict(FrameTokenizerConfig, json.loads((folder / "tokenizer-one.json").read_text()), "")
+    train_frame_tokenizer(learned, open_dataset(learned.data))
     (folder / "faults").mkdir()
     for name in ("two", "from-two", "from-one"):
         config(name)
@@ -59,6 +86,8 @@ def runs(tmp_path_factory) -> Path:
         "parts.yaml",
         "bf16.yaml",
         "superres.yaml",
+        *(f"muon-{name}.yaml" for name in own),
+        "tokenizer.json",
         "faults",
     ]
     command = [
@@ -98,6 +127,23 @@ def test_bf16_by_two_processes(runs):
 
 def test_super_resolution_by_two_processes(runs):
     assert losses(runs / "superres") == pytest.approx(losses(runs / "superres-one"), abs=1e-5)
+
+
+@pytest.mark.parametrize("part", ["image", "stage1", "stage2", "superres"])
+def test_every_part_by_two_processes_with_muon(runs, part):
+    assert losses(runs / f"muon-{part}") == pytest.approx(losses(runs / f"muon-{part}-one"), abs=1e-5)
+    one, two = (
+        load_file(runs / name / "model/model.safetensors") for name in (f"muon-{part}-one", f"muon-{part}")
+    )
+    assert max(float((two[name] - weight).abs().max()) for name, weight in one.items()) < 1e-3
+
+
+def test_a_frame_tokenizer_by_two_processes(runs):
+    """Also its codebook, with codes that were given to others: a checkpoint of two holds what one's does."""
+    assert losses(runs / "tokenizer") == pytest.approx(losses(runs / "tokenizer-one"), abs=1e-5)
+    one, two = (load_file(runs / name / "frames.safetensors") for name in ("tokenizer-one", "tokenizer"))
+    torch.testing.assert_close(two["quantize.embed.weight"], one["quantize.embed.weight"], atol=1e-3, rtol=0)
+    assert len(list((runs / "tokenizer").glob("checkpoint-*"))) == 1
 
 
 def test_a_fault_of_one_process_is_told_to_all(runs):

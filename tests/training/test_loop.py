@@ -1,6 +1,7 @@
 """The training loop: what it trains, that a killed run resumes undisturbed, what it refuses."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -99,6 +100,30 @@ def test_a_nan_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_path):
     with pytest.raises(CogVideoError, match="step 2"):
         fit(Job(model, trained, loss, config, tmp_path, {}, checkpoint_seconds=0))
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_a_nan_loss_before_the_first_checkpoint_promises_none(tmp_path):
+    model = nn.Linear(2, 1)
+    job = Job(
+        model, model.parameters(), lambda step: model.weight.sum() + float("nan"),
+        OptimizerConfig(steps=4, batch_size=4), tmp_path, {},
+    )  # fmt: skip
+    with pytest.raises(CogVideoError, match="loss is nan at step 0, before the first checkpoint") as error:
+        fit(job)
+    assert "kept" not in str(error.value)
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_sentence(tmp_path):
+    model = nn.Linear(2, 1)
+    config = OptimizerConfig(steps=4, batch_size=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file may hold anything
+    try:
+        with pytest.raises(CogVideoError, match="cannot be written") as error:
+            fit(Job(model, model.parameters(), lambda step: model.weight.sum(), config, tmp_path / "run", {}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value) and "kept" not in str(error.value)
 
 
 def test_other_settings_are_refused(tmp_path):

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,16 @@ from training.tiny_tokens import (
 
 from cogvideo.checkpoints.native import load_model
 from cogvideo.checkpoints.registry import DEMO
+from cogvideo.checkpoints.tokenizers import load_tokenizers
 from cogvideo.config import from_dict, load_yaml
-from cogvideo.data.tokenized import TokenizedBatches
+from cogvideo.data.tokenized import Sample, TokenFormat, TokenizedBatches, finish, write_shard
 from cogvideo.errors import CogVideoError
+from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.patches import PatchVQVAE
-from cogvideo.training.run import TrainingConfig, shorten, train
+from cogvideo.training.optimizer import OptimizerConfig
+from cogvideo.training.run import TrainingConfig, shorten, train, usual_window
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,7 +165,9 @@ def test_the_log_and_the_pictures(base, tmp_path):
             and 0 < row["mfu"] < 1
             and row["peak_gb"] > 0
         )
-    assert [row["step"] for row in rows if "test_loss" in row] == [3, 6]
+    tested = [row for row in rows if "test_loss" in row]
+    assert [row["step"] for row in tested] == [3, 6] and len(tested[0]["test_frame_losses"]) == 4
+    assert np.mean(tested[0]["test_frame_losses"]) == pytest.approx(tested[0]["test_loss"])
     board = EventAccumulator(str(tmp_path / "run/tensorboard"))
     board.Reload()
     assert {"loss", "frame_losses/3", "gates/1", "gradient_norm", "mfu", "test_loss"} <= set(
@@ -209,10 +215,68 @@ def test_weights_that_were_replaced_are_refused(tmp_path, monkeypatch):
         train(path)
 
 
+def test_a_finished_run_is_lengthened_and_the_log_says_so(base, tmp_path, capsys):
+    short = {"steps": 6, "batch_size": 4, "warmup": 1}
+    train(write_config(base, run_dir=str(tmp_path / "run"), optimizer=short))
+    first = weights_of(tmp_path / "run/model")["blocks.0.gate"]
+    train(write_config(base, run_dir=str(tmp_path / "run"), optimizer=short | {"steps": 9}))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert "optimizer.steps raised from 6 to 9" in rows[6]["note"] and "note" not in rows[7]
+    longer = OptimizerConfig(steps=9, batch_size=4, warmup=1)
+    assert rows[6]["lr"] == pytest.approx(longer.lr * longer.rate_at(6))
+    assert "resumes at step 6" in capsys.readouterr().err
+    assert not torch.equal(weights_of(tmp_path / "run/model")["blocks.0.gate"], first)
+    with pytest.raises(CogVideoError, match="optimizer.steps was 9 and is 6"):
+        train(write_config(base, run_dir=str(tmp_path / "run"), optimizer=short))
+
+
+def test_added_clips_are_appended_and_other_ones_are_named(base, tmp_path, monkeypatch, capsys):
+    tokens = write_tokens(tmp_path / "tokens")
+    path = stopped(base, tmp_path / "run", monkeypatch, data=str(tokens))
+    shutil.rmtree(tokens)
+    write_tokens(tokens, shards=3)
+    train(path)
+    assert "clips were added: 3 shards of tokens, where there were 2" in capsys.readouterr().err
+    path = stopped(base, tmp_path / "other", monkeypatch, data=str(tokens))
+    shutil.rmtree(tokens)
+    write_tokens(tokens, shards=3, clips=9)
+    with pytest.raises(CogVideoError, match="other settings: the content of shard-00000.safetensors was '"):
+        train(path)
+
+
+def test_a_run_from_a_pipeline_ends_with_a_pipeline(tmp_path, capsys):
+    """Of the demo's stage 2: `generate --weights run` takes the trained one and the demo's other parts."""
+    demo = load_tokenizers("demo")
+    config = load_model(DEMO / "stage2").config
+    made = TokenFormat(
+        kind="interpolation", num_frames=5, frame_height=8, frame_width=8, image_tokens=config.image_tokens,
+        begin_of_image=config.begin_of_image, pad_id=demo.text.pad_id, text_length=8,
+        frame_tokenizer=demo.frames.digest, text_tokenizer=demo.text.digest,
+    )  # fmt: skip
+    tokens, text = tmp_path / "tokens", demo.text.encode_prompt("a lion drinks milk", 1.0)[:8]
+    tokens.mkdir()
+    samples = [Sample(torch.full((5, 64), clip), text, 1.0, clip) for clip in range(4)]
+    write_shard(tokens / "shard-00000.safetensors", samples, made, {})
+    finish(tokens, ["shard-00000.safetensors"], made, unguided={"1.0": text}, notes={"rates": {"4": 4}})
+    settings = {"stage": "stage2", "start": "demo", "optimizer": {"steps": 1, "batch_size": 1}}
+    train(write_config(tmp_path, **settings))
+    assert f"--weights {tmp_path / 'run'}" in capsys.readouterr().err
+    pipe, demo_pipe = (Pipeline.from_pretrained(place, device="cpu") for place in (tmp_path / "run", "demo"))
+    assert pipe.sampling == demo_pipe.sampling  # the spans are stage 1's
+    name = "blocks.0.temporal.dense.weight"
+    assert torch.equal(pipe.stage2.get_parameter(name), weights_of(tmp_path / "run/model")[name])
+    assert torch.equal(pipe.stage1.get_parameter(name), demo_pipe.stage1.get_parameter(name))
+    assert json.loads((tmp_path / "run/model/training.json").read_text())["spans"] == [1.0]
+
+
 def test_a_finished_run_is_not_run_again(base):
-    before = {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
+    def times() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in (base / "run").rglob("*") if p.name != "lock"}
+
+    before = times()
     train(write_config(base))
-    assert before == {path: path.stat().st_mtime_ns for path in (base / "run").rglob("*")}
+    assert before == times()
 
 
 @pytest.mark.slow
@@ -323,9 +387,20 @@ def test_settings_that_cannot_be_used_are_named(base, tmp_path, change, message)
 
 
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
-def test_the_presets_are_the_release_s_optimiser(name):
+def test_the_presets_of_stages_are_the_release_s_optimiser(name):
     config = from_dict(TrainingConfig, load_yaml(ROOT / "configs" / f"{name}.yaml"), name)
     optimizer = config.optimizer
-    assert config.stage == name and config.window == (10 if name == "stage2" else None)
+    assert config.stage == name and config.window is None
     assert (optimizer.lr, list(optimizer.betas), optimizer.clip) == (2e-4, [0.9, 0.95], 0.1)
     assert optimizer.weight_decay == 0 and optimizer.muon_lr == 0  # Adam
+
+
+@pytest.mark.parametrize("name", ["image", "superres"])
+def test_other_presets_can_be_read(name):
+    assert from_dict(TrainingConfig, load_yaml(ROOT / "configs" / f"{name}.yaml"), name).stage == name
+
+
+def test_only_a_large_stage_2_has_windows():
+    large = replace(IMAGE, frame_height=20, frame_width=20, base_positions=406)
+    assert usual_window(large, "interpolation") == 10 and usual_window(large, "sequential") is None
+    assert usual_window(IMAGE, "interpolation") is None

@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 from tiny_tokens import train_watched
 
+from cogvideo.config import from_dict
+from cogvideo.data.sources import open_dataset
 from cogvideo.data.tokenized import TokenizedBatches
 from cogvideo.errors import CogVideoError
 from cogvideo.training import distributed
 from cogvideo.training.checkpoints import Checkpoints, save_atomic
+from cogvideo.training.frame_tokenizer import FrameTokenizerConfig, train_frame_tokenizer
 
 
 def faults(folder: Path) -> None:
@@ -40,6 +43,10 @@ if __name__ == "__main__":
     for argument in sys.argv[1:]:
         if Path(argument).is_dir():
             faults(Path(argument))
+            continue
+        if Path(argument).name == "tokenizer.json":
+            config = from_dict(FrameTokenizerConfig, json.loads(Path(argument).read_text()), argument)
+            train_frame_tokenizer(config, open_dataset(config.data))
             continue
         path, _, missing = argument.partition(":")
 

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cogvideo.data.reading import fit
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.recording import Recording, record
 from cogvideo.explore.silence import Silent, silenced
@@ -106,21 +107,22 @@ def scenes(
 
 
 def clip_scene(pipe: Pipeline, prompt: str, frames: np.ndarray, *, seconds: float = 4.0) -> Scene:
-    """A clip that was not generated here, uint8 [T,H,W,3], as key frames of stage 1.
+    """A clip that was not generated here, uint8 [T,H,W,3] of any size, as key frames of stage 1.
 
-    Its frames are thinned out to as many as a sequence has. seconds: how long the clip lasts.
+    Its frames are thinned out to as many as a sequence has, scaled and cropped as tokenizing does. seconds:
+    how long the clip lasts.
     """
     c = pipe.stage1.config
     pipe._spans([prompt], seconds)
     black = torch.zeros(1, 1, c.frame_tokens, dtype=torch.int64, device=pipe.device)
     height, width = pipe.pixels(black).shape[2:4]
-    if frames.ndim != 4 or frames.shape[1:] != (height, width, 3) or len(frames) < c.num_frames:
+    if frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < c.num_frames:
         raise CogVideoError(
-            f"The clip has frames of {list(frames.shape)}, but these weights look at {c.num_frames} or more "
-            f"of {width} x {height} pixels: scale it, or generate it without enlarging."
+            f"The clip is {list(frames.shape)}, but these weights look at {c.num_frames} or more frames: "
+            "give a longer one."
         )
     chosen = np.linspace(0, len(frames) - 1, c.num_frames).round().astype(int)
-    tokens = pipe.tokens(frames[None, chosen])[0]
+    tokens = pipe.tokens(fit(frames[chosen], height, width)[None])[0]
     return _scene(pipe, "The clip as key frames", prompt, f"{seconds:g} s", tokens, seconds, 0)
 
 
@@ -130,8 +132,8 @@ def seen_by(scene: Scene, pipe: Pipeline, name: str) -> Scene:
     Raises: CogVideoError where its words, tokens or sizes are others.
     """
     model = pipe.stage1 if scene.stage == "stage 1" else pipe.stage2
-    ids = torch.tensor(pipe.text.encode_prompt(scene.prompt, scene.span))
-    if model.config != scene.model.config or not torch.equal(ids, scene.text_ids.cpu()):
+    ids = pipe._text([scene.prompt], [scene.span], pipe.sampling.key_frame_suffix)[0][0]
+    if model.config != scene.model.config or ids.tolist() != scene.text_ids.tolist():
         raise CogVideoError(f"{name} has another geometry or other words: compare models of one kind.")
     return replace(scene, title=f"{scene.title}, seen by {name}", model=model, pipe=pipe)
 

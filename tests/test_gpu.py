@@ -1,0 +1,370 @@
+"""What runs on a GPU, on a pretended one: the CPU's tokens, and nothing of what makes CUDA slow or wrong.
+
+Checks have a twin that breaks what they guard, and must notice.
+"""
+
+import contextlib
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from pretended import Mixed, PretendedGpu, Refused
+from torch import nn
+
+from cogvideo.config import ModelConfig
+from cogvideo.evaluation.i3d import I3D
+from cogvideo.model.strategies import ClusterStrategy, TopKStrategy, TopPStrategy, draw
+from cogvideo.model.transformer import CogVideoTransformer
+from cogvideo.runtime.device import wide_type
+from cogvideo.runtime.offload import StreamedBlocks
+from cogvideo.sampling import cuda
+from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.halving import halving
+from cogvideo.sampling.pipeline import Pipeline
+from cogvideo.superres import IterativeConfig, IterativeSuperResolution
+from cogvideo.tokenizers.frames import FrameTokenizer
+from cogvideo.tokenizers.hvqvae import HVQVAE
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="pretends on CPU builds of torch")
+
+SMALL = ModelConfig(
+    num_layers=2, hidden_size=16, num_heads=2, frame_height=4, frame_width=4, num_frames=5, text_length=8,
+    first_frame_position=8, image_tokens=24, vocab_size=40, begin_of_image=39, base_positions=24,
+    extra_positions=64, temporal=True,
+)  # fmt: skip
+PER_LAYER = 16  # kernels of a captured step, one position
+MORE = 2  # with several: each layer copies its queries and its biases of the spatial channel
+OUTSIDE = 12  # kernels of a captured step outside of its layers
+DRAWS = 45  # kernels and launches of a step outside of its graph
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(cuda, "BUCKET", 32)  # several in a small model
+    yield
+    cuda.release()
+
+
+def small(order="sequential", window=None, layers=2, dtype=torch.float32) -> CogVideoTransformer:
+    config = SMALL.__class__(**{**vars(SMALL), "order": order, "window": window, "num_layers": layers})
+    model = CogVideoTransformer(config).initialize(0)
+    with torch.no_grad():
+        for block in model.blocks:
+            assert block.gate is not None
+            block.gate.normal_(generator=torch.Generator().manual_seed(1))
+    return model.to(dtype)
+
+
+def decode(model, device, *, wavefront=False, strategy=None, ticks=None, clips=2, text=5):
+    """Tokens of a stage, on the CPU; one random stream a clip."""
+    config = model.config
+    model = model.to(device)
+    known = torch.randint(24, (clips, 3, 16), generator=torch.Generator().manual_seed(1)).to(device)
+    ids = torch.arange(24, 24 + text)[None].to(device)
+    settings = {
+        "strategy": strategy or TopKStrategy(top_k=5), "guidance_ids": ids[:, :3], "wavefront": wavefront,
+        "generator": [torch.Generator(device).manual_seed(i) for i in range(clips)], "progress": ticks,
+    }  # fmt: skip
+    if config.order == "sequential":
+        return generate_key_frames(model, ids, known[:, :1], num_frames=3, **settings).cpu()
+    return interpolate_frames(model, ids, known, **settings).cpu()
+
+
+def clusters():
+    return ClusterStrategy(np.arange(24) % 6, temperature=1.0, top_k=3, temperature2=0.9)
+
+
+KINDS = [("sequential", None, False), ("interpolation", 2, False), ("interpolation", 2, True)]
+
+
+@pytest.mark.parametrize(("order", "window", "wavefront"), KINDS)
+@pytest.mark.parametrize("make", [TopKStrategy, TopPStrategy, clusters])
+def test_steps_are_replayed_to_the_cpus_tokens_without_a_wait(order, window, wavefront, make):
+    waits, launches = [], []
+    with PretendedGpu() as gpu:
+
+        def tick(_):
+            waits.append(gpu.waits.total())
+            launches.append(gpu.launches.total())
+
+        made = decode(small(order, window), "cuda", wavefront=wavefront, strategy=make(), ticks=tick)
+    assert torch.equal(made, decode(small(order, window), "cpu", wavefront=wavefront, strategy=make()))
+    assert not np.diff(waits).any(), gpu.waits
+    assert np.median(np.diff(launches)) <= DRAWS * (1 + wavefront)
+    assert not gpu.races and not gpu.unordered and set(gpu.attentions) == {False}
+    assert 1 < len(gpu.captured) <= (8 if wavefront else 4)  # far fewer than steps
+
+
+@pytest.mark.parametrize("waits", [lambda logits: logits.max().item(), lambda logits: logits[logits > 0]])
+def test_a_wait_would_be_seen(waits):
+    ticks = []
+    with PretendedGpu() as gpu:
+
+        def strategy(logits, step):
+            waits(logits)
+            return logits.argmax(-1)
+
+        decode(small(), "cuda", strategy=strategy, ticks=lambda _: ticks.append(gpu.waits.total()))
+    assert np.diff(ticks).all()
+
+
+def test_a_wait_in_a_capture_is_refused(monkeypatch):
+    forward = cuda.JoinedBlock.merge
+    monkeypatch.setattr(
+        cuda.JoinedBlock, "merge", lambda self, a, b: forward(self, a, b) * (a.sum().item() * 0 + 1)
+    )
+    with PretendedGpu(), pytest.warns(UserWarning, match="could not be captured .*item"):
+        decode(small(), "cuda")
+
+
+def test_tensors_of_both_devices_are_refused():
+    with PretendedGpu():
+        a, b = torch.ones(2).to("cuda"), torch.ones(2)
+        with pytest.raises(Mixed):
+            torch.add(a, b)
+        with pytest.raises(Mixed):
+            torch.rand(2, device="cuda", generator=torch.Generator())
+        with pytest.raises(Refused):
+            a.numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wavefront", [False, True])
+def test_a_captured_step_of_48_layers_has_few_kernels(wavefront, dtype):
+    most = PER_LAYER + MORE * wavefront
+    model = small("interpolation" if wavefront else "sequential", 2 if wavefront else None, 48, dtype)
+    with PretendedGpu() as gpu:
+        some_steps(model, wavefront=wavefront)
+        assert max(gpu.captured) <= 48 * most + OUTSIDE, (max(gpu.captured), gpu.launches.most_common(20))
+        assert not any("padded" in name for name, _ in gpu.launches)
+
+
+class Enough(Exception):
+    pass
+
+
+def some_steps(model, wavefront=False):
+    """Until the captured step of all positions at once."""
+
+    def tick(count):
+        if count > wavefront:
+            raise Enough
+
+    with pytest.raises(Enough):
+        decode(model, "cuda", wavefront=wavefront, ticks=tick)
+
+
+@pytest.mark.parametrize("broken", ["blocks", "text"])
+def test_more_kernels_would_be_seen(monkeypatch, broken):
+    """Without joined blocks; with biases whose rows are not aligned."""
+    if broken == "blocks":
+        monkeypatch.setattr(cuda.JoinedBlock, "of", lambda block: None)
+    else:
+        monkeypatch.setattr("cogvideo.sampling.decode.TEXT_MULTIPLE", 1)
+    with PretendedGpu() as gpu:
+        some_steps(small(layers=48))
+    assert max(gpu.captured) > 48 * PER_LAYER + OUTSIDE
+
+
+def test_graphs_stay_with_the_model_and_go_with_it():
+    model = small()
+    with PretendedGpu() as gpu:
+        decode(model, "cuda")
+        first = len(gpu.captured)
+        other = decode(model, "cuda", text=7)
+        assert len(gpu.captured) == first, "a text of another length is served by the same graphs"
+        assert torch.equal(other, decode(small(), "cpu", text=7))
+        kept = weakref.ref(cuda._KEPT[model].view.blocks[0].qkv)
+        del model
+        gc.collect()
+        assert kept() is None and not cuda._KEPT
+
+
+def test_memory_that_runs_out_in_a_capture_halves_the_batch(monkeypatch):
+    captured = cuda.StaticSteps._captured
+
+    def tight(self, step):
+        if len(self.decoding.tokens) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return captured(self, step)
+
+    monkeypatch.setattr(cuda.StaticSteps, "_captured", tight)
+    ids = torch.arange(24, 28).expand(4, -1)
+
+    def make(device, part):
+        streams = [torch.Generator(device).manual_seed(i) for i in range(4)][part]
+        text = ids[part].to(device)
+        return list(
+            generate_first_frame(model, text, strategy=TopKStrategy(top_k=5), generator=streams).cpu()
+        )
+
+    model = small()
+    want = make("cpu", slice(0, 4))
+    model = small()
+    with PretendedGpu(), pytest.warns(UserWarning, match="for 4 clips at once: going on with 2"):
+        model = model.to("cuda")
+        made = halving(lambda part: make("cuda", part), 4, release=cuda.release)
+    assert torch.equal(torch.stack(made), torch.stack(want))
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no capture today")
+
+    with PretendedGpu() as gpu:
+        monkeypatch.setattr(cuda.StaticSteps, "_captured", failing_inside(cuda.StaticSteps._captured, fail))
+        with pytest.warns(UserWarning, match="no capture today"):
+            made = decode(small(), "cuda")
+        assert len(gpu.streams) == 1
+    assert torch.equal(made, decode(small(), "cpu"))
+
+
+def failing_inside(captured, fail):
+    """The step fails once a graph is recorded."""
+
+    def run(self, step):
+        logits, calls = self.decoding.logits, []
+
+        def third(*arguments):
+            calls.append(1)
+            return fail() if len(calls) > cuda.WARM_UPS else logits(*arguments)
+
+        self.decoding.logits = third
+        try:
+            return captured(self, step)
+        finally:
+            del self.decoding.logits
+
+    return run
+
+
+@pytest.mark.parametrize("make", [TopKStrategy, TopPStrategy, clusters])
+def test_draws_add_in_one_order(make):
+    """Of one clip, too, whose single row CUDA would add in parts."""
+    with PretendedGpu() as gpu:
+        draw(make(), torch.randn(1, 24).to("cuda"), 0, torch.Generator("cuda").manual_seed(0))
+    assert not gpu.unordered
+
+
+def test_another_order_would_be_seen(monkeypatch):
+    monkeypatch.setattr("cogvideo.model.strategies.running_sums", lambda p: p.cumsum(-1))
+    with PretendedGpu() as gpu:
+        draw(TopKStrategy(), torch.randn(1, 24).to("cuda"), 0)
+        torch.zeros(3).to("cuda").scatter_add_(0, torch.tensor([1, 1]).to("cuda"), torch.ones(2).to("cuda"))
+    assert {name for name, _ in gpu.unordered} == {"cumsum", "scatter_add_"}
+
+
+PROMPT = ["a lion is drinking water"]
+
+
+def demo(device, whole=True, **load):
+    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and one between, too."""
+    pipe = Pipeline.from_pretrained("demo", device=device, **load)
+    first = pipe.first_frame_tokens(PROMPT, 0)
+    large = pipe.upsample(first[:, None], PROMPT, 0)
+    made = [first, large, pipe.tokens(pipe.pixels(large))]
+    if whole:
+        keys = pipe.later_key_frame_tokens(first[:, None].repeat(1, 4, 1), PROMPT, 4.0, 0)
+        made += [keys, pipe.interpolate_once(keys[:, 2:], PROMPT, 2.0, 1, 0)]
+    return [t.cpu() for t in made]
+
+
+@pytest.fixture(scope="module")
+def of_the_cpu():
+    return demo("cpu")
+
+
+@pytest.mark.parametrize(("offload", "whole"), [("none", True), ("stages", False), ("layers", False)])
+def test_the_demo_gives_the_cpus_tokens(of_the_cpu, offload, whole):
+    with PretendedGpu() as gpu:
+        made = demo("cuda", whole, offload=offload)
+    assert all(map(torch.equal, made, of_the_cpu))
+    assert not gpu.races and not gpu.unordered and bool(gpu.captured) == (offload != "layers")
+
+
+@pytest.mark.parametrize(("dtype", "offload"), [("bf16", "none"), ("fp16", "stages"), ("int8", "layers")])
+def test_the_demo_in_other_types(of_the_cpu, dtype, offload):
+    with PretendedGpu() as gpu:
+        first, *_ = demo("cuda", False, dtype=dtype, offload=offload)
+    assert not gpu.races and not gpu.unordered
+    same = float((first == of_the_cpu[0]).float().mean())
+    assert same > 0.5, same  # rounding turns some tokens, and those after them follow
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_streamed_blocks_have_no_races(careless, monkeypatch):
+    """Also where a pass breaks off and the memory is given to others; without a wait there are some."""
+    if careless:
+        monkeypatch.setattr("pretended.Stream.wait_stream", lambda self, other: None)
+    with PretendedGpu() as gpu:
+        blocks = StreamedBlocks(nn.ModuleList(nn.Linear(8, 8) for _ in range(5)), torch.device("cuda"))
+        x = torch.ones(1, 8).to("cuda")
+        for stop in (9, 2, 9, 0):
+            blocks.load()
+            rooms = list(blocks.rooms)
+            for index, block in enumerate(blocks):
+                block(x)
+                if index == stop:
+                    break
+            blocks.unload()
+            for room in rooms:
+                room.zero_()
+    assert bool(gpu.races) == careless, gpu.races
+
+
+def test_iterative_super_resolution_waits_for_nothing_inside():
+    config = IterativeConfig(
+        num_layers=1, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19,
+        height=6, width=6, text_slots=3, base_positions=3,
+    )  # fmt: skip
+    model = IterativeSuperResolution.from_config(config)
+    text, tokens = torch.tensor([[11, 12, 13]] * 2), torch.randint(10, (2, 36))
+    waits = []
+
+    def run(device, note):
+        def strategy(logits, step):
+            note()
+            return logits.argmax(-1)
+
+        return model.to(device)(text.to(device), tokens.to(device), strategy=strategy).cpu()
+
+    want = run("cpu", lambda: None)
+    with PretendedGpu() as gpu:
+        made = run("cuda", lambda: waits.append(gpu.waits.total()))
+    assert torch.equal(made, want) and len(waits) == 12 and len(set(waits[2:])) == 1, gpu.waits
+
+
+@pytest.mark.parametrize("careless", [False, True])
+def test_i3d_and_the_frame_encoder_do_not_round(careless, monkeypatch):
+    if careless:
+        for module in ("evaluation.i3d", "tokenizers.frames"):
+            monkeypatch.setattr(f"cogvideo.{module}.full_precision", lambda weight: contextlib.nullcontext())
+    network = I3D()
+    network.stages = nn.Sequential(nn.Conv3d(3, 1024, 1, stride=(1, 56, 56)))
+    frames = FrameTokenizer(HVQVAE(8, 4, 32, (1,), ((1,),)))
+    video, picture = torch.zeros(1, 3, 9, 224, 224), torch.zeros(1, 3, 4, 4)
+    with PretendedGpu() as gpu, torch.inference_mode():
+        network.to("cuda")(video)
+        frames.to("cuda").encode(picture.to("cuda"), 1)
+    assert set(gpu.convolutions) == {(torch.float32, careless)}
+
+
+@pytest.mark.parametrize(("order", "window"), [("sequential", None), ("interpolation", 2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_training_gives_the_cpus_losses(order, window, dtype, tolerance):
+    text, frames = torch.tensor([[25, 26, 27]] * 2), torch.randint(24, (2, 5, 16))
+    want = small(order, window).frame_losses(text, frames).detach()
+    with PretendedGpu() as gpu, torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
+        made = small(order, window).to("cuda").frame_losses(text.to("cuda"), frames.to("cuda"))
+        assert made.requires_grad
+        torch.testing.assert_close(made.detach().cpu(), want, atol=tolerance, rtol=0)
+    assert set(gpu.attentions) == {False}, "cuDNN's gradients with masks have been wrong"
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_old_gpus_take_fp16(capability, dtype):
+    assert wide_type("cuda") == torch.bfloat16  # planned for, where there is none
+    with PretendedGpu(capability):
+        assert wide_type("cuda") == dtype
