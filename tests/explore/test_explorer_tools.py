@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from copy import copy
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -229,3 +230,13 @@ def test_scenes_of_other_sizes_are_refused():
     model = type(scenes[1].model)(replace(CONFIGS["stage 1"], num_layers=3)).initialize(0)
     with pytest.raises(CogVideoError, match="models of different sizes"):
         explorer.page([scenes[0], replace(scenes[1], model=model)])
+
+
+def test_another_checkpoint_sees_the_same_clip(demo, pipe):  # noqa: F811
+    other = explorer.seen_by(demo[0], pipe, "other")
+    assert other.title == f"{demo[0].title}, seen by other" and other.model is pipe.stage1
+    assert (other.frames == demo[0].frames).all()
+    swapped = copy(pipe)
+    swapped.stage1 = pipe.stage2
+    with pytest.raises(CogVideoError, match="swapped has another geometry or other words"):
+        explorer.seen_by(demo[0], swapped, "swapped")

@@ -132,8 +132,8 @@ def seen_by(scene: Scene, pipe: Pipeline, name: str) -> Scene:
     Raises: CogVideoError where its words, tokens or sizes are others.
     """
     model = pipe.stage1 if scene.stage == "stage 1" else pipe.stage2
-    ids = torch.tensor(pipe.text.encode_prompt(scene.prompt, scene.span))
-    if model.config != scene.model.config or not torch.equal(ids, scene.text_ids.cpu()):
+    ids = pipe._text([scene.prompt], [scene.span], pipe.sampling.key_frame_suffix)[0][0]
+    if model.config != scene.model.config or ids.tolist() != scene.text_ids.tolist():
         raise CogVideoError(f"{name} has another geometry or other words: compare models of one kind.")
     return replace(scene, title=f"{scene.title}, seen by {name}", model=model, pipe=pipe)
 
