@@ -10,6 +10,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,9 @@ def test_damaged_files_are_answered_or_one_sentence(tmp_path, name):
     filename, whole, read = READERS[name]
     content = whole if whole is not None else video_bytes(tmp_path, Path(filename).suffix)
     folder = tmp_path / "fuzzed"
+    (tmp_path / filename).write_bytes(content)
+    with suppress(CogVideoError):
+        read(tmp_path / filename)  # what is imported at the first use is not part of the time
     count, end = 0, time.thread_time() + SECONDS
 
     @settings(

@@ -21,6 +21,7 @@ def test_without_a_gpu_the_plan_is_named(tmp_path):
 def test_rows_that_fail_or_take_too_long_cost_the_others_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (9, 0))
     called = []
 
     def stand_in(call, *, env, timeout, **_):

@@ -64,14 +64,15 @@ def test_sensitivity_has_a_dot_for_each_strength():
         rows += [row(preset, "real", None, 0), row(preset, "generated", None, 1)]
         rows += [row(preset, kind, s, 2 * s) for kind in ("frozen", "noisy") for s in (0.5, 1)]
     figure = plot_sensitivity(Sensitivity(rows, {}))
-    assert [axis.get_title() for axis in figure.axes] == ["paper", "stylegan-v"]
-    for axis in figure.axes:
+    assert [axis.get_title() for axis in figure.axes] == ["paper", "paper", "stylegan-v", "stylegan-v"]
+    for number, axis in enumerate(figure.axes):
+        own = [r for r in rows if r.preset == axis.get_title()]
+        scores = [(r, r.score.mind if number % 2 else r.score.value) for r in own]
         places = np.concatenate([dots.get_offsets() for dots in axis.collections])
-        wanted = [r.score.value for r in rows if r.preset == axis.get_title() and r.strength]
+        wanted = [score for r, score in scores if r.strength]
         assert places[:, 0].tolist() == pytest.approx(wanted) and places[:, 1].tolist() == [0, 0, 1, 1]
-        assert axis.lines[0].get_xdata()[0] == next(
-            r.score.value for r in rows if r.preset == axis.get_title()
-        )
+        assert axis.lines[0].get_xdata()[0] == scores[0][1]  # the floor
+        assert axis.get_xlabel().startswith("MIND" if number % 2 else "FVD")
 
 
 def test_curves_end_at_the_endless_value():
@@ -92,7 +93,9 @@ def test_the_report_is_one_page_with_everything_inside(tmp_path):
     parts = [html.markdown("Some *words*."), html.figure(figure), html.preformatted("card")]
     page = html.write(tmp_path / "r.html", "A score", parts).read_text("utf-8")
     assert "<h1" in page and "A score" in page and "<em>words</em>" in page and "card" in page
-    pictures = re.findall(r'<img alt="distance over[^"]*" src="data:image/svg\+xml;base64,([^"]+)"', page)
+    pictures = re.findall(
+        r'<img alt="distance over[^"]*" style="[^"]*" src="data:image/svg\+xml;base64,([^"]+)"', page
+    )
     assert len(pictures) == 1 and b"<svg" in base64.b64decode(pictures[0])
     assert not re.search(r"<(script|img|link)[^>]+(src|href)=\"?https?:", page)
     assert [file.name for file in tmp_path.iterdir()] == ["r.html"]
