@@ -331,9 +331,7 @@ def test_after_a_stop_the_run_ends_as_if_undisturbed(base, tmp_path, monkeypatch
 def test_a_full_disk_stops_with_a_sentence_and_keeps_the_checkpoint(base, tmp_path, monkeypatch):
     path = stopped(base, tmp_path / "run", monkeypatch)
     kept = (tmp_path / "run/checkpoint.pt").read_bytes()
-    monkeypatch.setattr(
-        "cogvideo.io._probe", lambda folder: None
-    )  # the disk fills up after the start's check
+    monkeypatch.setattr("cogvideo.io._probe", lambda folder: None)  # the disk fills up after the start's check
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (len(kept) // 2, hard)
