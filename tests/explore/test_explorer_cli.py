@@ -15,6 +15,7 @@ def clip(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("always:These weights have never seen the words <rings>:UserWarning")
 def test_writes_one_file(run, tmp_path, clip):
     page = tmp_path / "attention.html"
     options = ["--layers", "1,3", "--heads", "0", "--patch", "2,3,4", "--max-mb", "2", "--clip", clip]

@@ -114,7 +114,7 @@ export function panel(explorer, name, heading, title, ...children) {
 /** The side: one panel, or a few, behind each tab. @param {any} explorer @param {any} p */
 function side(explorer, p) {
   const word = (/** @type {string} */ color, /** @type {string} */ text) => make("b", { className: color }, text);
-  const gates = make("span", {}, "Gate: ", word("cv-blue", "spatial"), " or ", word("cv-red", "temporal"));
+  const gates = make("span", {}, "Gate: ", word("cv-blue", "spatial"), "/", word("cv-red", "temporal"));
   const gateTitle =
     "The learned gate mixes the channels in every dimension: mean share, with the range of the middle 80 % of dimensions as a line";
   const maskTitle =
