@@ -20,7 +20,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say last how to have the browser tests, where they were skipped."""
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "browser" in report.keywords]
+    skipped = [  # a module that was skipped whole has no keywords
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if "browser" in getattr(report, "keywords", ())
+    ]
     if skipped and CHROMIUM is None:
         terminalreporter.section("browser tests")
         terminalreporter.write_line(

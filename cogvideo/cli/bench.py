@@ -11,7 +11,15 @@ from cogvideo.io import check_folder
 app = typer.Typer(name="bench", help="Measure time and memory.", no_args_is_help=True)
 
 RESULTS = Path("reports/benchmarks")
-ReportFile = Annotated[Path, options.output("The report, as JSON; missing folders are made.", check_folder)]
+
+
+def _check_report(path: Path) -> Path:
+    """The path, if it can be written with the folders missing above it; a report of before may be there."""
+    check_folder(path.parent)
+    return path
+
+
+ReportFile = Annotated[Path, options.output("The report, as JSON; missing folders are made.", _check_report)]
 
 
 def _show(report: dict[str, Any], render: Any, path: Path | None) -> None:

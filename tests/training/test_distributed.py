@@ -71,8 +71,8 @@ def runs(tmp_path_factory) -> Path:
         train(config(f"muon-{name}-one", optimizer=muon, **changes))
     write_clips(folder / "clips")
     for name in ("tokenizer-one", "tokenizer"):
-        own = to_dict(config_of(folder / "clips", folder / name))
-        (folder / f"{name}.json").write_text(json.dumps(own))
+        settings = to_dict(config_of(folder / "clips", folder / name))
+        (folder / f"{name}.json").write_text(json.dumps(settings))
     learned = from_dict(FrameTokenizerConfig, json.loads((folder / "tokenizer-one.json").read_text()), "")
     train_frame_tokenizer(learned, open_dataset(learned.data))
     (folder / "faults").mkdir()
