@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, seed: int) -> list[str]:
     At first they change nothing. Raises CogVideoError where peft is missing.
     """
     try:
-        import peft
+        peft = import_module("peft")  # an extra, which type checkers need not have
     except ImportError:
         raise CogVideoError('LoRA needs peft: pip install "cogvideo[small]", or leave lora away.') from None
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=ATTENTION)
@@ -70,8 +71,8 @@ def adamw8(
 ) -> torch.optim.Optimizer:
     """AdamW whose two averages take a byte a weight (Dettmers et al. 2021, by bitsandbytes)."""
     try:
-        from bitsandbytes.optim.adamw import AdamW8bit
+        adamw = import_module("bitsandbytes.optim.adamw")
     except ImportError:
         advice = 'pip install "cogvideo[small]", or set optimizer_bits to 32'
         raise CogVideoError(f"8-bit optimiser states need bitsandbytes: {advice}.") from None
-    return AdamW8bit(parameters, lr, betas, weight_decay=weight_decay)
+    return adamw.AdamW8bit(parameters, lr, betas, weight_decay=weight_decay)
