@@ -127,6 +127,14 @@ def test_the_site_has_every_document_and_every_notebook():
     assert missing <= {"docs/pictures.md", "docs/scale.md"}  # how pictures are made
 
 
+def test_the_site_fetches_nothing():
+    """Its offline plugin adds a script of another server, unless the project brings that one itself."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    own = site["extra"]["polyfills"] + site["extra_css"] + site["extra_javascript"]
+    assert all((ROOT / file).is_file() for file in own) and not site["theme"]["font"]
+    assert "offline" in site["plugins"] and any("iframe-worker" in file for file in own)
+
+
 def test_the_index_of_the_notebooks_is_complete_and_in_order():
     linked = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", (ROOT / "notebooks" / "README.md").read_text("utf-8"))
     assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
