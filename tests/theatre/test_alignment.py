@@ -117,6 +117,14 @@ def test_the_table_names_targets_and_says_what_every_score_means(monkeypatch):
     assert all(damages[kind][score]["rate"] <= 0.2 for kind, scores in DAMAGES.items() for score in scores)
 
 
+def test_spans_that_were_not_trained_are_not_asked_for():
+    found = compare(painter, lossless(), n=8, seed=3, ask=["seen"], spans=[2, 8], progress=False)["seen"]
+    counts = {score: found["model"][score]["n"] for score in ("order", "part")}
+    assert counts == {"order": 4, "part": 2}  # of spans 1, 2, 4, 8 and 4, 2, 1, 0.5 s
+    found = compare(painter, lossless(), n=8, seed=3, ask=["seen"], spans=[8], progress=False)["seen"]
+    assert found["model"]["order"]["n"] == 2 and "part" not in found["model"]
+
+
 def test_a_model_that_mixes_sentences_up_scores_low():
     def mixed(prompts, seconds, seeds):
         return painter(prompts, seconds, seeds).roll(1, 0)
