@@ -48,7 +48,8 @@ def test_there_are_commands():
 def test_a_command_of_the_program_is_parsed(line, tmp_path, monkeypatch):
     """Names, options and the types of their values; paths need not be there."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "reports" / "benchmarks").mkdir(parents=True)
+    for name in ("benchmarks", "fvd"):  # that the repository has
+        (tmp_path / "reports" / name).mkdir(parents=True)
     words = shlex.split(line)
     command, words = get_command(app), words[words.index("cogvideo") + 1 :]
     context = command.make_context("cogvideo", [], resilient_parsing=True)
@@ -124,6 +125,14 @@ def test_the_site_has_every_document_and_every_notebook():
     wanted = [*(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     missing = {str(page.relative_to(ROOT)) for page in wanted} - set(listed)
     assert missing <= {"docs/pictures.md", "docs/scale.md"}  # how pictures are made
+
+
+def test_the_site_fetches_nothing():
+    """Its offline plugin adds a script of another server, unless the project brings that one itself."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    own = site["extra"]["polyfills"] + site["extra_css"] + site["extra_javascript"]
+    assert all((ROOT / file).is_file() for file in own) and not site["theme"]["font"]
+    assert "offline" in site["plugins"] and any("iframe-worker" in file for file in own)
 
 
 def test_the_index_of_the_notebooks_is_complete_and_in_order():
