@@ -178,7 +178,7 @@ def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)  # all layers of a step have the same
 def _bags(n: int, room: int, keys: int) -> tuple[Tensor, Tensor]:
-    """Row numbers [n*keys] of n heads' keys in a table with room for so many a head; where each head begins."""
+    """Row numbers [n*keys] of n heads' keys in a table with room for `room` each; where each head begins."""
     heads, own = torch.arange(n, dtype=torch.int32), torch.arange(keys, dtype=torch.int32)
     return (heads[:, None] * room + own).flatten(), heads * keys
 
