@@ -158,7 +158,9 @@ def full_size(
 @app.command()
 def gpu_table(
     minutes: Annotated[float, typer.Option(help="What is not done by then is left out.")] = 9.5,
-    output: Annotated[Path, options.output("The folder of the table and the reports.")] = RESULTS / "gpu",
+    output: Annotated[
+        Path, options.output("The folder of the table and the reports.", check_folder)
+    ] = RESULTS / "gpu",
 ) -> None:
     """Measure steps, clips, training, offloading on a GPU."""
     from cogvideo.benchmarks.gpu_table import run

@@ -45,7 +45,7 @@ def make_theatre(
 @app.command()
 def cut(
     source: Annotated[str, typer.Argument(help="A folder of videos, or any data set of video files.")],
-    out: Annotated[Path, typer.Argument(help="The folder of the pieces and their captions.csv.")],
+    out: Annotated[Path, folder("The folder of the pieces and their captions.csv.")],
     seconds: Annotated[float, typer.Option(help="Length of a piece.")] = 1.0,
     moment: Annotated[
         float | None, typer.Option(help="Seconds that are held out together; by default 5/4 of a piece.")

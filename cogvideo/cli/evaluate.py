@@ -49,7 +49,7 @@ def _settings(n: int | None, seed: int, device: str, output: Path | None, i3d: P
 def alignment(
     weights: Weights = "demo",
     n: Annotated[int, typer.Option("-n", help="Prompts of each kind.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the prompts.")] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     guidance: Guidance = None,
     output: Report = None,
@@ -72,12 +72,10 @@ def attention(
     from tqdm import tqdm
 
     from cogvideo.data.sources import open_dataset
-    from cogvideo.data.video import check_place
     from cogvideo.explore.averages import attention_averages
     from cogvideo.io import write_whole
     from cogvideo.sampling.pipeline import Pipeline
 
-    check_place(output)  # now, not after the work
     found = tqdm(open_dataset(clips).clips, desc="attention", unit="clip")
     table = attention_averages(Pipeline.from_pretrained(weights, device=device), found, by.split(","))
     typer.echo(f"{write_whole(output, table.to_csv(index=False))}: {len(table)} rows")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogvideo.cli.options import Device, Seconds, Seed, Weights, numbers, output
+from cogvideo.cli.options import Device, OtherSeed, Seconds, Seed, Weights, numbers, output
 
 
 def explore(
@@ -23,7 +23,7 @@ def explore(
     patch: Annotated[str | None, typer.Option(help="FRAME,ROW,COLUMN, from 0, selected at first.")] = None,
     max_mb: Annotated[float, typer.Option(help="Largest size of the file in MB.")] = 10.0,
     other_prompt: Annotated[str | None, typer.Option(help="Another sentence, side by side.")] = None,
-    other_seed: Annotated[int | None, typer.Option(help="Another seed, likewise.")] = None,
+    other_seed: OtherSeed = None,
     other_weights: Annotated[str | None, typer.Option(help="Other weights over the same clips.")] = None,
     device: Device = "auto",
 ) -> None:

@@ -20,9 +20,9 @@ def output(help: str, check: Callable[[Path], Path] = check_place):
     return typer.Option("-o", "--output", help=help, callback=_unless_missing(check))
 
 
-def folder(help: str):
+def folder(help: str, metavar: str | None = None):
     """The argument for the folder that a command makes or fills; tried likewise."""
-    return typer.Argument(help=help, callback=_unless_missing(check_folder))
+    return typer.Argument(help=help, metavar=metavar, callback=_unless_missing(check_folder))
 
 
 def _unless_missing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -44,6 +44,9 @@ BeginOfImage = Annotated[int, typer.Option(help="Begin-of-image id of a released
 Seconds = Annotated[float, typer.Option(help="Length of a clip; the demo knows 0.5, 1, 2, 4 and 8.")]
 Seed = Annotated[
     int, typer.Option(help="The same seed on the same device gives the same result.", callback=check_seed)
+]
+OtherSeed = Annotated[
+    int | None, typer.Option(help="Another seed, side by side.", callback=_unless_missing(check_seed))
 ]
 Guidance = Annotated[
     float | None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cogvideo.cli.options import folder
+
 app = typer.Typer(name="sweep", help="Run a notebook over a grid of parameters.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Such as reports/sweeps/smoke.yaml.")]
@@ -33,12 +35,12 @@ def status(file: File) -> None:
 
 @app.command()
 def keep(
-    file: File, folder: Annotated[Path, typer.Argument(help="Where NAME.csv and NAME/ are written.")]
+    file: File, out: Annotated[Path, folder("Where NAME.csv and NAME/ are written.", metavar="FOLDER")]
 ) -> None:
     """Copy what a report shows out of the runs. Table and clips: `cogvideo report` takes NAME.csv."""
     from cogvideo.reports.results import keep
 
-    typer.echo(str(keep(file, folder)))
+    typer.echo(str(keep(file, out)))
 
 
 @app.command()

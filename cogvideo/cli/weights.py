@@ -43,7 +43,7 @@ def inspect(
 
 @app.command()
 def assemble(
-    output: Annotated[Path, typer.Argument(metavar="NEW", help="The pipeline folder to make.")],
+    output: Annotated[Path, folder("The pipeline folder to make.", metavar="NEW")],
     places: Annotated[
         list[str],
         typer.Argument(

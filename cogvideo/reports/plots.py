@@ -91,8 +91,9 @@ def _panels(count: int, lines: int, *, width: float = 3.2, sharey: bool = True) 
     rows = -(-count // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, rows * (0.9 + 0.3 * lines)), squeeze=False, sharey=sharey,
-        layout="constrained", facecolor="white",
+        facecolor="white",
     )  # fmt: skip
+    figure.set_layout_engine("constrained", h_pad=0.1)  # inches: titles keep off the axis above them
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])

@@ -113,7 +113,8 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
     """The same after Holm over all comparisons of one metric: p values, and intervals that agree with them.
 
     Holm tests the k-th smallest of m values of p at 5 % / (m - k + 1) and stops at the first that fails.
-    Intervals have that confidence, those of comparisons that fail that of the first.
+    Intervals have that confidence, those of comparisons that fail that of the first. Equal values of p share
+    the strictest.
     """
     new = list(found)
     for metric in {d.metric for d in found}:
@@ -121,7 +122,8 @@ def corrected(found: Sequence[Difference]) -> list[Difference]:
         p = holm([found[i].p for i in rows])
         passed = sum(value < 1 - CONFIDENCE for value in p)
         for k, i in enumerate(rows):
-            confidence = 1 - (1 - CONFIDENCE) / (len(rows) - min(k, passed))
+            smaller = sum(found[j].p < found[i].p for j in rows)
+            confidence = 1 - (1 - CONFIDENCE) / (len(rows) - min(smaller, passed))
             new[i] = replace(_widened(found[i], confidence), p=p[k])
     return new
 

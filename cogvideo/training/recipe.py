@@ -159,7 +159,8 @@ class Recipe:
             gain = {"test_loss": loss, "unigram_loss": guessing, "below_unigram": 1 - loss / guessing}
             distributed.first_only(partial(_note, folder / "scores.json", gain))
         scores = read_json(folder / "scores.json")
-        gained = f"{scores['below_unigram']:.0%} under guessing by the tokens' frequencies"
+        gain = scores["below_unigram"]
+        gained = f"{abs(gain):.0%} {'under' if gain > 0 else 'over'} guessing by the tokens' frequencies"
         self._say(f"{part}: {scores['test_loss']:.3f} nats a token on held-out clips, {gained}")
 
     def _tokens(self, part: str) -> Path:

@@ -95,7 +95,6 @@ def test_completion(run, monkeypatch):
         ["paint", "x"],
         ["generate", PROMPT, "--seconds", "long"],
         ["data", "make-theatre", "x"],
-        ["evaluate", "alignment", "--seed", -1],
         ["evaluate", "kinetics", "x", "--weights", "demo", "--overlap", 5],
     ],
 )

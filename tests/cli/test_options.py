@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from cli.test_app import PROMPT, assert_one_sentence
+from typer.main import get_command
 
 from cogvideo.cli import options
+from cogvideo.cli.app import app
 from cogvideo.errors import CogVideoError
 
 # Whatever a command writes to is OUT in these, and they ask for as little work as they can.
@@ -20,15 +22,46 @@ WRITERS = {
     "report": ["report", "--weights", "demo", "-o", "OUT/report.html"],
     "train": ["train", "demo.yaml", "--set", "run_dir=OUT/run"],
     "make-theatre": ["data", "make-theatre", "OUT/theatre", "--clips", 1],
+    "cut": ["data", "cut", "absent", "OUT/pieces"],
     "inspect": ["data", "inspect", "theatre:train?clips=1", "-o", "OUT/sheet.png"],
     "tokenize": ["data", "tokenize", "theatre:train?clips=1", "OUT/tokens"],
     "alignment": ["evaluate", "alignment", "-n", 1, "-o", "OUT/result.json"],
     "fvd": ["evaluate", "fvd", "theatre:seen", "demo", "-n", 2, "-o", "OUT/result.json"],
+    "attention": ["evaluate", "attention", "theatre:test?clips=1", "-o", "OUT/attention.csv"],
+    "sensitivity": ["evaluate", "sensitivity", "theatre:seen", "-n", 2, "-o", "OUT/result.json"],
+    "is": ["evaluate", "is", "absent", "--c3d", "absent", "-o", "OUT/result.json"],
+    "clipsim": ["evaluate", "clipsim", "absent", "--clip", "absent", "-o", "OUT/result.json"],
+    "ucf101": ["evaluate", "ucf101", "absent", "demo", "-o", "OUT/result.json"],
+    "kinetics": ["evaluate", "kinetics", "absent", "demo", "-o", "OUT/result.json"],
     "sweep": ["sweep", "run", "OUT/sweeps/small.yaml"],
-    "weights": ["weights", "convert", "absent", "OUT/converted"],
-    "bench": ["bench", "sampler", "-o", "OUT/sampler.json"],
+    "sweep keep": ["sweep", "keep", "OUT/sweeps/small.yaml", "OUT/kept"],
+    "convert": ["weights", "convert", "absent", "OUT/converted"],
+    "assemble": ["weights", "assemble", "OUT/assembled", "demo"],
+    "sampler": ["bench", "sampler", "-o", "OUT/sampler.json"],
+    "bench train": ["bench", "train", "-o", "OUT/train.json"],
+    "superres": ["bench", "superres", "-o", "OUT/superres.json"],
+    "bench i3d": ["bench", "i3d", "-o", "OUT/i3d.json"],
+    "full-size": ["bench", "full-size", "-o", "OUT/full_size.json"],
+    "gpu-table": ["bench", "gpu-table", "-o", "OUT/gpu"],
     "make-checkpoint": ["bench", "make-checkpoint", "OUT/checkpoint", "--layers", 1, "--width", 64],
 }
+
+
+# Every command, by its words.
+def below(command, words=()):
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from below(inner, (*words, name))
+
+
+COMMANDS = {words: command for words, command in below(get_command(app)) if not hasattr(command, "commands")}
+SEEDS = [
+    (words, option)
+    for words, command in COMMANDS.items()
+    for parameter in command.params
+    for option in parameter.opts
+    if option in ("--seed", "--other-seed")
+]
 
 
 @pytest.fixture
@@ -80,11 +113,27 @@ def test_a_cache_that_cannot_be_written(run, tmp_path, monkeypatch, arguments):
     assert_one_sentence(run(*arguments), str(tmp_path / "file" / "cache"), "COGVIDEO_CACHE")
 
 
-@pytest.mark.parametrize("seed", [2**63, -1, 10**30])
-@pytest.mark.parametrize("command", ["generate x", "explore x", "evaluate fvd a b", "bench sampler"])
-def test_seeds_beyond_64_bits(run, tmp_path, monkeypatch, command, seed):
+def test_every_command_that_writes_is_tried():
+    """What a command writes to is its --output, or an argument of these names."""
+    writes = {
+        words
+        for words, command in COMMANDS.items()
+        if any({"--output", "out", "target", "output"} & {*p.opts, p.name} for p in command.params)
+    }
+    assert len(writes) > 20
+    assert not writes - {tuple(map(str, words[: len(one)])) for words in WRITERS.values() for one in writes}
+
+
+@pytest.mark.parametrize(
+    "words, option", SEEDS, ids=lambda one: one if isinstance(one, str) else "-".join(one)
+)
+def test_seeds_beyond_64_bits(run, tmp_path, monkeypatch, words, option):
+    """Everywhere that a seed is taken, whatever else is given."""
     monkeypatch.chdir(tmp_path)
-    assert_one_sentence(run(*command.split(), "--seed", seed), str(seed), "2**63 - 1")
+    wanted = [p for p in COMMANDS[words].params if p.required]
+    others = [word for p in wanted for word in (*p.opts[: p.param_type_name == "option"], "x")]
+    for seed in (2**63, -1, 10**30):
+        assert_one_sentence(run(*words, option, seed, *others), str(seed), "2**63 - 1")
 
 
 @pytest.mark.parametrize("guidance", ["nan", "inf", "-inf"])
