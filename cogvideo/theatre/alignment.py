@@ -64,14 +64,14 @@ def compare(
     n: int = 200,
     seed: int = 0,
     ask: Sequence[str] = GROUPS,
-    spans: Sequence[float] | None = None,
+    keep: Callable[[Questions], np.ndarray] | None = None,
     progress: bool = True,
 ) -> dict:
     """Score a model, the tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
 
     generate makes key frames; whole makes interpolated clips, of which the first and every so many are the
-    key frames of whole actions (without it, whole clips are not scored). spans: seconds of
-    the questions, by default all.
+    key frames of whole actions (without it, whole clips are not scored). keep: which of
+    some questions are asked [n], by default all.
 
     Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}},
     "damages": {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by"
@@ -82,8 +82,8 @@ def compare(
         result[group] = found = {source: {} for source in SOURCES} | {"by": {}}
         for part in (False, True):
             asked = draw_questions(n, seed, parts=part, group=group)
-            if spans is not None:
-                asked = asked[np.isin(asked.spans, spans)]
+            if keep:
+                asked = asked[keep(asked)]
             done = 0
             for some in _batches(asked, whole=whole is not None and not part):
                 if progress:
@@ -203,6 +203,8 @@ def evaluate(
     seed: int = 0,
     *,
     guidance: float | None = None,
+    groups: Sequence[str] = GROUPS,
+    language: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     device: str = "auto",
@@ -213,12 +215,19 @@ def evaluate(
 
     weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the
     pipeline's own.
+    groups: of GROUPS. language: "en" or "zh", by default half of each. Spans that the weights were not
+    trained for are left out.
     out: a JSON file.
 
-    Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
+    Raises: CogVideoError for unknown groups and languages, unknown or damaged weights, an n below 1 and an
+    `out` that cannot be written.
     """
     if n < 1:
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
+    if unknown := set(groups) - set(GROUPS):
+        raise CogVideoError(f"Group {min(unknown)!r} is unknown: choose of {', '.join(GROUPS)}.")
+    if language not in (None, "en", "zh"):
+        raise CogVideoError(f"Language {language!r} is unknown: choose en or zh.")
     if out:
         check_place(out)
     from cogvideo.sampling.pipeline import Pipeline
@@ -230,9 +239,14 @@ def evaluate(
     spans, whole = pipe.sampling.spans, whole_clips(pipe)
     if left := sorted(set(SPANS) - set(spans)):
         print(f"Not asked: {', '.join(f'{span:g}' for span in left)} s, not trained.", file=sys.stderr)
+
+    def keep(asked: Questions) -> np.ndarray:
+        return np.isin(asked.spans, spans) & np.isin(asked.languages, language or ["en", "zh"])
+
     result = compare(
-        pipe.key_frames, pipe.frames, whole=whole, n=n, seed=seed, spans=spans, progress=progress
-    )
+        pipe.key_frames, pipe.frames,
+        whole=whole, n=n, seed=seed, ask=groups, keep=keep, progress=progress,
+    )  # fmt: skip
     result["settings"] = {
         "weights": str(weights),
         "sha256": weights_hash(weights_folder(weights)),
