@@ -90,7 +90,7 @@ def defaults(clips: int, gpu: bool) -> dict[str, Any]:
             "model": size, "frame_side": 8, "dtype": "fp32", "recompute": False,
             # Minutes are too few for sharp edges: the losses are those that PSNR rises with.
             "frames": {
-                "gradient": 0.25, "squared": 10.0,
+                "network": {"codes": 2048}, "gradient": 0.25, "squared": 10.0,
                 "optimizer": network | {"steps": steps(2000, 6, 8000)},
             },
             "image": muon | {"steps": steps(300, 4, 6000)}, "stage1": muon | {"steps": steps(400, 4, 6000)},
