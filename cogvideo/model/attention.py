@@ -11,6 +11,7 @@ Shapes: B clips, H heads, L text tokens, T frames, N tokens a frame, P = T * N p
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -151,10 +152,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | Non
     # With a few queries on a CPU, torch would first copy all keys to scale them: as costly as the attention.
     # Flattening copies nothing where heads and rows follow each other in memory.
     q, k, v = q.flatten(0, -3), k.flatten(0, -3), v.flatten(0, -3)
-    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=shape[-1] ** -0.5)
-    if bias is not None:
-        scores = (scores.view(*shape[:-1], k.shape[1]) + bias).flatten(0, -3)
-    return torch.bmm(scores.softmax(-1), v).view(shape)
+    # Keys times a column are read a third quicker than a row times transposed keys.
+    one = q.shape[1] == 1
+    left, right = (k, q.transpose(1, 2)) if one else (q, k.transpose(1, 2))
+    scores = torch.baddbmm(q.new_empty(()), left, right, beta=0, alpha=shape[-1] ** -0.5)
+    scores = scores.view(*shape[:-1], k.shape[1])
+    weights = (scores if bias is None else scores + bias).softmax(-1).flatten(0, -3)
+    return (_weighted_sum(weights, v) if one and _is_table(v) else torch.bmm(weights, v)).view(shape)
+
+
+def _is_table(v: Tensor) -> bool:
+    """Do values [n,K,d] lie as rows of a table? Only on x86 is summing them so known to be quicker."""
+    rows = v.stride()[1:] == (v.shape[2], 1) and v.stride(0) % v.shape[2] == 0
+    x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return rows and x86 and v.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
+    """weights [n,1,K] of v [n,K,d] -> [n,d], as bags of embeddings: nearly twice as quick as a product."""
+    n, keys, size = v.shape
+    room = v.stride(0) // size
+    table = v.as_strided(((n - 1) * room + keys, size), (size, 1))
+    return torch.embedding_bag(table, *_bags(n, room, keys), False, 0, False, weights.flatten())[0]
+
+
+@lru_cache(maxsize=8)  # all layers of a step have the same
+def _bags(n: int, room: int, keys: int) -> tuple[Tensor, Tensor]:
+    """Row numbers [n*keys] of n heads' keys in a table with room for `room` each; where each head begins."""
+    heads, own = torch.arange(n, dtype=torch.int32), torch.arange(keys, dtype=torch.int32)
+    return (heads[:, None] * room + own).flatten(), heads * keys
 
 
 def hidden_bias(visible: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cogvideo.config import ModelConfig
 from cogvideo.model import masks
-from cogvideo.model.attention import block_sparse_bias, hidden_bias
+from cogvideo.model.attention import attend, block_sparse_bias, hidden_bias
 from cogvideo.model.losses import ROWS, linear_cross_entropy
 from cogvideo.model.transformer import CogVideoTransformer
 
@@ -100,3 +100,22 @@ def test_no_scores_of_all_positions_are_held():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         model.frame_losses(torch.full((1, 64), 60), torch.zeros(1, 5, 400, dtype=torch.long)).mean()
     assert max(sizes) <= 5 * 400 * 464  # the spatial channel's mask; scores of a head would have 2064 * 2064
+
+
+@pytest.mark.parametrize("frames", [None, 1, 3])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_few_queries_on_a_cpu_against_the_formula(frames, queries):
+    """Over a part of a cache, as in decoding: as bags of embeddings without gradients, else as a product."""
+    generator = torch.Generator().manual_seed(0)
+    lead = [2] if frames is None else [2, frames]
+    q = torch.randn(*lead, 4, queries, 8, generator=generator)
+    kv = torch.randn(2, *lead, 4, 40, 8, generator=generator)
+    if frames is not None:  # such caches have the frames first in memory
+        kv = kv.transpose(1, 2).contiguous().transpose(1, 2)
+    k, v = kv.narrow(-2, 0, 23).unbind(0)
+    bias = torch.where(torch.rand(*lead, 1, queries, 23, generator=generator) < 0.3, float("-inf"), 0.0)
+    weights = (q.double() @ k.double().transpose(-1, -2) * 8**-0.5 + bias).softmax(-1)
+    with torch.inference_mode():
+        made = attend(q, k, v, bias)
+    torch.testing.assert_close(made.double(), weights @ v.double(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attend(q, k, v, bias), made, atol=1e-6, rtol=1e-5)
