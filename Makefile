@@ -44,9 +44,10 @@ lint-js:
 	if [ -f $(TSC) ] && command -v node > /dev/null; then node $(TSC) -p cogvideo/explore/explorer/app/tsconfig.json; \
 	else echo "The explorer's JavaScript was not checked: node, or typescript from npm, is missing."; fi
 
-# The notebooks, to be read in the order of their numbers: notebooks/README.md.
+# The notebooks, to be read in the order of their numbers: notebooks/README.md. Other options of Jupyter are given as
+# make lab LAB="--no-browser --allow-root", which a container needs.
 lab: .venv/installed
-	$(BIN)/python -m jupyter lab --notebook-dir=. notebooks/README.md
+	$(BIN)/python -m jupyter lab --notebook-dir=. $(LAB) notebooks/README.md
 
 # What executed notebooks leave out: the stderr of their cells, which is progress bars.
 define WITHOUT_BARS
@@ -60,11 +61,12 @@ for path in sys.argv[1:]:
 endef
 export WITHOUT_BARS
 
-# All of them executed, to be read in a browser: reports/runs/notebooks/*.html.
+# All of them executed, to be read in a browser: reports/runs/notebooks/*.html, which fetch nothing (but the widget of 07).
 notebooks: .venv/installed
 	$(BIN)/python -m jupyter nbconvert --execute --to notebook --output-dir reports/runs/notebooks notebooks/*.ipynb
 	@$(BIN)/python -c "$$WITHOUT_BARS" reports/runs/notebooks/*.ipynb
-	$(BIN)/python -m jupyter nbconvert --to html reports/runs/notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --to html --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= \
+		reports/runs/notebooks/*.ipynb
 	@echo "Open reports/runs/notebooks/*.html"
 
 # docs/ as a site without a network, with the notebooks as `make notebooks` left them. A broken link is an error.

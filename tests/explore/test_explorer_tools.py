@@ -105,6 +105,9 @@ def test_silence_is_that_of_the_knock_outs(demo, page_file):  # noqa: F811
             found = column(table(page, "map"), "silence")
             expected = (token_losses(recording, **changed) - own).flatten()
             np.testing.assert_allclose(found[64:], expected[64:], atol=1e-5)
+            lost = table(page, "silence")
+            assert len({row["silent"] for row in lost}) == 1 and lost[0]["silent"] != "nothing"
+            np.testing.assert_array_equal(column(lost, "nats lost"), found)
 
 
 @pytest.mark.browser
@@ -159,6 +162,14 @@ def test_pictures_addresses_and_heads(demo, page_file):  # noqa: F811
             assert len(list(drawing.iter())) > 20 and "PNG" not in texts
             assert saved(page, name, "PNG").startswith(b"\x89PNG")
         assert "lion" in " ".join(ElementTree.fromstring(saved(page, "words", "SVG")).itertext())
+        grid = table(page, "heads")
+        everywhere = demo[0].record().capture()
+        assert len(grid) == 16 and (grid[13]["layer"], grid[13]["head"]) == ("3", "1")
+        length = len(demo[0].words)
+        expected = everywhere.spatial[:, :, PATCH, :length].sum(-1).flatten()
+        np.testing.assert_allclose(column(grid, "words"), expected, atol=0.02)
+        sums = sum(column(grid, f"frame {frame}") for frame in range(5)) + column(grid, "words")
+        np.testing.assert_allclose(sums, 1, atol=0.02)
         slots = table(page, "words")
         captured = demo[0].record([3]).capture()
         found = column(slots, "spatial")

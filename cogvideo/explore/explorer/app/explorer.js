@@ -57,7 +57,7 @@ export class Explorer {
     this.masks = {};
     /** @type {Record<number, Promise<Tokens>>} */
     this.tokens = {};
-    this.maskDrawn = this.silenceMade = this.glanceMade = this.besideMade = this.anewMade = null;
+    this.maskDrawn = this.silenceMade = this.glanceMade = this.glanced = this.besideMade = this.anewMade = null;
     this.shown = null;
   }
 

@@ -47,6 +47,15 @@ export function tableOf(explorer, name) {
     patch % grid.width,
   ];
   const patches = Array.from({ length: shown.places }, (_, patch) => patch);
+  if (name === "heads") return explorer.glanced ?? []; // null until they are drawn
+  if (name === "silence") {
+    const lost = state.layerOf === "silence" ? patches : [];
+    const silent = explorer.silenceName(state.silence);
+    return [
+      ["silent", "frame", "row", "column", "nats lost"],
+      ...lost.map((one) => [silent, ...place(one), heatOf(explorer, shown, one) ?? ""]),
+    ];
+  }
   if (name === "words")
     return [
       ["slot", "word", ...CHANNELS],
@@ -249,8 +258,10 @@ export function panelButtons(explorer, name, section) {
     });
   const text = (/** @type {string} */ type, /** @type {string} */ content) =>
     `data:${type};charset=utf-8,${encodeURIComponent(content)}`;
-  const buttons = [save("PNG", () => toPng(toSvg(section))), save("SVG", () => text("image/svg+xml", toSvg(section)))];
-  if (!["silence", "heads"].includes(name))
-    buttons.push(save("CSV", () => text("text/csv", csv(tableOf(explorer, name)))));
+  const buttons = [
+    save("PNG", () => toPng(toSvg(section))),
+    save("SVG", () => text("image/svg+xml", toSvg(section))),
+    save("CSV", () => text("text/csv", csv(tableOf(explorer, name)))),
+  ];
   return make("span", { className: "cv-tools", "data-tools": "" }, ...buttons);
 }

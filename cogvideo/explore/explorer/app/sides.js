@@ -120,7 +120,9 @@ export function drawSilence(explorer) {
       make(
         "p",
         { className: "cv-note" },
-        info.live ? "Choose one or more; again, to let it speak." : "Choose one: this page holds the results.",
+        info.live
+          ? "Choose one or more; again, to let it speak."
+          : "Choose one: this page holds the results of each alone, not of several; the notebook's explorer makes those.",
       ),
       ...Object.entries(lines).map(([line, buttons]) =>
         make("div", { className: "cv-line", role: "group", "aria-label": line }, make("span", {}, line), ...buttons),
@@ -193,6 +195,8 @@ export async function drawGlance(explorer) {
   }
   const tiles = [...p.glance.querySelectorAll("button")];
   const { l, n, places, query } = shown;
+  const frames = Array.from({ length: places / n }, (_, frame) => frame);
+  explorer.glanced = [["layer", "head", "words", ...frames.map((frame) => `frame ${frame}`)]];
   rows.forEach((row, layer) =>
     info.heads.forEach((/** @type {number} */ _, /** @type {number} */ head) => {
       const tile = tiles[layer * info.heads.length + head];
@@ -201,6 +205,8 @@ export async function drawGlance(explorer) {
         /** @type {Shown} */ (channel)
       ];
       tile.setAttribute("aria-pressed", String(shown.layer === layer && shown.head === head));
+      const sums = frames.map((frame) => total(reading.keys.subarray(frame * n, (frame + 1) * n)));
+      explorer.glanced.push([info.layers[layer], info.heads[head], total(reading.words), ...sums]);
       tile.title = `Layer ${info.layers[layer]}, head ${info.heads[head]}: ${digits(total(reading.words))} % on words`;
       drawTile(tile.firstChild, explorer, reading);
     }),
