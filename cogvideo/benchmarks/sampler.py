@@ -209,21 +209,22 @@ def wavefront_bound(settings: Settings, frames: int) -> int:
     return settings.side**2 + (frames - 1) * (settings.window * settings.side + settings.window)
 
 
-def attended_positions(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[int]:
+def attended_positions(config: ModelConfig, times: Sequence[int], wavefront: bool) -> list[float]:
     """How many positions' keys and values a row reads in every step, in both channels together.
 
-    The live part of the caches, windows or not: text and the frame so far, and text and all frames so far. In
-    a wavefront each of its frames has a spatial cache, and the temporal cache is read once for all of them.
+    Text and the frame so far; text and what a position sees of all frames so far, on average of even and odd
+    layers: with windows only its own. In a wavefront each of its frames reads that.
     """
     n = config.frame_tokens
-    known = config.num_frames - len(times)
     steps = masks.decoding_steps(config, list(times)) if wavefront else masks.one_by_one_steps(len(times), n)
+    parities = range(2 if config.window else 1)
+    seen = torch.stack([masks.temporal_visible(config, i).sum(-1).double() for i in parities]).mean(0)
+    seen = seen.view(-1, n)[list(times)]
     counts = []
     for step in range(1, int(steps.max()) + 1):
         frames, own = (steps == step).nonzero(as_tuple=True)
         spatial = len(frames) * (TEXT_SLOTS + int(own.max()) + 1)
-        temporal = TEXT_SLOTS + known * n + int((frames * n + own).max()) + 1
-        counts.append(spatial + temporal)
+        counts.append(spatial + len(frames) * TEXT_SLOTS + float(seen[frames, own].sum()))
     return counts
 
 
@@ -310,7 +311,9 @@ def _held(device: torch.device) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _thinned(positions: Sequence[int], seconds: Sequence[float], points: int = 64) -> list[tuple[float, ...]]:
+def _thinned(
+    positions: Sequence[float], seconds: Sequence[float], points: int = 64
+) -> list[tuple[float, ...]]:
     """At most `points` pairs (mean of positions, median ms) of steps that read about as much."""
     ordered = sorted(zip(positions, seconds, strict=True))
     size = -(-len(ordered) // points)

@@ -102,6 +102,9 @@ def _windows_of(t: Tensor, length: int, start: int, end: int, windows: int) -> T
     return torch.cat([text, own], 2)
 
 
+Bias = Tensor | BlockSparseBias
+
+
 def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Tensor) -> BlockSparseBias:
     """The bias of a layer's temporal channel. visible: masks.temporal_visible; text_bias [B,1,1,L]."""
     n = c.frame_tokens
@@ -131,7 +134,7 @@ def block_sparse_bias(c: ModelConfig, layer: int, visible: Tensor, text_bias: Te
     return BlockSparseBias(order, order.argsort(), groups)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockSparseBias | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
     """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
@@ -176,7 +179,7 @@ def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
     return torch.embedding_bag(table, *_bags(n, room, keys), False, 0, False, weights.flatten())[0]
 
 
-@lru_cache(maxsize=8)  # all layers of a step have the same
+@lru_cache(maxsize=16)  # layers of a step share them
 def _bags(n: int, room: int, keys: int) -> tuple[Tensor, Tensor]:
     """Row numbers [n*keys] of n heads' keys in a table with room for `room` each; where each head begins."""
     heads, own = torch.arange(n, dtype=torch.int32), torch.arange(keys, dtype=torch.int32)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cogvideo.model.attention import Bias, attend
+
 
 class CacheWrite(NamedTuple):
     """Where a chunk goes in a cache, and how many of the cache's positions are read with it.
@@ -68,3 +70,7 @@ class KVCache:
             live.scatter_(-2, position[:, None, None, None].expand_as(kv), kv)
         k, v = live.narrow(-2, 0, end).unbind(0)
         return k, v
+
+    def attend(self, q: Tensor, kv: Tensor, bias: Bias, write: CacheWrite | None = None) -> Tensor:
+        """Add a chunk, see `update`, whose queries then attend to what there is -> like q."""
+        return attend(q, *self.update(kv, write), bias)

@@ -22,7 +22,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.errors import CogVideoError
 from cogvideo.model import masks
 from cogvideo.model.attention import (
-    BlockSparseBias,
+    Bias,
     additive_bias,
     attend,
     block_sparse_bias,
@@ -38,8 +38,6 @@ from cogvideo.model.initialization import (
     initialize_weights,
 )
 from cogvideo.model.losses import linear_cross_entropy
-
-Bias = Tensor | BlockSparseBias
 
 
 def split_heads(x: Tensor, parts: list[int], num_heads: int) -> tuple[Tensor, ...]:
@@ -132,12 +130,12 @@ class Block(nn.Module):
         they do.
         """
         q, kv, *later = self.project(self.attention_norm(x), temporal_bias is not None)  # [..,B,F,H,Q,d]
-        spatial = join_heads(attend(q, *memory.spatial.update(kv, write[0]), spatial_bias))
+        spatial = join_heads(memory.spatial.attend(q, kv, spatial_bias, write[0]))
         if temporal_bias is None or memory.temporal is None:
             return self.add_attention(x, self.spatial.dense(spatial))
         q, kv = later
         q, kv = q.transpose(1, 2).flatten(2, 3), kv.transpose(2, 3).flatten(3, 4)  # [..,B,H,F*Q,d]
-        temporal = join_heads(attend(q, *memory.temporal.update(kv, write[1]), temporal_bias))
+        temporal = join_heads(memory.temporal.attend(q, kv, temporal_bias, write[1]))
         return self.add_attention(x, self.merge(spatial, temporal.view(x.shape)))
 
     def with_text(

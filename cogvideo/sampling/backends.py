@@ -10,6 +10,7 @@ from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.sampling.cpu import packed_view
 from cogvideo.sampling.cuda import kept_view, static_steps
 from cogvideo.sampling.steps import Decoding, Step
+from cogvideo.sampling.windows import order_by_window
 
 Backend = Literal["plain", "cpu", "cuda"]
 
@@ -48,5 +49,8 @@ def steps_for(
     if backend == "cuda":
         steps = static_steps(model, decoding, frames, temporal)
         return steps.decoding, steps
-    decoding.allocate(frames, temporal)
+    by_window = backend == "cpu" and bool(model.config.window)
+    decoding.allocate(frames, 0 if by_window else temporal)
+    if by_window:
+        order_by_window(model.config, decoding, temporal)
     return decoding, lambda step: decoding.logits(view, step)

@@ -64,7 +64,7 @@ def test_the_command_writes_what_it_counted(tmp_path):
 
 
 def test_places_that_a_step_reads():
-    """By hand: text, the frame so far; text, all frames so far."""
+    """By hand: text, the frame so far; text, all frames so far, or their windows of 2 x 2 and 1 x 1."""
     config = model_config(TINY, "sequential", None)
     places = attended_positions(config, [1, 2, 3, 4], wavefront=False)
     by_hand = [
@@ -74,8 +74,8 @@ def test_places_that_a_step_reads():
     config = model_config(TINY, "interpolation", 2)
     steps = masks.decoding_steps(config, [1, 3])
     first = attended_positions(config, [1, 3], wavefront=True)
-    assert len(first) == int(steps.max()) and first[0] == 2 * TEXT_SLOTS + 1 + 3 * 16 + 1
-    assert first[-1] == TEXT_SLOTS + 16 + TEXT_SLOTS + 5 * 16  # only the last place of the last frame
+    assert len(first) == int(steps.max()) and first[0] == 2 * TEXT_SLOTS + 1 + (3 * 4 + 1 + 3 * 1 + 1) / 2
+    assert first[-1] == TEXT_SLOTS + 16 + TEXT_SLOTS + (5 * 4 + 5 * 1) / 2  # only the last place
 
 
 def test_fewer_steps_and_other_sizes():
