@@ -27,7 +27,11 @@ from cogvideo.superres import IterativeConfig, IterativeSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 
-pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="pretends on CPU builds of torch")
+pytestmark = [
+    pytest.mark.skipif(torch.version.cuda is not None, reason="pretends on CPU builds of torch"),
+    # host memory that outlives the pretended GPU could not be unlocked
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SMALL = ModelConfig(
     num_layers=2, hidden_size=16, num_heads=2, frame_height=4, frame_width=4, num_frames=5, text_length=8,
@@ -35,7 +39,7 @@ SMALL = ModelConfig(
     extra_positions=64, temporal=True,
 )  # fmt: skip
 PER_LAYER = 16  # kernels of a captured step, one position
-MORE = 2  # with several: each layer copies its queries and its biases of the spatial channel
+MORE = 1  # with several: each layer copies its queries of the spatial channel, if torch attends
 OUTSIDE = 12  # kernels of a captured step outside of its layers
 DRAWS = 45  # kernels and launches of a step outside of its graph
 
@@ -293,24 +297,28 @@ def test_the_demo_in_other_types(of_the_cpu, dtype, offload):
     assert same > 0.5, same  # rounding turns some tokens, and those after them follow
 
 
+def stream_some_blocks():
+    blocks = StreamedBlocks(nn.ModuleList(nn.Linear(8, 8) for _ in range(5)), torch.device("cuda"))
+    x = torch.ones(1, 8).to("cuda")
+    for stop in (9, 2, 9, 0):
+        blocks.load()
+        rooms = list(blocks.rooms)
+        for index, block in enumerate(blocks):
+            block(x)
+            if index == stop:
+                break
+        blocks.unload()
+        for room in rooms:
+            room.zero_()
+
+
 @pytest.mark.parametrize("careless", [False, True])
 def test_streamed_blocks_have_no_races(careless, monkeypatch):
     """Also where a pass breaks off and the memory is given to others; without a wait there are some."""
     if careless:
         monkeypatch.setattr("pretended.Stream.wait_stream", lambda self, other: None)
     with PretendedGpu() as gpu:
-        blocks = StreamedBlocks(nn.ModuleList(nn.Linear(8, 8) for _ in range(5)), torch.device("cuda"))
-        x = torch.ones(1, 8).to("cuda")
-        for stop in (9, 2, 9, 0):
-            blocks.load()
-            rooms = list(blocks.rooms)
-            for index, block in enumerate(blocks):
-                block(x)
-                if index == stop:
-                    break
-            blocks.unload()
-            for room in rooms:
-                room.zero_()
+        stream_some_blocks()  # what it locks is unlocked before the pretended GPU is gone
     assert bool(gpu.races) == careless, gpu.races
 
 

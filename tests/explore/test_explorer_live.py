@@ -226,4 +226,17 @@ def test_in_jupyterlab_keys_ask_and_answers_are_drawn(lab):
         page.keyboard.press("x")
         # Keys are the explorer's, also those that it does not know: there is still one cell.
         assert page.locator(".jp-Notebook .jp-Cell").count() == 1
+        page.set_viewport_size({"width": 1366, "height": 900})
+        page.wait_for_function(  # it fits a window of 900 pixels, beside JupyterLab's own side bar
+            "() => { const root = document.querySelector('.cv-explorer');"
+            "return root.offsetHeight <= 900 && root.scrollWidth <= root.clientWidth; }"
+        )
+        box = page.locator(".cv-ask")
+        box.get_by_label("Prompt").fill("a cat puts on a hat")
+        box.get_by_label("Seed").fill("5")
+        box.get_by_label("Seconds").select_option("0.5")
+        box.get_by_role("button", name="Make the clip").click()
+        page.locator(".cv-explorer h2", has_text="a cat puts on a hat").wait_for()
+        assert "0.5 s · seed 5" in page.locator(".cv-explorer header").inner_text()
+        assert box.get_by_role("button").is_enabled() and not box.locator("output").inner_text()
     print(f"milliseconds: {times}")
