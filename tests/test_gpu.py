@@ -39,7 +39,7 @@ SMALL = ModelConfig(
     extra_positions=64, temporal=True,
 )  # fmt: skip
 PER_LAYER = 16  # kernels of a captured step, one position
-MORE = 2  # with several: each layer copies its queries and its biases of the spatial channel
+MORE = 1  # with several: each layer copies its queries of the spatial channel, if torch attends
 OUTSIDE = 12  # kernels of a captured step outside of its layers
 DRAWS = 45  # kernels and launches of a step outside of its graph
 

@@ -103,7 +103,9 @@ class Decoding:
         else:
             inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
         x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
-        bias = _rows(self.spatial_bias, 1, positions).narrow(-1, 0, step.spatial_end)
+        # Frames first in memory, as the caches have them: then no layer copies the bias.
+        bias = _rows(self.spatial_bias.transpose(0, 1), 0, positions).transpose(0, 1)
+        bias = bias.narrow(-1, 0, step.spatial_end)
         later = self.temporal_bias
         if later is not None:
             later = [_rows(table, 2, numbers).narrow(-1, 0, step.temporal_end) for table in later]
