@@ -52,12 +52,17 @@ def alignment(
     seed: Seed = 0,
     device: Device = "auto",
     guidance: Guidance = None,
+    groups: Annotated[
+        str, typer.Option(help="Of seen, unseen and picture-only.")
+    ] = "seen,unseen,picture-only",
+    language: Annotated[str | None, typer.Option(help="en or zh; by default half of each.")] = None,
     output: Report = None,
 ) -> None:
     """How often a judge sees in demo clips what was asked for."""
     from cogvideo.theatre.alignment import evaluate
 
-    evaluate(weights, n, seed, guidance=guidance, out=output, device=device)
+    ask = [group.strip() for group in groups.split(",")]
+    evaluate(weights, n, seed, guidance=guidance, groups=ask, language=language, out=output, device=device)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from cogvideo.errors import CogVideoError
 from cogvideo.io import check_place, commit, write_json
 from cogvideo.theatre.judge import DAMAGES, Judge, damage
 from cogvideo.theatre.questions import FRAMES, GROUPS, Questions, draw_questions
-from cogvideo.theatre.scenes import FPS
+from cogvideo.theatre.scenes import FPS, SPANS
 from cogvideo.theatre.scores import LABELS, MEANINGS, TARGETS, score_key_frames, score_whole_clips
 from cogvideo.tokenizers.frames import FrameTokenizer
 
@@ -64,12 +64,14 @@ def compare(
     n: int = 200,
     seed: int = 0,
     ask: Sequence[str] = GROUPS,
+    keep: Callable[[Questions], np.ndarray] | None = None,
     progress: bool = True,
 ) -> dict:
     """Score a model, the tokenizer's ceiling and real clips on n questions of each kind for the groups `ask`.
 
     generate makes key frames; whole makes interpolated clips, of which the first and every so many are the
-    key frames of whole actions (without it, whole clips are not scored).
+    key frames of whole actions (without it, whole clips are not scored). keep: which of
+    some questions are asked [n], by default all.
 
     Returns {group: {"model" | "ceiling" | "real": {score: counts}, "by": {kind: {name: {score: counts}}}},
     "damages": {damage: {score: counts}}}; counts hold right, n, rate and the 95 % interval low..high; "by"
@@ -78,21 +80,23 @@ def compare(
     judge, result = Judge(), {}
     for group in ask:
         result[group] = found = {source: {} for source in SOURCES} | {"by": {}}
-        for parts in (False, True):
-            asked = draw_questions(n, seed, parts=parts, group=group)
+        for part in (False, True):
+            asked = draw_questions(n, seed, parts=part, group=group)
+            if keep:
+                asked = asked[keep(asked)]
             done = 0
-            for some in _batches(asked, whole=whole is not None and not parts):
+            for some in _batches(asked, whole=whole is not None and not part):
                 if progress:
-                    what = "parts of actions" if parts else "whole actions"
+                    what = "parts of actions" if part else "whole actions"
                     print(
-                        f"\ralignment, {group}, {what}: {done} of {n} clips   ",
+                        f"\ralignment, {group}, {what}: {done} of {len(asked)} clips   ",
                         end="",
                         file=sys.stderr,
                         flush=True,
                     )
                 done += len(some)
-                for source, frames in _answers(some, generate, None if parts else whole, tokenizer):
-                    scores = _scores(frames, some, judge, parts)
+                for source, frames in _answers(some, generate, None if part else whole, tokenizer):
+                    scores = _scores(frames, some, judge, part)
                     _add(found[source], scores)
                     if source == "model":
                         for kind, names in some.kinds.items():
@@ -199,6 +203,8 @@ def evaluate(
     seed: int = 0,
     *,
     guidance: float | None = None,
+    groups: Sequence[str] = GROUPS,
+    language: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
     device: str = "auto",
@@ -209,12 +215,19 @@ def evaluate(
 
     weights: "demo" or a pipeline folder. guidance: scale of the key frames' guidance, by default the
     pipeline's own.
+    groups: of GROUPS. language: "en" or "zh", by default half of each. Spans that the weights were not
+    trained for are left out.
     out: a JSON file.
 
-    Raises: CogVideoError for unknown or damaged weights, an n below 1 and an `out` that cannot be written.
+    Raises: CogVideoError for unknown groups and languages, unknown or damaged weights, an n below 1 and an
+    `out` that cannot be written.
     """
     if n < 1:
         raise CogVideoError(f"n is the number of prompts of each kind and cannot be {n}: give 1 or more.")
+    if unknown := set(groups) - set(GROUPS):
+        raise CogVideoError(f"Group {min(unknown)!r} is unknown: choose of {', '.join(GROUPS)}.")
+    if language not in (None, "en", "zh"):
+        raise CogVideoError(f"Language {language!r} is unknown: choose en or zh.")
     if out:
         check_place(out)
     from cogvideo.sampling.pipeline import Pipeline
@@ -222,7 +235,18 @@ def evaluate(
     pipe = Pipeline.from_pretrained(weights, device=device)
     if guidance is not None:
         pipe = pipe.with_sampling(key_guidance=guidance)
-    result = compare(pipe.key_frames, pipe.frames, whole=whole_clips(pipe), n=n, seed=seed, progress=progress)
+    # Weights of other recipes may lack spans that the demo's were trained with.
+    spans, whole = pipe.sampling.spans, whole_clips(pipe)
+    if left := sorted(set(SPANS) - set(spans)):
+        print(f"Not asked: {', '.join(f'{span:g}' for span in left)} s, not trained.", file=sys.stderr)
+
+    def keep(asked: Questions) -> np.ndarray:
+        return np.isin(asked.spans, spans) & np.isin(asked.languages, language or ["en", "zh"])
+
+    result = compare(
+        pipe.key_frames, pipe.frames,
+        whole=whole, n=n, seed=seed, ask=groups, keep=keep, progress=progress,
+    )  # fmt: skip
     result["settings"] = {
         "weights": str(weights),
         "sha256": weights_hash(weights_folder(weights)),

@@ -117,6 +117,19 @@ def test_the_table_names_targets_and_says_what_every_score_means(monkeypatch):
     assert all(damages[kind][score]["rate"] <= 0.2 for kind, scores in DAMAGES.items() for score in scores)
 
 
+def test_only_the_questions_that_are_kept_are_asked():
+    def asked(spans: list[float]) -> dict:
+        found = compare(
+            painter, lossless(), n=8, seed=3, ask=["seen"], progress=False,
+            keep=lambda questions: np.isin(questions.spans, spans),
+        )  # fmt: skip
+        return {score: counts["n"] for score, counts in found["seen"]["model"].items()}
+
+    some = asked([2, 8])  # of 1, 2, 4, 8 for whole actions, 4, 2, 1, 0.5 for parts
+    assert some["order"] == 4 and some["part"] == 2
+    assert asked([8])["order"] == 2 and "part" not in asked([8])
+
+
 def test_a_model_that_mixes_sentences_up_scores_low():
     def mixed(prompts, seconds, seeds):
         return painter(prompts, seconds, seeds).roll(1, 0)
@@ -221,6 +234,10 @@ def test_wilson_without_trials_knows_nothing():
 def test_mistakes_are_reported_before_anything_is_generated(tmp_path):
     with pytest.raises(CogVideoError, match="cannot be 0"):
         evaluate(n=0)
+    with pytest.raises(CogVideoError, match="'all' is unknown: choose of seen"):
+        evaluate(groups=["all"])
+    with pytest.raises(CogVideoError, match="choose en or zh"):
+        evaluate(language="de")
     with pytest.raises(CogVideoError, match="nowhere"):
         evaluate(out=tmp_path / "nowhere" / "result.json")
 

@@ -1,12 +1,15 @@
 """The recipe for any data, tiny: from clips to a pipeline that generates, also when killed; its defaults."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from training.test_lock import HOLD
 from training.tiny_clips import write_clips
 
 from cogvideo.config import from_dict, load_yaml
@@ -95,6 +98,20 @@ def test_killed_in_every_part_it_gives_the_same_weights(made, monkeypatch, capsy
     for file in sorted((made / "run/pipeline").rglob("*.safetensors")):
         one, two = load_file(file), load_file(made / "killed" / file.relative_to(made / "run"))
         assert all(torch.equal(weight, two[name]) for name, weight in one.items()), file
+
+
+def test_a_second_train_on_one_folder_is_refused(made):
+    run = made / "run"
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == b"held\n"
+        with pytest.raises(CogVideoError, match=f"{run} is being trained by process {first.pid} on "):
+            train(made / "run.yaml")
+        with pytest.raises(CogVideoError, match=f"is being trained by process {first.pid} on "):
+            train(made / "run.yaml", ["parts=[stage1]"])
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def test_parts_that_are_missing_are_named(made):
