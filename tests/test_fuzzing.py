@@ -107,7 +107,7 @@ def test_damaged_files_are_answered_or_one_sentence(tmp_path, name):
     @given(damaged(content))
     def reading(case: bytes) -> None:
         nonlocal count
-        if time.thread_time() > end:
+        if count >= 5 and time.thread_time() > end:  # a slow machine tries these few, too
             return
         folder.mkdir()
         (folder / filename).write_bytes(case)

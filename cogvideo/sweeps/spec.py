@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +101,10 @@ def load(file: str | Path) -> Sweep:
     if "baseline" in values:
         values["baseline"] = str(values["baseline"])
     spec = from_dict(_File, values, where)
-    folders = [folder for folder in file.parents if (folder / spec.notebook).is_file()]
+    folders = [folder for folder in file.parents if os.path.isfile(folder / spec.notebook)]  # any name at all
     if not folders:
-        raise CogVideoError(f"{where}: there is no notebook {spec.notebook} beside the file or above it.")
+        name = spec.notebook[:200]
+        raise CogVideoError(f"{where}: there is no notebook {name} beside the file or above it.")
     notebook = folders[0] / spec.notebook
     known = read_parameters(notebook)
     points = _points(spec, known, where)
