@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,10 +35,23 @@ def page_file(demo, tmp_path_factory):  # noqa: F811
     return made.save(tmp_path_factory.mktemp("tools") / "attention.html")
 
 
-def saved(page, name: str, kind: str) -> bytes:
+def downloaded(page, name: str, kind: str) -> bytes:
     with page.expect_download() as download:
         page.locator(f"[data-panel={name}]").get_by_label(f"{kind} of {name}").click()
     return download.value.path().read_bytes()
+
+
+def saved(page, name: str, kind: str) -> bytes:
+    """What the browser is asked to download; it refuses many downloads from one page if it is slow."""
+    page.evaluate(
+        "() => { window.asked = []; "
+        "HTMLAnchorElement.prototype.click = function () { window.asked.push(this.href) } }"
+    )
+    page.locator(f"[data-panel={name}]").get_by_label(f"{kind} of {name}").click()
+    page.wait_for_function("() => window.asked.length > 0")
+    (address,) = page.evaluate("() => window.asked")
+    with urlopen(address) as file:  # a data URL
+        return file.read()
 
 
 def table(page, name: str) -> list[dict[str, str]]:
@@ -156,6 +170,7 @@ def test_pictures_addresses_and_heads(demo, page_file):  # noqa: F811
         page.goto(address)
         wait_for(page, f"0/3/1/spatial/place {PATCH}")
         assert page.locator("[data-tab=heads]").get_attribute("aria-selected") == "true"
+        assert downloaded(page, "frames", "PNG").startswith(b"\x89PNG")
         for name in ("frames", "map", "words", "heads"):
             drawing = ElementTree.fromstring(saved(page, name, "SVG"))
             texts = " ".join(drawing.itertext())
