@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := reports/runs/demo
 CHECKED := cogvideo tests notebooks
+PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test coverage lint lint-js lab notebooks docs wheel demo-weights pictures clean
 .DELETE_ON_ERROR:
@@ -19,12 +20,12 @@ demo: .venv/installed
 
 # One process a core, each with one thread: most tests are too small for more.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m $(PYTEST)
 
 # Which lines of the package the tests run; at least 90 % of them. One room alone: make coverage TESTS=tests/model.
 coverage: .venv/installed
 	@rm -rf build/coverage && mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto --maxprocesses 8 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m $(PYTEST) $(TESTS)
 	@$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report --skip-covered --sort=miss $(if $(TESTS),,--fail-under=90)
 

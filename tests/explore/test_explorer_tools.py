@@ -35,9 +35,13 @@ def page_file(demo, tmp_path_factory):  # noqa: F811
     return made.save(tmp_path_factory.mktemp("tools") / "attention.html")
 
 
+def press(page, name: str, kind: str) -> None:
+    page.locator(f"[data-panel={name}]").get_by_label(f"{kind} of {name}").click()
+
+
 def downloaded(page, name: str, kind: str) -> bytes:
     with page.expect_download() as download:
-        page.locator(f"[data-panel={name}]").get_by_label(f"{kind} of {name}").click()
+        press(page, name, kind)
     return download.value.path().read_bytes()
 
 
@@ -47,7 +51,7 @@ def saved(page, name: str, kind: str) -> bytes:
         "() => { window.asked = []; "
         "HTMLAnchorElement.prototype.click = function () { window.asked.push(this.href) } }"
     )
-    page.locator(f"[data-panel={name}]").get_by_label(f"{kind} of {name}").click()
+    press(page, name, kind)
     page.wait_for_function("() => window.asked.length > 0")
     (address,) = page.evaluate("() => window.asked")
     with urlopen(address) as file:  # a data URL

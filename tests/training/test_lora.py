@@ -14,7 +14,7 @@ from cogvideo.training.lora import LoraConfig, add_adapters, merge
 from cogvideo.training.optimizer import OptimizerConfig, make_optimizers
 from cogvideo.training.run import train
 
-pytest.importorskip("peft")
+pytest.importorskip("peft", reason="the extra cogvideo[small] is not installed")
 
 
 def test_merged_weights_give_what_the_adapters_gave(tmp_path):
@@ -60,7 +60,7 @@ def test_a_stage_trains_with_adapters_and_8_bit_states(tmp_path):
 
 
 def test_8_bit_states_take_a_byte_a_weight_and_follow_adamw():
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="the extra cogvideo[small] is not installed")
     config = OptimizerConfig(steps=30, batch_size=1, lr=1e-2, weight_decay=0.0)
     moved = []
     for bits in (32, 8):
