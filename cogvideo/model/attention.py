@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -138,10 +139,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
     """Softmax attention q [*,H,Q,d] over k, v [*,H,K,d]; bias [*,1,Q,K] is added (-inf hides)."""
     if isinstance(bias, BlockSparseBias):
         return bias.attend(q, k, v)
-    if q.is_cuda and q.shape[-2] <= DIRECT_QUERIES and bias is not None:
-        kernel = kernels.loaded("attention", q.device)
-        if kernel is not None and kernel.serves(q, k, v, bias):
-            return kernel.attend(q, k, v, bias)
+    if (kernel := kernel_for(q, k, v, bias)) is not None:
+        return kernel.attend(q, k, v, bias)
     if q.ndim == 5 and bias is not None and q.shape[1] > 1 and k.stride(0) < k.stride(1):
         # A cache of several frames has them first in memory, and is read where it lies.
         q, k, v, bias = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), bias.transpose(0, 1)
@@ -162,6 +161,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> Tensor:
     scores = scores.view(*shape[:-1], k.shape[1])
     weights = (scores if bias is None else scores + bias).softmax(-1).flatten(0, -3)
     return (_weighted_sum(weights, v) if one and _is_table(v) else torch.bmm(weights, v)).view(shape)
+
+
+def kernel_for(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> ModuleType | None:
+    """Our kernel where it serves: it reads only keys that are seen."""
+    if not q.is_cuda or q.shape[-2] > DIRECT_QUERIES or bias is None:
+        return None
+    kernel = kernels.loaded("attention", q.device)
+    return kernel if kernel is not None and kernel.serves(q, k, v, bias) else None
 
 
 def _is_table(v: Tensor) -> bool:

@@ -26,18 +26,24 @@ class KVCache:
     """Keys and values of one channel of one layer: the text's [2,B,H,L,d], and room for more.
 
     buffer: [2,B,H,L+P,d] of the temporal channel, [2,B,F,H,L+N,d] of the spatial one, whose memory has the
-    frames before the clips. The first L positions are the text. Only `update` writes to it.
+    frames before the clips, if not told otherwise. The first L positions are the text. Only `update` writes
+    to it.
     """
 
     text: Tensor
     buffer: Tensor | None = None
 
-    def allocate(self, positions: int, frames: int | None = None) -> "KVCache":
-        """The same text, with room for more positions (of each of so many frames)."""
+    def allocate(self, positions: int, frames: int | None = None, clips_first: bool = False) -> "KVCache":
+        """The same text, with room for more positions (of each of so many frames).
+
+        clips_first: in memory, which suits reading all frames; else some of them are read without a copy.
+        """
         both, b, heads, length, size = self.text.shape
         shape = [b, heads, length + positions, size]
         if frames is None:
             buffer = self.text.new_zeros([both, *shape])
+        elif clips_first:
+            buffer = self.text.new_zeros([both, b, frames, *shape[1:]])
         else:
             buffer = self.text.new_zeros([both, frames, *shape]).transpose(1, 2)
         return KVCache(self.text, buffer).set_text(self.text)

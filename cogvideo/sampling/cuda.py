@@ -1,9 +1,10 @@
 """Steps with static shapes, captured as CUDA graphs: one launch instead of about a thousand a step.
 
-What changes from step to step lies in tensors of the device. A step is captured once for the frames that it
-decodes and every BUCKET positions of the temporal cache, and replayed for the others. The same steps run
-uncaptured on any device, which is how they are tested. Captures and their caches stay with the model from
-call to call.
+What changes from step to step lies in tensors of the device, and a step of a wavefront has an entry for every
+frame. So one capture is replayed for all steps where our kernel attends, which reads what is seen; where
+torch's does, which reads all that it is given, there is one for every BUCKET positions of the temporal cache.
+The same steps run uncaptured on any device, which is how they are tested. Captures and their caches stay with
+the model from call to call.
 """
 
 import warnings
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideo.model.attention import kernel_for
 from cogvideo.model.transformer import Block, CogVideoTransformer, split_heads
 from cogvideo.runtime.quantize import Int8Linear
 from cogvideo.sampling.cpu import gated_dense
@@ -29,10 +31,16 @@ KEPT = 2  # decodings of a model that stay: in a pipeline, the first frame's and
 class StaticSteps:
     """Makes the steps of a decoding, captured where the device can."""
 
-    def __init__(self, model: CogVideoTransformer, decoding: Decoding):
+    def __init__(self, model: CogVideoTransformer, decoding: Decoding, frames: int):
         self.model, self.decoding = model, decoding
-        self.graphs: dict[tuple, tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}
+        self.graphs: dict[int, tuple[Step, torch.cuda.CUDAGraph, Tensor]] = {}  # by how much is read
         self.capture = decoding.tokens.is_cuda
+        self.bucket = BUCKET
+        cache = decoding.text.layers[0].temporal
+        if cache is not None and cache.buffer is not None and decoding.temporal_bias is not None:
+            k, v = cache.buffer.unbind(0)
+            if kernel_for(k[..., :frames, :], k, v, decoding.temporal_bias[0]) is not None:
+                self.bucket = k.shape[-2]
 
     def restart(self, fresh: Decoding) -> Decoding:
         """Take the texts and tables of another call of the same shapes."""
@@ -45,14 +53,14 @@ class StaticSteps:
         return self.decoding
 
     def __call__(self, step: Step) -> Tensor:
-        """Logits [B,F,V]; valid until the next call."""
-        tables = self.decoding.temporal_bias
-        end = min(-(-step.temporal_end // BUCKET) * BUCKET, tables[0].shape[-1]) if tables else 0
-        step = replace(step, spatial_end=self.decoding.spatial_bias.shape[-1], temporal_end=end, static=True)
-        key = step.cache_frames, end
-        if self.capture and key not in self.graphs:
+        """Logits [B,F,V] of the step's frames; valid until the next call."""
+        tables, rows = self.decoding.temporal_bias, step.cache_frames or (0, 1)
+        end = min(-(-step.temporal_end // self.bucket) * self.bucket, tables[0].shape[-1]) if tables else 0
+        ends = {"spatial_end": self.decoding.spatial_bias.shape[-1], "temporal_end": end}
+        step = replace(step, cache_frames=None, static=True, **ends)
+        if self.capture and end not in self.graphs:
             try:
-                self.graphs[key] = self._captured(replace(step, index=step.index.clone()))
+                self.graphs[end] = self._captured(replace(step, index=step.index.clone()))
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
@@ -61,11 +69,11 @@ class StaticSteps:
                 warnings.warn(message, stacklevel=2)
                 self.capture = False
         if not self.capture:
-            return self.decoding.logits(self.model, step)
-        static, graph, out = self.graphs[key]
+            return self.decoding.logits(self.model, step).narrow(1, *rows)
+        static, graph, out = self.graphs[end]
         static.index.copy_(step.index)
         graph.replay()
-        return out
+        return out.narrow(1, *rows)
 
     def _captured(self, step: Step) -> tuple[Step, torch.cuda.CUDAGraph, Tensor]:
         """Record a step; running it before writes what the replay will write again."""
@@ -236,7 +244,7 @@ def static_steps(model: CogVideoTransformer, fresh: Decoding, frames: int, tempo
     else:
         while len(kept.steps) >= KEPT:
             kept.steps.pop(next(iter(kept.steps)))
-        steps = StaticSteps(kept.view, fresh.allocate(frames, temporal))
+        steps = StaticSteps(kept.view, fresh.allocate(frames, temporal, clips_first=True), frames)
     kept.steps[key] = steps  # the latest stands last
     return steps
 

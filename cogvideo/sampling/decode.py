@@ -225,7 +225,8 @@ def _decode(
         steps = masks.decoding_steps(c, times)
         streams = fork(generator, len(times), n, texts.clips, device)
     tokens = decoding.tokens.view(-1, len(times), n + 1)
-    for step in schedule(steps, wavefront=wavefront, length=length, known=len(known) * n, device=device):
+    where = {"length": length, "known": len(known) * n, "device": device}
+    for step in schedule(steps, wavefront=wavefront, fixed=backend == "cuda", **where):
         logits = logits_of(step)
         for i, (frame, position) in enumerate(zip(step.frames, step.positions, strict=True)):
             drawn = draw(strategy, texts.mix(logits[:, i]), frame * n + position, streams[frame])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -22,8 +23,9 @@ class Step:
     """Positions that are decoded together, one in each of `frames` (neighbours, numbered from 0).
 
     index [5,F] on the device: where each finds its input (in `Decoding.tokens`), its position in the frame,
-    its number through the generated frames, where it goes in the spatial and in the temporal cache.
-    spatial_end, temporal_end: how much of the caches is read.
+    its number through the generated frames, where it goes in the spatial and in the temporal cache; of all
+    generated frames, if `schedule` was asked for a fixed number. cache_frames: the first and the number of
+    `frames`, in a wavefront. spatial_end, temporal_end: how much of the caches is read.
     """
 
     frames: list[int]
@@ -35,15 +37,28 @@ class Step:
     static: bool = False  # more of the caches is read than is live, and all that changes is on the device
 
 
-def schedule(steps: Tensor, *, wavefront: bool, length: int, known: int, device: torch.device) -> list[Step]:
-    """The steps of masks.decoding_steps [F,N], after `length` text tokens and `known` frame positions."""
+def schedule(
+    steps: Tensor, *, wavefront: bool, fixed: bool, length: int, known: int, device: torch.device
+) -> list[Step]:
+    """The steps of masks.decoding_steps [F,N], after `length` text tokens and `known` frame positions.
+
+    fixed: a step of a wavefront has an entry for every frame; those of frames that wait or are done point
+    behind the last position, to rows and cache slots that are for nobody.
+    """
     n = steps.shape[1]
     order = steps.flatten().argsort(stable=True)
-    frames, positions = order // n, order % n
     counts = torch.bincount(steps.flatten())[1:].tolist()
-    index = torch.stack([order + frames, positions, order, length + positions, length + known + order])
+    computed, widths = order, counts
+    if wavefront and fixed:
+        widths = [len(steps)] * len(counts)
+        computed = torch.full((len(counts), len(steps)), steps.numel())
+        computed[steps - 1, torch.arange(len(steps))[:, None]] = torch.arange(steps.numel()).view(steps.shape)
+        computed = computed.flatten()
+    frames, positions = computed // n, computed % n + n * (computed == steps.numel())
+    inputs = (computed + frames).clamp(max=steps.numel() + len(steps) - 1)
+    index = torch.stack([inputs, positions, computed, length + positions, length + known + computed])
     made, numbers = [], iter(order.tolist())
-    for count, on_device in zip(counts, index.to(device).split(counts, -1), strict=True):
+    for count, on_device in zip(counts, index.to(device).split(widths, -1), strict=True):
         own = list(islice(numbers, count))
         where, inside = [number // n for number in own], [number % n for number in own]
         rows = (where[0], count) if wavefront else None
@@ -58,9 +73,10 @@ class Decoding:
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
-    position_vectors: Tensor  # [F*N,D]
-    spatial_bias: Tensor  # [B,N,1,1,L+N]
-    temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even, odd layers or of all; None: image model
+    # With a last row for no position, which sees only the text's last token:
+    position_vectors: Tensor  # [F*N+1,D]
+    spatial_bias: Tensor  # [B,N+1,1,1,L+N]
+    temporal_bias: list[Tensor] | None  # [B,1,F*N+1,L+T*N] of even, odd layers or of all; None: image model
 
     @classmethod
     def begin(
@@ -73,45 +89,60 @@ class Decoding:
     ) -> "Decoding":
         """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`."""
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
-        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
+        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()
+        spatial = _with_last_row(additive_bias(causal, text.bias, bonus), text.bias.shape[-1])
         return cls(
             text,
             torch.full((rows, len(times) * (n + 1)), model.config.begin_of_image, device=device),
-            torch.cat([model.position_vectors(time) for time in times]),
-            additive_bias(causal, text.bias[:, None], bonus),
-            None if temporal is None else [additive_bias(visible, text.bias, bonus) for visible in temporal],
+            F.pad(torch.cat([model.position_vectors(time) for time in times]), (0, 0, 0, 1)),
+            spatial.transpose(1, 2)[:, :, None],
+            None
+            if temporal is None
+            else [
+                _with_last_row(additive_bias(visible, text.bias, bonus), text.bias.shape[-1])
+                for visible in temporal
+            ],
         )
 
     def tables(self) -> list[Tensor]:
         own = self.text.bias, self.tokens, self.position_vectors, self.spatial_bias
         return [*own, *(self.temporal_bias or [])]
 
-    def allocate(self, frames: int, temporal: int) -> "Decoding":
-        """Make room in the caches for so many frames at a time, and positions of the temporal channel."""
+    def allocate(self, frames: int, temporal: int, *, clips_first: bool = False) -> "Decoding":
+        """Make room in the caches for so many frames at a time, and positions of the temporal channel.
+
+        A last position of each is written by entries for no position, and not read.
+        clips_first: of the spatial caches in memory, for steps that read all frames.
+        """
         for memory in self.text.layers:
-            memory.spatial = memory.spatial.allocate(self.spatial_bias.shape[1], frames)
+            memory.spatial = memory.spatial.allocate(self.spatial_bias.shape[1], frames, clips_first)
             if memory.temporal is not None and self.temporal_bias is not None:
-                memory.temporal = memory.temporal.allocate(temporal)
+                memory.temporal = memory.temporal.allocate(temporal + 1)
         return self
 
     def logits(self, model: CogVideoTransformer, step: Step) -> Tensor:
         """Logits [B,F,V] of a step's positions."""
         if len(step.frames) == 1 and not step.static:  # numbers instead of tensors: nothing is copied
-            frame, position, n = step.frames[0], step.positions[0], self.spatial_bias.shape[1]
+            frame, position, n = step.frames[0], step.positions[0], self.spatial_bias.shape[1] - 1
             number, ends = frame * n + position, (step.spatial_end - 1, step.temporal_end - 1)
             inputs, positions, numbers, spatial, temporal = number + frame, position, number, *ends
         else:
             inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
         x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
-        # Frames first in memory, as the caches have them: then no layer copies the bias.
-        bias = _rows(self.spatial_bias.transpose(0, 1), 0, positions).transpose(0, 1)
-        bias = bias.narrow(-1, 0, step.spatial_end)
+        bias = _rows(self.spatial_bias, 1, positions).narrow(-1, 0, step.spatial_end)
         later = self.temporal_bias
         if later is not None:
             later = [_rows(table, 2, numbers).narrow(-1, 0, step.temporal_end) for table in later]
         own = CacheWrite(spatial, step.spatial_end, step.cache_frames)
         write = own, CacheWrite(temporal, step.temporal_end)
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
+
+
+def _with_last_row(bias: Tensor, length: int) -> Tensor:
+    """bias [B,1,Q,L+K] -> [B,1,Q+1,L+K]: the last query sees only the last of `length` text tokens."""
+    bias = F.pad(bias, (0, 0, 0, 1), value=float("-inf"))
+    bias[..., -1, length - 1] = 0
+    return bias
 
 
 def _rows(table: Tensor, dim: int, at: int | Tensor) -> Tensor:
