@@ -58,7 +58,7 @@ class Decoding:
 
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
-    position_vectors: Tensor  # [F*N,D]
+    position_vectors: Tensor  # [B or 1,F*N,D]
     spatial_bias: Tensor  # [B,N,1,1,L+N]
     temporal_bias: list[Tensor] | None  # [B,1,F*N,L+T*N] of even, odd layers or of all; None: image model
 
@@ -70,14 +70,19 @@ class Decoding:
         times: list[int],
         temporal: list[Tensor] | None,
         bonus: float,
+        conditioning: Tensor | None = None,
     ) -> "Decoding":
-        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`."""
+        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`;
+        conditioning: of these frames, `embed_frames`.
+        """
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
+        positions = torch.stack([model.position_vectors(time) for time in times])[None]
+        positions = positions if conditioning is None else positions + conditioning
         return cls(
             text,
             torch.full((rows, len(times) * (n + 1)), model.config.begin_of_image, device=device),
-            torch.cat([model.position_vectors(time) for time in times]),
+            positions.flatten(1, 2),
             additive_bias(causal, text.bias[:, None], bonus),
             None if temporal is None else [additive_bias(visible, text.bias, bonus) for visible in temporal],
         )
@@ -102,7 +107,7 @@ class Decoding:
             inputs, positions, numbers, spatial, temporal = number + frame, position, number, *ends
         else:
             inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
+        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 1, numbers)
         # Frames first in memory, as the caches have them: then no layer copies the bias.
         bias = _rows(self.spatial_bias.transpose(0, 1), 0, positions).transpose(0, 1)
         bias = bias.narrow(-1, 0, step.spatial_end)
@@ -137,7 +142,7 @@ def seen_in_order(
 
 def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
-    bonus: tuple[float, float],
+    bonus: tuple[float, float], conditioning: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Put known frames [B,F,N] into the temporal caches; bonus: towards text, of both channels."""
     length = text.bias.shape[-1]
@@ -146,5 +151,5 @@ def prefill(
     # Nobody looks at known frames in the spatial channel later, so its cache does not keep them.
     end = length + seen[0].shape[1]
     write = None, CacheWrite(length, end)
-    x = model.embed_frames(frames, times)
+    x = model.embed_frames(frames, times, conditioning)
     model.run(x, text.layers, additive_bias(spatial, text.bias[:, None], bonus[0]), biases, write)
