@@ -9,7 +9,7 @@ from cogvideo.io import file_hash, write_json, write_whole
 LOGGED = ("frames", "image", "stage1_first_layer", "stage1", "stage2_first_layer", "stage2", "superres")
 
 
-def keep_log(run_dir: Path, folder: Path, made_at: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+def keep_log(run_dir: Path, folder: Path, made_at: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, their hashes."""
     hashes, rows = {}, {}
     for part in LOGGED:
