@@ -223,13 +223,17 @@ class PretendedGpu(TorchDispatchMode):
 
     @contextlib.contextmanager
     def capture(self, graph, pool=None):
-        """As torch's: if it fails, its stream stays the current one."""
+        """As torch's: if it fails, its end fails, too, and its stream stays the current one."""
         before, side = self.launches.total(), Stream()
         side.wait_stream(self.streams[-1])
         self.recording = graph.kernels
         self.streams.append(side)
         try:
             yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            ) from error
         finally:
             self.recording = None
         self.streams.pop()

@@ -6,6 +6,7 @@ Checks have a twin that breaks what they guard, and must notice.
 import contextlib
 import gc
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.offload import StreamedBlocks
 from cogvideo.sampling import cuda
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
-from cogvideo.sampling.halving import halving
+from cogvideo.sampling.halving import SAID, halving
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres import IterativeConfig, IterativeSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -186,62 +187,101 @@ def test_graphs_stay_with_the_model_and_go_with_it():
         assert kept() is None and not cuda._KEPT
 
 
-def test_memory_that_runs_out_in_a_capture_halves_the_batch(monkeypatch):
-    captured = cuda.StaticSteps._captured
+@pytest.mark.parametrize("careless", [False, True])
+def test_weights_that_moved_are_captured_again(careless, monkeypatch):
+    """Graphs of the old ones would be replayed, and would hold them."""
+    if careless:
+        monkeypatch.setattr(cuda, "_addresses", lambda model: [])
+    model, other = small(), small()
+    with torch.no_grad():
+        for weight in other.get_submodule("blocks").parameters():
+            weight.mul_(-1.5)
+    with PretendedGpu() as gpu:
+        decode(model, "cuda")
+        first, old = len(gpu.captured), weakref.ref(cuda._KEPT[model].view.blocks[0].qkv)
+        model.to("cpu").load_state_dict(other.state_dict())
+        made = decode(model, "cuda")
+        again = len(gpu.captured) - first
+    assert (again, old() is None) == ((0, False) if careless else (first, True))
+    assert torch.equal(made, decode(other, "cpu")) != careless
 
-    def tight(self, step):
-        if len(self.decoding.tokens) > 2:
-            raise torch.cuda.OutOfMemoryError("out of memory")
-        return captured(self, step)
 
-    monkeypatch.setattr(cuda.StaticSteps, "_captured", tight)
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_part_that_leaves_the_gpu_takes_its_graphs_along(careless, monkeypatch):
+    if careless:
+        monkeypatch.setattr("cogvideo.sampling.pipeline.release", lambda: None)
+    with PretendedGpu():
+        assert graphs_of_a_first_frame() == (1, int(careless))
+
+
+def graphs_of_a_first_frame():
+    """How many models keep some when its tokens are made, and when its pixels are."""
+    pipe = Pipeline.from_pretrained("demo", device="cuda", offload="stages")
+    first = pipe.first_frame_tokens(PROMPT, 0)
+    before = len(cuda._KEPT)
+    pipe.pixels(first[:, None])
+    return before, len(cuda._KEPT)
+
+
+class Fails:
+    """Ends the captures of steps with more than `most` rows: in their third run, the captured one."""
+
+    def __init__(self, error, most=0):
+        self.error, self.most, self.captured = error, most, cuda.StaticSteps._captured
+
+    def __get__(self, steps, _):
+        return partial(self.run, steps)
+
+    def run(self, steps, step):
+        logits, calls = steps.decoding.logits, []
+
+        def third(*arguments):
+            calls.append(1)
+            if len(calls) > cuda.WARM_UPS and len(steps.decoding.tokens) > self.most:
+                raise self.error
+            return logits(*arguments)
+
+        steps.decoding.logits = third
+        try:
+            return self.captured(steps, step)
+        finally:
+            del steps.decoding.logits
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("none left"), RuntimeError(SAID[1])])
+@pytest.mark.parametrize("careless", [None, "unnoticed", "kept"])
+def test_memory_that_runs_out_in_a_capture_halves_the_batch(careless, error, monkeypatch):
+    """Whatever the end of the capture says; what the whole batch had is let go of before."""
+    if careless == "unnoticed":
+        monkeypatch.setattr(cuda, "out_of_memory", lambda error: False)
+    monkeypatch.setattr(cuda.StaticSteps, "_captured", Fails(error, most=2))
     ids = torch.arange(24, 28).expand(4, -1)
 
-    def make(device, part):
+    def make(model, part):
+        device = model.word_embedding.weight.device
         streams = [torch.Generator(device).manual_seed(i) for i in range(4)][part]
-        text = ids[part].to(device)
-        return list(
-            generate_first_frame(model, text, strategy=TopKStrategy(top_k=5), generator=streams).cpu()
-        )
+        options = {"strategy": TopKStrategy(top_k=5), "generator": streams}
+        return list(generate_first_frame(model, ids[part].to(device), **options).cpu())
 
-    model = small()
-    want = make("cpu", slice(0, 4))
-    model = small()
-    with PretendedGpu(), pytest.warns(UserWarning, match="for 4 clips at once: going on with 2"):
-        model = model.to("cuda")
-        made = halving(lambda part: make("cuda", part), 4, release=cuda.release)
+    want, model = make(small(), slice(0, 4)), small()
+    with PretendedGpu(), pytest.warns(UserWarning) as told:
+        model.to("cuda")
+        let_go = (lambda: None) if careless == "kept" else cuda.release
+        made = halving(lambda part: make(model, part), 4, release=let_go)
+        kept = [len(steps.decoding.tokens) for steps in cuda._KEPT[model].steps.values()]
     assert torch.equal(torch.stack(made), torch.stack(want))
+    assert kept == {None: [2], "unnoticed": [4], "kept": [4, 2]}[careless]
+    halved = "for 4 clips at once: going on with 2" in str(told[0].message)
+    assert halved == (careless != "unnoticed")
 
 
 def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("no capture today")
-
+    monkeypatch.setattr(cuda.StaticSteps, "_captured", Fails(RuntimeError("no capture today")))
     with PretendedGpu() as gpu:
-        monkeypatch.setattr(cuda.StaticSteps, "_captured", failing_inside(cuda.StaticSteps._captured, fail))
         with pytest.warns(UserWarning, match="no capture today"):
             made = decode(small(), "cuda")
         assert len(gpu.streams) == 1
     assert torch.equal(made, decode(small(), "cpu"))
-
-
-def failing_inside(captured, fail):
-    """The step fails once a graph is recorded."""
-
-    def run(self, step):
-        logits, calls = self.decoding.logits, []
-
-        def third(*arguments):
-            calls.append(1)
-            return fail() if len(calls) > cuda.WARM_UPS else logits(*arguments)
-
-        self.decoding.logits = third
-        try:
-            return captured(self, step)
-        finally:
-            del self.decoding.logits
-
-    return run
 
 
 @pytest.mark.parametrize("make", [TopKStrategy, TopPStrategy, clusters])
@@ -369,6 +409,16 @@ def test_training_gives_the_cpus_losses(order, window, dtype, tolerance):
         assert made.requires_grad
         torch.testing.assert_close(made.detach().cpu(), want, atol=tolerance, rtol=0)
     assert set(gpu.attentions) == {False}, "cuDNN's gradients with masks have been wrong"
+
+
+def test_cudnns_attention_would_be_seen(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: None)
+    text, frames = torch.tensor([[25, 26, 27]]), torch.randint(24, (1, 5, 16))
+    with PretendedGpu() as decoding:
+        some_steps(small())
+    with PretendedGpu() as training:
+        small().to("cuda").frame_losses(text.to("cuda"), frames.to("cuda"))
+    assert set(decoding.attentions) == set(training.attentions) == {True}
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])

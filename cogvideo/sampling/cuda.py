@@ -56,7 +56,8 @@ class StaticSteps:
             except RuntimeError as error:
                 if out_of_memory(error):
                     raise
-                message = f"A decoding step could not be captured ({error}): steps run uncaptured, slower."
+                cause = error.__context__ or error  # after an error inside, the end of a capture fails, too
+                message = f"A decoding step could not be captured ({cause}): steps run uncaptured, slower."
                 warnings.warn(message, stacklevel=2)
                 self.capture = False
         if not self.capture:

@@ -8,12 +8,18 @@ import torch
 
 Result = TypeVar("Result")
 
+# What torch's CPU allocator, CUDA itself (it makes graphs, too) and cuBLAS say, all as plain RuntimeErrors.
+SAID = "not enough memory: you tried to allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on CUDA, in Python or in torch's CPU allocator."""
+    """Whether memory ran out, on CUDA or the host: in `error`, or in the one that it followed."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory: you tried to allocate" in str(error)
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in SAID):
+        return True
+    # A capture that memory runs out in ends with an error of its own.
+    return error.__context__ is not None and out_of_memory(error.__context__)
 
 
 def halving(
