@@ -38,10 +38,13 @@ class ModelConfig:
     temporal: bool = True  # has the second attention channel
     order: Order = "sequential"
     window: int | None = None  # side of the temporal channel's windows in tokens; None: full attention
+    # Rounds of interpolation whose frames are told where in the clip they stand, see masks.place; the release
+    # has none
+    placed_rounds: int = 0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            least = 0 if name in ("extra_positions", "temporal") else 1
+            least = 0 if name in ("extra_positions", "temporal", "placed_rounds") else 1
             if isinstance(value, int) and value < least:
                 raise CogVideoError(f"{name} must be positive, not {value}.")
         if not self.image_tokens <= self.begin_of_image < self.vocab_size:
@@ -63,6 +66,8 @@ class ModelConfig:
                 f"base_positions {self.base_positions} is too small for a first frame of {self.frame_tokens} "
                 f"tokens at {self.first_frame_position}."
             )
+        if self.placed_rounds and self.order != "interpolation":
+            raise CogVideoError("Only interpolation has placed_rounds: leave them out, or set its order.")
         if (self.num_frames - 1) * self.frame_tokens > self.extra_positions:
             raise CogVideoError(
                 f"{self.extra_positions} extra_positions do not hold {self.num_frames} frames."
@@ -73,10 +78,15 @@ class ModelConfig:
         return self.frame_height * self.frame_width
 
     def video(
-        self, *, num_frames: int = 5, order: Order = "sequential", window: int | None = None
+        self,
+        *,
+        num_frames: int = 5,
+        order: Order = "sequential",
+        window: int | None = None,
+        placed_rounds: int = 0,
     ) -> "ModelConfig":
         """The configuration of a video model that inherits this image model."""
-        own = {"num_frames": num_frames, "order": order, "window": window}
+        own = {"num_frames": num_frames, "order": order, "window": window, "placed_rounds": placed_rounds}
         return replace(self, temporal=True, extra_positions=num_frames * self.frame_tokens, **own)
 
 

@@ -16,6 +16,7 @@ from cogvideo.checkpoints.unzip import check_room
 from cogvideo.config import COGVIDEO_9B, ModelConfig, from_dict, to_dict
 from cogvideo.errors import CogVideoError
 from cogvideo.io import read_json, replacing, write_json
+from cogvideo.model.masks import place
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.tensors import (
     TensorFile,
@@ -163,7 +164,8 @@ def inherit_image_model(
 
     The image model gives every weight it has. New: temporal qkv copied from the layer's own, temporal dense
     normal(0, 0.02) with zero bias, gate 0 (both channels count half), extra positions repeated from frame
-    0's. `source` is a model, a native folder or a released one; `config` defaults to five sequential frames.
+    0's, places (if it is told any) 0. `source` is a model, a native folder or a released one; `config`
+    defaults to five sequential frames.
     """
     given = isinstance(source, CogVideoTransformer)
     ids = config or COGVIDEO_9B
@@ -195,12 +197,15 @@ def inherit_image_model(
     repeats = -(-config.extra_positions // config.frame_tokens)
     extra = repeat(frame, "n d -> (t n) d", t=repeats)[: config.extra_positions]
     weights["extra_position_embedding.weight"] = extra.clone()
+    if config.placed_rounds:
+        rows = int(place(config, config.placed_rounds + 1, 0))
+        weights["place_embedding.weight"] = like.new_zeros(rows, config.hidden_size)
     return fill_model(lambda: CogVideoTransformer(config), weights, where="the image model")
 
 
 def _differences(image: ModelConfig, video: ModelConfig) -> list[str]:
     """Settings that an inheriting model must share with its image model, and does not."""
-    free = {"num_frames", "extra_positions", "temporal", "order", "window", "text_length"}
+    free = {"num_frames", "extra_positions", "temporal", "order", "window", "text_length", "placed_rounds"}
     matched = replace(video, **{name: getattr(image, name) for name in free})
     return [name for name, value in to_dict(matched).items() if value != getattr(image, name)]
 
@@ -209,7 +214,8 @@ def origin(name: str) -> str:
     """How a video model starts the weight: "inherited", "copied" or "new" (see inherit_image_model)."""
     if ".temporal.qkv." in name or name.startswith("extra_position_embedding"):
         return "copied"
-    return "new" if ".temporal." in name or name.endswith(".gate") else "inherited"
+    new = ".temporal." in name or name.endswith(".gate") or name.startswith("place_embedding")
+    return "new" if new else "inherited"
 
 
 def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
@@ -217,6 +223,7 @@ def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
     if not model.config.temporal:
         raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
     image: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
-    config = replace(model.config, order="sequential", **image)
+    image |= {"order": "sequential", "placed_rounds": 0}
+    config = replace(model.config, **image)
     base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
     return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")

@@ -157,6 +157,7 @@ class Recording:
     text: dict[int, LayerMemory]  # the text's keys and values there
     spatial_bias: Tensor  # [1,T,1,N,L+N]
     temporal_bias: list[Tensor] | None  # [1,1,T*N,L+T*N] of even and odd layers, or one for all
+    conditioning: Tensor | None = None  # see CogVideoTransformer.embed_frames
 
     @torch.inference_mode()
     def capture(
@@ -289,14 +290,16 @@ def record(
     *,
     layers: Sequence[int] | None = None,
     text_mask: Tensor | None = None,
+    conditioning: Tensor | None = None,
 ) -> Recording:
     """Run the model over a clip once and keep the inputs of `layers` (None: all).
 
-    text_ids [L] or [1,L], frames [T,N] or [1,T,N]; text_mask [L] or [1,L] is true at real tokens.
+    text_ids [L] or [1,L], frames [T,N] or [1,T,N]; text_mask [L] or [1,L] is true at real tokens;
+    conditioning [1,T,1 or N,D]: what the frames' inputs get besides tokens and positions.
     """
     text_ids, frames, text_mask = one_clip(model, text_ids, frames, text_mask)
     wanted = numbers("layers", layers, model.config.num_layers)
-    x, text, spatial, temporal = model.prepare(text_ids, frames, text_mask)
+    x, text, spatial, temporal = model.prepare(text_ids, frames, text_mask, conditioning)
     inputs, memories = {}, {}
     for index, (block, memory) in enumerate(zip(model.blocks, text.layers, strict=True)):
         if index in wanted:
@@ -304,7 +307,8 @@ def record(
         if index == max(wanted):
             break
         x = block(x, memory, spatial, None if temporal is None else temporal[index % len(temporal)])
-    return Recording(model, text_ids[0], text_mask[0], frames[0], inputs, memories, spatial, temporal)
+    shown = text_ids[0], text_mask[0], frames[0]
+    return Recording(model, *shown, inputs, memories, spatial, temporal, conditioning)
 
 
 @torch.inference_mode()

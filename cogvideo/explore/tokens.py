@@ -46,15 +46,18 @@ def likeliest(probabilities: Tensor, frames: Tensor, count: int = LIKELIEST) -> 
 
 
 @torch.inference_mode()
-def teacher_forced(model: CogVideoTransformer, text_ids: Tensor, frames: Tensor) -> Tensor:
-    """Distributions [T,N,V] over a finished clip [T,N], as in training; text_ids [L]."""
-    return _logits(model, text_ids, frames, 0.0).softmax(-1)
+def teacher_forced(
+    model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, conditioning: Tensor | None = None
+) -> Tensor:
+    """Distributions [T,N,V] of a finished clip, as in training; text_ids [L], frames [T,N] as in `record`."""
+    return _logits(model, text_ids, frames, conditioning, 0.0).softmax(-1)
 
 
 @torch.inference_mode()
 def sampled(
-    pipe: Pipeline, model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, span: float
-) -> Tensor:
+    pipe: Pipeline, model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, span: float,
+    conditioning: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The distributions [T,N,V] that the pipeline's sampler draws each token of a clip from.
 
     model: of stage 1 or stage 2; span: seconds between the first and the last frame. Those of given frames
@@ -66,9 +69,9 @@ def sampled(
     if first and scale == 1 and s.unguided_text_bonus is not None:
         bonus = s.unguided_text_bonus
     quirks = s.release_quirks and not first
-    logits = _logits(model, text_ids, frames, bonus, quirks)
+    logits = _logits(model, text_ids, frames, conditioning, bonus, quirks)
     if scale != 1:
-        guide = _logits(model, pipe._guide([span])["guidance_ids"][0], frames, bonus, quirks)
+        guide = _logits(model, pipe._guide([span])["guidance_ids"][0], frames, conditioning, bonus, quirks)
         logits = guide + (logits - guide) * scale
     strategy = pipe._strategy(s.temperature, s.top_k)
     assert isinstance(strategy, TopKStrategy | ClusterStrategy)  # what pipelines draw by
@@ -76,10 +79,11 @@ def sampled(
 
 
 def _logits(
-    model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, bonus: float, quirks: bool = False
-) -> Tensor:
+    model: CogVideoTransformer, text_ids: Tensor, frames: Tensor, conditioning: Tensor | None,
+    bonus: float, quirks: bool = False,
+) -> Tensor:  # fmt: skip
     """[T,N,V]; bonus is added to all scores towards text, quirks as in `interpolate_frames`."""
-    x, text, spatial, temporal = model.prepare(text_ids[None], frames[None])
+    x, text, spatial, temporal = model.prepare(text_ids[None], frames[None], None, conditioning)
     length = text.bias.shape[-1]
     if bonus:
         spatial = spatial.clone()

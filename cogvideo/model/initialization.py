@@ -27,7 +27,7 @@ def initialize_weights(model: nn.Module, num_layers: int, seed: int) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def grid_positions(height: int, width: int, size: int, *, step: int = 1) -> Tensor:
+def grid_positions(height: int, width: int, size: int, *, step: float = 1) -> Tensor:
     """[height*width, size] of unit scale: sines and cosines of the row, then of the column.
 
     "The same position, one to the left" is then one linear map for all positions, not one to be learned for

@@ -45,6 +45,13 @@ def first_position(c: ModelConfig, time: int) -> tuple[bool, int]:
     return (True, c.first_frame_position) if time == 0 else (False, (time - 1) * c.frame_tokens)
 
 
+def place(c: ModelConfig, round_: int | Tensor, number: int | Tensor) -> int | Tensor:
+    """Row of the table of places: frame `number` (0, 1, ..) of a clip after `round_` (1, 2, ..) rounds of
+    interpolation, which has (T-1) * 2**round_ + 1 frames.
+    """
+    return (c.num_frames - 1) * (2**round_ - 2) + round_ - 1 + number
+
+
 def spatial_visible(c: ModelConfig) -> Tensor:
     """[T,N,N] bool (time, query, key): a frame sees itself, causally when generated, both ways when given."""
     causal = torch.ones(c.frame_tokens, c.frame_tokens, dtype=torch.bool).tril()

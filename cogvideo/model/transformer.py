@@ -180,6 +180,8 @@ class CogVideoTransformer(nn.Module):
         self.word_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.base_position_embedding = nn.Embedding(c.base_positions, c.hidden_size)
         self.extra_position_embedding = nn.Embedding(c.extra_positions, c.hidden_size) if c.temporal else None
+        places = int(masks.place(c, c.placed_rounds + 1, 0))
+        self.place_embedding = nn.Embedding(places, c.hidden_size) if c.placed_rounds else None
         blocks = nn.ModuleList(Block(c.hidden_size, c.num_heads, c.temporal) for _ in range(c.num_layers))
         self.blocks = cast("list[Block]", blocks)  # for readers of types: torch knows only of modules
         self.final_norm = nn.LayerNorm(c.hidden_size)
@@ -207,7 +209,7 @@ class CogVideoTransformer(nn.Module):
 
     def temporal_parameters(self) -> dict[str, nn.Parameter]:
         """The weights that the image model does not have: all that stages 1 and 2 train."""
-        added = (".temporal.", ".gate", "extra_position_embedding")
+        added = (".temporal.", ".gate", "extra_position_embedding", "place_embedding")
         return {name: p for name, p in self.named_parameters() if any(part in name for part in added)}
 
     def position_vectors(self, time: int) -> Tensor:
@@ -216,6 +218,14 @@ class CogVideoTransformer(nn.Module):
         table = self.base_position_embedding if in_base else self.extra_position_embedding
         assert table is not None
         return table.weight[first : first + self.config.frame_tokens]
+
+    def place_vectors(self, round_: int | Tensor, numbers: Tensor) -> Tensor | None:
+        """`conditioning` [*,1,D] of frames [*] that a round of interpolation reads or makes, by their numbers
+        in the clip (masks.place); None for a model that is not told.
+        """
+        if self.place_embedding is None:
+            return None
+        return self.place_embedding(masks.place(self.config, round_, numbers))[..., None, :]
 
     def embed_text(self, text_ids: Tensor, text_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Text [B,L] -> its input [B,L,D], and the bias [B,1,1,L] that hides its padding; see encode_text."""
@@ -228,7 +238,7 @@ class CogVideoTransformer(nn.Module):
     ) -> Tensor:
         """Tokens [B,F,N] of the frames at `times` (None: 0..) -> the inputs [B,F,N,D], position by position.
 
-        conditioning [B,F,1 or N,D]: added to them.
+        conditioning [B or 1,F,1 or N,D]: added to them, as in all that takes frames.
         """
         begin = torch.full_like(frames[..., :1], self.config.begin_of_image)
         rows = [self.position_vectors(time) for time in times or range(frames.shape[1])]
@@ -278,7 +288,11 @@ class CogVideoTransformer(nn.Module):
         return self._masks[name]
 
     def prepare(
-        self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None
+        self,
+        text_ids: Tensor,
+        frames: Tensor,
+        text_mask: Tensor | None = None,
+        conditioning: Tensor | None = None,
     ) -> tuple[Tensor, EncodedText, Tensor, list[Tensor] | None]:
         """For all frames at once: inputs [B,T,N,D], the text, the biases of both channels for `run`."""
         self._check(text_ids, frames)
@@ -288,7 +302,8 @@ class CogVideoTransformer(nn.Module):
             temporal = [
                 additive_bias(mask, text.bias) for mask in self._temporal_visible(t, text.bias.device)
             ]
-        return self.embed_frames(frames), text, self._spatial_bias(text.bias, t), temporal
+        x = self.embed_frames(frames, conditioning=conditioning)
+        return x, text, self._spatial_bias(text.bias, t), temporal
 
     def _spatial_bias(self, text_bias: Tensor, t: int) -> Tensor:
         """[B,t,1,N,L+N] from the text's [B,1,1,L]."""
@@ -299,17 +314,29 @@ class CogVideoTransformer(nn.Module):
         p = t * self.config.frame_tokens
         return [self.mask(f"temporal_{i}", device)[:p, :p] for i in range(2 if self.config.window else 1)]
 
-    def forward(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        text_ids: Tensor,
+        frames: Tensor,
+        text_mask: Tensor | None = None,
+        conditioning: Tensor | None = None,
+    ) -> Tensor:
         """Logits [B,T*N,V] fp32 of every frame token given the text and what its mask lets it see.
 
         text_ids [B,L], frames [B,T,N] tokens, text_mask [B,L] (1 = real token; padding on the left).
         """
-        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask)
+        x, text, spatial, temporal = self.prepare(text_ids, frames, text_mask, conditioning)
         return rearrange(self.head(self.run(x, text.layers, spatial, temporal)), "b t n v -> b (t n) v")
 
-    def token_losses(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
+    def token_losses(
+        self,
+        text_ids: Tensor,
+        frames: Tensor,
+        text_mask: Tensor | None = None,
+        conditioning: Tensor | None = None,
+    ) -> Tensor:
         """Cross entropy [B,T,N] (nats) of every frame token, those of untrained frames as well."""
-        logits = self(text_ids, frames, text_mask).flatten(0, 1)
+        logits = self(text_ids, frames, text_mask, conditioning).flatten(0, 1)
         return F.cross_entropy(logits, frames.flatten().long(), reduction="none").view(frames.shape)
 
     def loss(self, text_ids: Tensor, frames: Tensor, text_mask: Tensor | None = None) -> Tensor:
@@ -329,7 +356,7 @@ class CogVideoTransformer(nn.Module):
         """Mean cross entropy of every frame that this stage trains, without storing all scores.
 
         recompute: keep only the inputs of blocks, and compute a block again when its gradient is due.
-        conditioning [B,T,1 or N,D]: added to the frames' inputs, to condition on more than text.
+        conditioning: see `embed_frames`.
         """
         c, t = self.config, frames.shape[1]
         trained = [time for time in masks.trained_frames(c) if time < t]

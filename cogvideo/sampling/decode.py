@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     By default a windowed model does so with this package's strategies; others see their steps in order.
     unseen_text: bool [L], words of the prompts that no frame attends to; they still read each other. watch:
     called after every step with the tokens [B,F,N] of the frames being made; 0 is what is not made yet.
+    conditioning [B or 1,T,1 or N,D]: added to the inputs of all frames, known ones too, in the order of time.
     """
 
     text_mask: Tensor | None
@@ -49,6 +50,7 @@ class Options(TypedDict, total=False):
     wavefront: bool | None
     unseen_text: Tensor | None
     watch: Callable[[Tensor], object] | None
+    conditioning: Tensor | None
 
 
 @torch.inference_mode()
@@ -210,14 +212,17 @@ def _decode(
     ) is not None:  # of the prompts' rows, which are padded on the left
         text.bias[: texts.clips, ..., length - len(unseen) :].masked_fill_(unseen.to(device), float("-inf"))
     seen = None if given is None else seen_in_order(model, times, order, device, quirks=quirks)
-    decoding = Decoding.begin(view, text, times, seen, text_bonus)
+    condition = options.get("conditioning")
+    if condition is not None and len(condition) > 1:
+        condition = texts.double(condition)
+    told = [None if condition is None else condition[:, some] for some in (known, times)]
+    decoding = Decoding.begin(view, text, times, seen, text_bonus, told[1])
     rooms = len(times) if wavefront else 1, len(order) * n
     decoding, logits_of = backends.steps_for(model, backend, view, decoding, *rooms)
     if given is not None:
         seen = seen_in_order(model, known, known, device, quirks=quirks)
-        prefill(
-            view, decoding.text, texts.double(given), known, seen, (text_bonus, 0.0 if quirks else text_bonus)
-        )
+        bonus = (text_bonus, 0.0 if quirks else text_bonus)
+        prefill(view, decoding.text, texts.double(given), known, seen, bonus, told[0])
 
     generator, progress = options.get("generator"), options.get("progress")
     steps, streams = masks.one_by_one_steps(len(times), n), [generator] * len(times)

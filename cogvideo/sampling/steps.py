@@ -74,7 +74,7 @@ class Decoding:
     text: EncodedText  # its layers hold the caches
     tokens: Tensor  # [B,F*(N+1)]: of every frame begin-of-image, then its tokens
     # With a last row for no position, which sees only the text's last token:
-    position_vectors: Tensor  # [F*N+1,D]
+    position_vectors: Tensor  # [B or 1,F*N+1,D]
     spatial_bias: Tensor  # [B,N+1,1,1,L+N]
     temporal_bias: list[Tensor] | None  # [B,1,F*N+1,L+T*N] of even, odd layers or of all; None: image model
 
@@ -86,22 +86,23 @@ class Decoding:
         times: list[int],
         temporal: list[Tensor] | None,
         bonus: float,
+        conditioning: Tensor | None = None,
     ) -> "Decoding":
-        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`."""
+        """Without room in the caches yet. times: to decode; temporal: what they see, `seen_in_order`;
+        conditioning: of these frames, `embed_frames`.
+        """
         n, rows, device = model.config.frame_tokens, len(text.bias), text.bias.device
-        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()
-        spatial = _with_last_row(additive_bias(causal, text.bias, bonus), text.bias.shape[-1])
+        causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
+        positions = torch.stack([model.position_vectors(time) for time in times])[None]
+        positions = positions if conditioning is None else positions + conditioning
+        seen = None if temporal is None else [additive_bias(visible, text.bias, bonus) for visible in temporal]
+        length = text.bias.shape[-1]
         return cls(
             text,
             torch.full((rows, len(times) * (n + 1)), model.config.begin_of_image, device=device),
-            F.pad(torch.cat([model.position_vectors(time) for time in times]), (0, 0, 0, 1)),
-            spatial.transpose(1, 2)[:, :, None],
-            None
-            if temporal is None
-            else [
-                _with_last_row(additive_bias(visible, text.bias, bonus), text.bias.shape[-1])
-                for visible in temporal
-            ],
+            F.pad(positions.flatten(1, 2), (0, 0, 0, 1)),
+            _with_last_row(additive_bias(causal, text.bias[:, None], bonus), 1, length),
+            None if seen is None else [_with_last_row(bias, 2, length) for bias in seen],
         )
 
     def tables(self) -> list[Tensor]:
@@ -128,7 +129,7 @@ class Decoding:
             inputs, positions, numbers, spatial, temporal = number + frame, position, number, *ends
         else:
             inputs, positions, numbers, spatial, temporal = step.index.unbind(0)
-        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 0, numbers)
+        x = model.word_embedding(_rows(self.tokens, 1, inputs)) + _rows(self.position_vectors, 1, numbers)
         bias = _rows(self.spatial_bias, 1, positions).narrow(-1, 0, step.spatial_end)
         later = self.temporal_bias
         if later is not None:
@@ -138,11 +139,11 @@ class Decoding:
         return model.head(model.run(x[:, :, None], self.text.layers, bias, later, write)[:, :, 0])
 
 
-def _with_last_row(bias: Tensor, length: int) -> Tensor:
-    """bias [B,1,Q,L+K] -> [B,1,Q+1,L+K]: the last query sees only the last of `length` text tokens."""
-    bias = F.pad(bias, (0, 0, 0, 1), value=float("-inf"))
-    bias[..., -1, length - 1] = 0
-    return bias
+def _with_last_row(bias: Tensor, dim: int, length: int) -> Tensor:
+    """bias [..,L+K] with a query more along `dim`, which sees only the last of `length` text tokens."""
+    row = torch.full_like(bias.narrow(dim, 0, 1), float("-inf"))
+    row[..., length - 1] = 0
+    return torch.cat([bias, row], dim)
 
 
 def _rows(table: Tensor, dim: int, at: int | Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def seen_in_order(
 
 def prefill(
     model: CogVideoTransformer, text: EncodedText, frames: Tensor, times: list[int], seen: list[Tensor],
-    bonus: tuple[float, float],
+    bonus: tuple[float, float], conditioning: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Put known frames [B,F,N] into the temporal caches; bonus: towards text, of both channels."""
     length = text.bias.shape[-1]
@@ -177,5 +178,5 @@ def prefill(
     # Nobody looks at known frames in the spatial channel later, so its cache does not keep them.
     end = length + seen[0].shape[1]
     write = None, CacheWrite(length, end)
-    x = model.embed_frames(frames, times)
+    x = model.embed_frames(frames, times, conditioning)
     model.run(x, text.layers, additive_bias(spatial, text.bias[:, None], bonus[0]), biases, write)

@@ -20,24 +20,36 @@ FRAMES = 5
 # Of stage 1's clips: those that span the whole action, those that span less; the others have any span.
 WHOLE, SHORTER = 0.4, 0.45
 PAPER_WHOLE = 0.8  # the same of the ablation's clips; its others span less (ablation.py)
-# Of the image model's pictures: first frames under the bare caption; any phase under any span and without a
-# number (so that stage 2 finds no state impossible). The others are the four frames that stage 1 generates,
-# with a number.
-OPENING, ANY_PHASE = 0.15, 0.25
+ROUNDS = 4  # of stage 2 at most: 8 seconds at FPS
+FILLED_WHOLE = 0.7  # of the clips that stage 2 fills: those whose key frames span the whole action
+FINER = 0.6  # below 1 its later rounds, which make more frames, are shown more often
+# Of the image model's pictures: first frames under the bare caption; any phase under any span, without a
+# number; frames of the clips that stage 2 fills, with their place. The others are the four frames that stage
+# 1 generates, with a number.
+OPENING, ANY_PHASE, PLACED = 0.12, 0.18, 0.4
 FIXED_SPAN = 1.0  # seconds of five frames where all pieces of video are equally long (ablation.py)
-UNSURE = 0.07  # octaves of noise in the given part, for stage 1 will not be exact; key frames are 0.4 apart
+# Octaves of noise in the given part, for stages 1 and 2 will not be exact. Key frames are 0.4 apart; beside a
+# place only whole octaves are given.
+UNSURE, UNSURE_PLACED = 0.07, 0.2
 
 
 @dataclass(kw_only=True)
 class PhaseBatch(Batch):
-    """octaves [B]: log2(span / duration), which says what part of the action the frames span."""
+    """octaves [B]: log2(span / duration), which says what part of the action the frames span.
+
+    rounds [B], places [B,T]: in which round of stage 2 the frames are, and where in the clip (masks.place);
+    None for stage 1.
+    """
 
     octaves: Tensor
+    rounds: Tensor | None = None
+    places: Tensor | None = None
 
 
 @dataclass(kw_only=True)
 class PictureBatch(PhaseBatch):
-    """The image model's. numbers [B]: of its pictures among five key frames, 0 where no phase is given."""
+    """The image model's. numbers [B]: of its pictures among five key frames, 0 where they have none; rounds
+    are 0 where they have no place."""
 
     numbers: Tensor
 
@@ -55,14 +67,44 @@ def key_frame_spans(
     return np.select([kind < whole, kind < whole + shorter], [rule, less], rng.choice(SPANS, n))
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """n sequences of five frames as stage 2 meets them: spans [n] (s), rounds [n], and their numbers [n]
+    among those of their round."""
+
+    spans: np.ndarray
+    rounds: np.ndarray
+    numbers: np.ndarray
+
+    @classmethod
+    def of(cls, clips: Clips, rng: np.random.Generator) -> "Sequences":
+        """The key frames span the whole action (FILLED_WHOLE), or anything; little of the rest after it."""
+        n = len(clips)
+        whole = np.where(rng.random(n) < FILLED_WHOLE, clips.duration, rng.choice(SPANS[1:], n))
+        most = np.log2(whole * FPS / (FRAMES - 1))  # rounds of such a clip
+        rounds = 1 + np.floor(rng.random(n) ** FINER * most).astype(int)
+        spans = whole / 2.0**rounds
+        within = np.minimum(whole, clips.duration + spans)
+        return cls(spans, rounds, np.floor(rng.random(n) * within / spans).astype(int))
+
+    @property
+    def places(self) -> np.ndarray:
+        """Numbers [n,T] of the frames in their clip."""
+        return (FRAMES - 1) * self.numbers[:, None] + np.arange(FRAMES)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds [n,T]."""
+        return self.spans[:, None] * self.places / (FRAMES - 1)
+
+
 def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.ndarray, list[float | None]]:
     """Timestamps [n,T] (s) of a stage's frames, and the span that its frame-rate text names (None: no text).
 
-    sequential: five frames from the beginning that span `key_frame_spans`. interpolation: five neighbouring
-    frames as the rounds of stage 2 meet them. superres: one frame at any time. For ablation.py, several
-    rates: five frames that span the action, or a part of it (PAPER_WHOLE); fixed rate: the action cut into
-    pieces of FIXED_SPAN, five frames each; fixed interpolation: what stage 2 meets in these; one stage: five
-    frames that follow each other at the final frame rate, from any time.
+    sequential: five frames from the beginning that span `key_frame_spans`. superres: one frame at any time.
+    For ablation.py, several rates: five frames that span the action, or a part of it (PAPER_WHOLE); fixed
+    rate: the action cut into pieces of FIXED_SPAN, five frames each; fixed interpolation: what stage 2 meets
+    in these; one stage: five frames that follow each other at the final frame rate, from any time.
     """
     n, steps = len(clips), np.linspace(0, 1, FRAMES)
     if stage == "sequential":
@@ -71,13 +113,6 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
     if stage == "several rates":
         span = key_frame_spans(clips, rng, PAPER_WHOLE, 1 - PAPER_WHOLE)
         return span[:, None] * steps, list(span)
-    if stage == "interpolation":
-        whole = rng.choice(SPANS[1:], n)  # seconds of the clip that is being interpolated
-        rounds = rng.integers(1, 5, n)  # spans whole/2, whole/4, ... down to half a second
-        part = np.maximum(whole / 2.0**rounds, SPANS[0])
-        within = np.minimum(whole, clips.duration + part)  # the action, and a little of the rest after it
-        start = part * np.floor(rng.random(n) * within / part)
-        return start[:, None] + part[:, None] * steps, list(part)
     if stage in ("fixed rate", "fixed interpolation"):
         part = FIXED_SPAN if stage == "fixed rate" else FIXED_SPAN / 2
         start = part * np.floor(rng.random(n) * clips.duration / part)
@@ -91,7 +126,7 @@ def clip_times(stage: str, clips: Clips, rng: np.random.Generator) -> tuple[np.n
 
 
 class TheatreBatches:
-    """Batches for one stage: "image", or one of `clip_times`."""
+    """Batches for one stage: "image", "interpolation", or one of `clip_times`."""
 
     def __init__(
         self,
@@ -123,32 +158,44 @@ class TheatreBatches:
             clips = sample_clips(self.batch_size, rng, split=split or self.split)
         if self.stage == "image":
             return self._pictures(clips, rng, device)
-        times, spans = clip_times(self.stage, clips, rng)
+        sequences = Sequences.of(clips, rng) if self.stage == "interpolation" else None
+        if sequences is not None:
+            times, spans = sequences.times, list(sequences.spans)
+        else:
+            times, spans = clip_times(self.stage, clips, rng)
         shown = states(clips, times)
         ids, mask = self._texts(clips, spans, rng, device)
         small = self.scenes(clips, shown, FRAME_SIZE).to(device)
         large = self.scenes(clips, shown, LARGE_SIZE)[:, 0].to(device) if self.stage == "superres" else None
-        if self.stage == "sequential":
+        if self.stage in ("sequential", "interpolation"):
             octaves = torch.from_numpy(np.log2(np.array(spans, float) / clips.duration)).float()
-            return PhaseBatch(ids, mask, small, octaves=octaves.to(device))
+            batch = PhaseBatch(ids, mask, small, octaves=octaves.to(device))
+            if sequences is not None:
+                batch.rounds = torch.from_numpy(sequences.rounds).to(device)
+                batch.places = torch.from_numpy(sequences.places).to(device)
+            return batch
         return Batch(ids, mask, small, large)
 
     def _pictures(self, clips: Clips, rng: np.random.Generator, device: str | torch.device) -> PictureBatch:
-        """The image model's batch; see OPENING, ANY_PHASE."""
+        """The image model's batch; see OPENING, ANY_PHASE, PLACED."""
         n = len(clips)
-        kind = rng.random(n)
-        opening, given = kind < OPENING, kind >= OPENING + ANY_PHASE
-        span = np.where(given, key_frame_spans(clips, rng), rng.choice(SPANS, n))
-        number = np.where(given, rng.integers(1, FRAMES, n), 0)
-        anywhere = clips.duration * rng.integers(0, LAST_STATE + 1, n) / LAST_STATE
-        times = np.where(given, span * number / (FRAMES - 1), anywhere)
-        shown = states(clips, np.where(opening, 0.0, times)[:, None])
+        bounds = np.cumsum([OPENING, ANY_PHASE, PLACED])
+        opening, anywhere, placed, numbered = np.searchsorted(bounds, rng.random(n), "right") == np.c_[:4]
+        filled, frame = Sequences.of(clips, rng), rng.integers(FRAMES, size=n)
+        chosen = [filled.spans, key_frame_spans(clips, rng)]
+        span = np.select([placed, numbered], chosen, rng.choice(SPANS, n))
+        number = np.where(numbered, rng.integers(1, FRAMES, n), 0)
+        at_random = clips.duration * rng.integers(0, LAST_STATE + 1, n) / LAST_STATE
+        moments = [filled.times[np.arange(n), frame], span * number / (FRAMES - 1), at_random]
+        shown = states(clips, np.select([placed, numbered, anywhere], moments, 0.0)[:, None])
         spans = [None if bare else float(s) for bare, s in zip(opening, span, strict=True)]
         ids, mask = self._texts(clips, spans, rng, device)
-        octaves = np.log2(span / clips.duration) + rng.normal(0, UNSURE, n)
+        octaves = np.log2(span / clips.duration) + rng.normal(0, np.where(placed, UNSURE_PLACED, UNSURE), n)
+        told = number, np.where(placed, filled.rounds, 0), filled.places[np.arange(n), frame][:, None]
+        numbers, rounds, places = (torch.from_numpy(one).to(device) for one in told)
         return PictureBatch(
-            ids, mask, self.scenes(clips, shown, FRAME_SIZE).to(device),
-            numbers=torch.from_numpy(number).to(device), octaves=torch.from_numpy(octaves).float().to(device),
+            ids, mask, self.scenes(clips, shown, FRAME_SIZE).to(device), numbers=numbers, rounds=rounds,
+            places=places, octaves=torch.from_numpy(octaves).float().to(device),
         )  # fmt: skip
 
     def _texts(

@@ -12,27 +12,38 @@ then has one number to say instead of a picture to paint. Its loss alone teaches
 in 256 tokens, and later frames copy them from earlier ones. So its first layer is trained first, to add the
 vector that the image model was given.
 
-Pictures without a number (frame 0) come from any phase: first frames, and the frames that stage 2
-interpolates.
+Stage 2 makes 64 frames and not four, and 15/16 of an action are to be told from 14/16: so much a logarithm
+along one direction does not say. It is told where in the clip its frames stand (masks.place). Where the key
+frames span the whole action, as they should, that is the part of the action, and a vector of its own for each
+moment says it exactly. Where they span more or less, span and adverb shift it by whole octaves, as they do in
+stage 1; what becomes of moment and octaves together, the image model learns from pictures.
+
+Pictures without number or place come from any phase, or are first frames.
 """
 
 import torch
 from torch import Tensor, nn
 
-from cogvideo.model.initialization import EMBEDDING_SCALE
+from cogvideo.model import masks
+from cogvideo.model.initialization import EMBEDDING_SCALE, grid_positions
 from cogvideo.model.transformer import Block, CogVideoTransformer
-from cogvideo.theatre.batches import PhaseBatch, PictureBatch
+from cogvideo.theatre.batches import ROUNDS, PhaseBatch, PictureBatch
 
 LAST = 4  # number of a clip's last key frame
+MOMENTS = LAST * 2**ROUNDS  # a clip's last frame's number when all rounds are done
 
 
 class PhaseConditioning(nn.Module):
-    """Two vectors [2,D] of the stream: that a phase is given, and two octaves of the action's part."""
+    """Vectors [2,D] of the stream: that a phase is given, and two octaves of the action's part; and moments
+    [MOMENTS+1,D]: where in the clip a frame stands.
+    """
 
     def __init__(self, hidden_size: int, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.vectors = nn.Parameter(2 * EMBEDDING_SCALE * torch.randn(2, hidden_size, generator=generator))
+        waves = grid_positions(MOMENTS + 1, 1, hidden_size, step=0.25)  # neighbours begin alike
+        self.moments = nn.Parameter(2 * EMBEDDING_SCALE * waves)
 
     def of_frames(self, numbers: Tensor) -> Tensor:
         """Frame numbers [B] in 0..4 -> the vectors [B,D] added to these frames' inputs: 0 for frame 0."""
@@ -40,15 +51,26 @@ class PhaseConditioning(nn.Module):
         given = self.vectors[0] + (octaves[:, None] + 1) / 2 * self.vectors[1]
         return given * (numbers > 0)[:, None]
 
+    def of_places(self, rounds: Tensor, places: Tensor) -> Tensor:
+        """Frames' numbers [*] in clips after so many rounds [*] -> the vectors [*,D] added to their inputs.
+
+        A round halves the span that the text tells; the octave is given back here.
+        """
+        return self.moments[places * 2 ** (ROUNDS - rounds)] + rounds[..., None] / 2 * self.vectors[1]
+
     def of_texts(self, octaves: Tensor) -> Tensor:
         """log2(span / duration) [B] -> what joins the stream after the first layer's attention [B,D]."""
         return octaves[:, None] / 2 * self.vectors[1]
 
     def loss(self, model: CogVideoTransformer, batch: PictureBatch) -> Tensor:
         """Mean cross entropy (nats) of an image model on pictures [B,1,N] conditioned on their phase."""
-        numbers, octaves = batch.numbers, batch.octaves
-        conditioning = self.of_frames(numbers)[:, None, None]
-        added = (self.of_texts(octaves) * (numbers > 0)[:, None])[:, None, None]
+        given, told = self.of_frames(batch.numbers), batch.numbers[:, None] > 0
+        if batch.rounds is not None and batch.places is not None:
+            placed = batch.rounds > 0
+            here = self.of_places(batch.rounds.clamp(min=1), batch.places[:, 0] * placed)
+            given, told = torch.where(placed[:, None], here, given), told | placed[:, None]
+        conditioning = given[:, None, None]
+        added = (self.of_texts(batch.octaves) * told)[:, None, None]
 
         def add(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
             return out + added if out.ndim == added.ndim else out  # the text's has fewer dimensions
@@ -57,12 +79,14 @@ class PhaseConditioning(nn.Module):
             return model.frame_losses(*batch.inputs, conditioning=conditioning).mean()
 
     def first_layer_error(self, model: CogVideoTransformer, batch: PhaseBatch) -> Tensor:
-        """Squared error of what stage 1 adds in its first layer, relative to a step of two octaves.
+        """Squared error of what a stage adds in its first layer, relative to a step of two octaves.
 
-        It should add `of_texts`, to every frame after the first. Only the first two frames are computed.
+        It should add `of_texts`: stage 1 to every frame after the first, of which the first two are computed;
+        stage 2 to all frames.
         """
-        frames = batch.frames[:, :2]
-        x, text, spatial, temporal = model.prepare(batch.text_ids, frames, batch.text_mask)
+        stage1 = batch.rounds is None
+        frames, conditioning = batch.frames[:, :2] if stage1 else batch.frames, placed_inputs(model, batch)
+        x, text, spatial, temporal = model.prepare(batch.text_ids, frames, batch.text_mask, conditioning)
         block, memory, found = model.blocks[0], text.layers[0], []
         assert isinstance(block, Block) and temporal is not None
 
@@ -74,13 +98,28 @@ class PhaseConditioning(nn.Module):
                 block(x, memory, spatial)
             block(x, memory, spatial, temporal[0])
         wanted = found[0] + self.of_texts(batch.octaves)[:, None, None]
-        error = (found[1] - wanted)[:, 1:].square().sum(-1).mean()
+        error = (found[1] - wanted)[:, int(stage1) :].square().sum(-1).mean()
         return error / self.vectors[1].square().sum()
 
     @torch.no_grad()
     def start_stage(self, model: CogVideoTransformer) -> None:
-        """Give a stage 1 that is about to be trained its frames' numbers, as part of their positions."""
+        """Give a stage that is about to be trained what its image model was given: stage 1 its frames'
+        numbers, as part of their positions; stage 2 their places.
+        """
         assert model.extra_position_embedding is not None
+        if model.place_embedding is not None:
+            for round_ in range(1, ROUNDS + 1):
+                numbers = torch.arange(LAST * 2**round_ + 1)
+                rows = masks.place(model.config, round_, numbers)
+                model.place_embedding.weight[rows] = self.of_places(torch.full_like(numbers, round_), numbers)
+            return
         table, n = model.extra_position_embedding.weight, model.config.frame_tokens
         for row, vector in enumerate(self.of_frames(torch.arange(1, model.config.num_frames))):
             table[row * n : (row + 1) * n] += vector
+
+
+def placed_inputs(model: CogVideoTransformer, batch: PhaseBatch) -> Tensor | None:
+    """`conditioning` [B,T,1,D] of a batch for stage 2; None for others, and models that are not told."""
+    if batch.rounds is None or batch.places is None:
+        return None
+    return model.place_vectors(batch.rounds[:, None], batch.places)

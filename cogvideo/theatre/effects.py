@@ -73,7 +73,7 @@ def costs(
             if name in swapped:
                 ids = clip.text_ids.clone()
                 ids[list(change)] = torch.tensor(list(change.values()), device=ids.device)
-                after = token_losses(record(clip.model, ids, clip.frames))
+                after = token_losses(record(clip.model, ids, clip.frames, conditioning=clip.conditioning))
             else:
                 after = token_losses(clip, **change)
             for of, shown in there.items():

@@ -289,7 +289,10 @@ def recordings(
         ids = [
             torch.tensor(pipe.text.encode_prompt(text, spans[stage]), device=pipe.device) for text in texts
         ]
-        made[stage] = [record(models[stage], row, clip) for row, clip in zip(ids, clips[stage], strict=True)]
+        places = pipe.places(1, 2) if stage == "stage 2" else None
+        told = None if places is None else places[:1]
+        shown = zip(ids, clips[stage], strict=True)
+        made[stage] = [record(models[stage], row, clip, conditioning=told) for row, clip in shown]
     return made
 
 

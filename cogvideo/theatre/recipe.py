@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +25,24 @@ from cogvideo.checkpoints.native import (
 )
 from cogvideo.config import ModelConfig, Order, SamplingConfig, check_seed, from_dict, load_yaml, to_dict
 from cogvideo.errors import CogVideoError
-from cogvideo.io import make_writable, write_json, write_whole
+from cogvideo.io import commit, make_writable, write_json, write_whole
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
-from cogvideo.theatre.batches import ANY_PHASE, OPENING, SHORTER, UNSURE, WHOLE, PhaseBatch, TheatreBatches
-from cogvideo.theatre.conditioning import PhaseConditioning
+from cogvideo.theatre.batches import (
+    ANY_PHASE,
+    FILLED_WHOLE,
+    FINER,
+    OPENING,
+    PLACED,
+    ROUNDS,
+    SHORTER,
+    UNSURE,
+    UNSURE_PLACED,
+    WHOLE,
+    PhaseBatch,
+    TheatreBatches,
+)
+from cogvideo.theatre.conditioning import PhaseConditioning, placed_inputs
 from cogvideo.theatre.drawing import random_frames
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.text import TextTokenizer
@@ -35,6 +52,8 @@ from cogvideo.training.optimizer import OptimizerConfig
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
 PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
+# The parts of a step do not need each other.
+STEPS = (("text",), ("frames",), ("image", "superres"), ("stage1", "stage2"), ("assemble",))
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class RecipeConfig:
     log_dir: str  # where the losses of the parts and their curves are kept
     parts: tuple[str, ...]
     seed: int
-    threads: int
+    threads: int  # of each part
     frames: FramesConfig
     model: TransformerConfig
     image: OptimizerConfig
@@ -74,11 +93,13 @@ class RecipeConfig:
     superres: OptimizerConfig
     sampling: SamplingConfig
     checkpoint_seconds: float = 60.0  # between two checkpoints
+    jobs: int = 1  # 2: parts that do not need each other run side by side
 
     def __post_init__(self):
         check_seed(self.seed)
-        if self.threads < 1:
-            raise CogVideoError(f"threads must be at least 1, not {self.threads}.")
+        for name in ("threads", "jobs"):
+            if getattr(self, name) < 1:
+                raise CogVideoError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if unknown := set(self.parts) - set(PARTS):
             raise CogVideoError(
                 f"Unknown part {sorted(unknown)[0]!r} of the recipe; known are {', '.join(PARTS)}."
@@ -95,9 +116,32 @@ def train(path: str | Path, overrides: list[str] | None = None) -> None:
     config = from_dict(RecipeConfig, load_yaml(path, overrides or []), str(path))
     use_threads(config.threads)
     recipe = Recipe(config)
-    for part in PARTS:
-        if part in config.parts:
+    for step in STEPS:
+        parts = [part for part in step if part in config.parts]
+        if config.jobs > 1 and len(parts) > 1:
+            _side_by_side(path, overrides or [], parts)
+            continue
+        for part in parts:
             getattr(recipe, part)()
+
+
+def _side_by_side(path: str | Path, overrides: list[str], parts: list[str]) -> None:
+    """Run parts as commands of their own; when one fails, the others are stopped, to be resumed later."""
+    running: dict[str, subprocess.Popen] = {}
+    try:
+        for line, part in enumerate(parts):
+            settings = [f"--set={one}" for one in (*overrides, f"parts=[{part}]", "jobs=1")]
+            command = [sys.executable, "-m", "cogvideo", "train", str(path), *settings]
+            running[part] = subprocess.Popen(command, env=os.environ | {"TQDM_POSITION": str(line)})
+        while None in (codes := [process.poll() for process in running.values()]) and not any(codes):
+            time.sleep(0.5)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.wait()
+    stopped = [part for part, process in running.items() if process.returncode not in (0, -signal.SIGTERM)]
+    if stopped:
+        raise CogVideoError(f"The part {stopped[0]!r} was not finished: the same command goes on with it.")
 
 
 class Recipe:
@@ -148,7 +192,8 @@ class Recipe:
             write_weights(folder / "phase", phase.state_dict())
             save_model(model, folder)
 
-        own = {"model": to_dict(model.config), "shown": [OPENING, ANY_PHASE, WHOLE, SHORTER, UNSURE]}
+        shown = [OPENING, ANY_PHASE, PLACED, WHOLE, SHORTER, FILLED_WHOLE, FINER, UNSURE, UNSURE_PLACED]
+        own = {"model": to_dict(model.config), "shown": shown}
         self._fit("image", both, both.parameters(), lambda batch: phase.loss(model, batch), save, own)
 
     def stage1(self) -> None:
@@ -160,25 +205,29 @@ class Recipe:
 
     def _video_stage(self, part: str, order: Order) -> None:
         image = load_model(self._need("image"))
-        model = inherit_image_model(image, config=image.config.video(order=order), seed=self.config.seed)
-        if order == "sequential":
-            phase = PhaseConditioning(image.config.hidden_size)
-            phase.load_state_dict(read_weights(self.run_dir / "image" / "phase"))
-            phase.start_stage(model)
-            self._first_layer(model, phase)
+        config = image.config.video(order=order, placed_rounds=ROUNDS if order == "interpolation" else 0)
+        model = inherit_image_model(image, config=config, seed=self.config.seed)
+        phase = PhaseConditioning(config.hidden_size)
+        phase.load_state_dict(read_weights(self.run_dir / "image" / "phase"))
+        phase.start_stage(model)
+        self._first_layer(part, model, phase)
         share_frame_vectors(model)
 
         # Another image model makes another stage.
         own = {"model": to_dict(model.config), "start": fingerprint(model)}
         trained, save = model.temporal_parameters().values(), partial(save_model, model)
-        self._fit(part, model, trained, lambda batch: model.loss(*batch.inputs), save, own, stage=order)
 
-    def _first_layer(self, model: CogVideoTransformer, phase: PhaseConditioning) -> None:
-        """Train what stage 1's first layer adds for span and duration, see `conditioning`."""
+        def loss(batch: PhaseBatch) -> Tensor:
+            return model.frame_losses(*batch.inputs, conditioning=placed_inputs(model, batch)).mean()
+
+        self._fit(part, model, trained, loss, save, own, stage=order)
+
+    def _first_layer(self, part: str, model: CogVideoTransformer, phase: PhaseConditioning) -> None:
+        """Train what a stage's first layer adds for span and duration, see `conditioning`."""
         text, frames = self._tokenizers()
-        optimizer, folder = self.config.first_layer, self.run_dir / "first_layer"
+        optimizer, folder = self.config.first_layer, self.run_dir / f"{part}_first_layer"
         sizes = {"text": text, "frames": frames, "seed": self.config.seed + 1}
-        batches = TheatreBatches("sequential", optimizer.batch_size, **sizes)
+        batches = TheatreBatches(model.config.order, optimizer.batch_size, **sizes)
         phase.requires_grad_(False)
         trained = [p for name, p in model.temporal_parameters().items() if name.startswith("blocks.0.")]
         settings = {"optimizer": to_dict(optimizer), "seed": self.config.seed, "start": fingerprint(model)}
@@ -189,7 +238,7 @@ class Recipe:
             return phase.first_layer_error(model, batch)
 
         model.to(self.device)
-        fit(Job(model, trained, loss, optimizer, folder, settings, label="first layer"))
+        fit(Job(model, trained, loss, optimizer, folder, settings, label=f"{part}, first layer"))
         model.to("cpu")
 
     def superres(self) -> None:
@@ -211,7 +260,7 @@ class Recipe:
         """Put the finished parts into one pipeline folder, in half precision, and their log into another."""
         from cogvideo.theatre.training_log import keep_log
 
-        output = Path(self.config.output)
+        made_at, output = commit(), Path(self.config.output)  # the commit, before its weights are replaced
         (output / "tokenizers").mkdir(parents=True, exist_ok=True)
         for name in ("text.model", "frames.safetensors"):
             shutil.copyfile(self._need(name), output / "tokenizers" / name)
@@ -220,7 +269,7 @@ class Recipe:
         superres = DirectSuperResolution.from_pretrained(self._need("superres"))
         superres.save_pretrained(output / "superres", dtype=torch.float16)
         write_json(output / "pipeline.json", to_dict(self.config.sampling))
-        keep_log(self.run_dir, Path(self.config.log_dir), to_dict(self.config))
+        keep_log(self.run_dir, Path(self.config.log_dir), made_at, to_dict(self.config))
 
     def _image_config(self) -> ModelConfig:
         text, frames = self._tokenizers()

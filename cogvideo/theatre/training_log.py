@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cogvideo.io import commit, file_hash, write_json, write_whole
+from cogvideo.io import file_hash, write_json, write_whole
 
-LOGGED = ("frames", "image", "first_layer", "stage1", "stage2", "superres")
+LOGGED = ("frames", "image", "stage1_first_layer", "stage1", "stage2_first_layer", "stage2", "superres")
 
 
-def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def keep_log(run_dir: Path, folder: Path, made_at: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Copy the parts' metrics into `folder` and draw loss_curves.png -> commit, settings, their hashes."""
     hashes, rows = {}, {}
     for part in LOGGED:
@@ -17,7 +17,7 @@ def keep_log(run_dir: Path, folder: Path, settings: dict[str, Any]) -> dict[str,
         rows[part] = [json.loads(line) for line in text.splitlines()]
         hashes[part] = file_hash(write_whole(folder / f"{part}.jsonl", text, parents=True))
     _draw(rows, folder / "loss_curves.png")
-    record = {"commit": commit(), "settings": settings, "sha256 of the logs": hashes}
+    record = {"commit": made_at, "settings": settings, "sha256 of the logs": hashes}
     write_json(folder / "record.json", record)
     return record
 
@@ -32,7 +32,8 @@ def _draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for name in sorted({name for row in logged for name in row if name.startswith("test_loss ")}):
             points = [(row["step"], row[name]) for row in logged if name in row]
             axis.loglog(*zip(*points, strict=True), "o-", markersize=3, label=name.removeprefix("test_loss "))
-        errors = {"frames": "squared and absolute error", "first_layer": "relative error"}
-        axis.set(title=part, xlabel="step", ylabel=errors.get(part, "nats a token"))
+        label = "squared and absolute error" if part == "frames" else "nats a token"
+        label = "relative error" if part.endswith("first_layer") else label
+        axis.set(title=part.replace("_", " "), xlabel="step", ylabel=label)
         axis.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)

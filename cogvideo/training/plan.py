@@ -73,6 +73,7 @@ def _geometry(config: TrainingConfig) -> ModelConfig:
     file = next((f for f in (place / "config.json" for place in places) if f.exists()), None)
     model = from_dict(ModelConfig, read_json(file), str(file)) if file else COGVIDEO_9B
     still: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
+    still |= {"placed_rounds": 0}
     image = replace(model, order="sequential", **still)
     if config.stage == "image":
         return image

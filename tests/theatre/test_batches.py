@@ -55,13 +55,38 @@ def test_key_frames_span_the_whole_action_or_less_or_anything():
 
 
 def test_interpolation_meets_the_rounds_of_the_sampler():
-    """Sequences begin at multiples of their span, inside the action or in the rest just after it."""
-    clips, times, spans = drawn("interpolation", 2000)
-    starts = times[:, 0] / np.array(spans)
-    assert np.allclose(starts, starts.round())
-    assert np.allclose(np.diff(times, axis=1), np.array(spans)[:, None] / 4)
-    assert times.max() <= 8 and set(spans) == set(SPANS[:-1])
-    assert np.all(times[:, 0] < clips.duration + np.array(spans))
+    """Sequences begin at multiples of their span, inside the action or in the rest just after it; the finer
+    rounds are shown more often, and most clips last as long as their action.
+    """
+    rng = np.random.default_rng(0)
+    clips = sample_clips(4000, rng)
+    found = data.Sequences.of(clips, rng)
+    starts = found.times[:, 0] / found.spans
+    assert np.allclose(starts, found.numbers) and np.array_equal(found.places[:, 0], 4 * found.numbers)
+    assert np.allclose(np.diff(found.times, axis=1), found.spans[:, None] / 4)
+    assert found.times.max() <= 8 and set(found.spans) == set(SPANS[:-1])
+    assert np.all(found.times[:, 0] < clips.duration + found.spans)
+    whole = found.spans * 2.0**found.rounds  # seconds of the clips that are filled: up to 8 frames a second
+    assert set(whole) <= {1, 2, 4, 8} and np.all(whole / found.rounds >= 1) and found.places.max() <= 64
+    assert np.all(found.spans >= 0.5) and abs((whole == clips.duration).mean() - (0.7 + 0.3 / 4)) < 0.03
+    counts = np.bincount(found.rounds[whole == 8])[1:]
+    assert (np.diff(counts) > 0).all() and len(counts) == data.ROUNDS
+
+
+def test_stage_2s_batches_say_where_in_the_clip_their_frames_stand(batches):
+    batch = batches("interpolation", 64)(3)
+    rng = np.random.default_rng([0, 3, False])
+    clips = sample_clips(64, rng, split="train")
+    drawn_again = data.Sequences.of(clips, rng)
+    assert batch.places.tolist() == drawn_again.places.tolist()
+    assert batch.rounds.tolist() == drawn_again.rounds.tolist()
+    octaves = np.log2(drawn_again.spans / clips.duration)
+    assert np.allclose(batch.octaves.numpy(), octaves)
+    # At octave 0 with the rounds taken back, a frame's place is the part of the action, and so its state.
+    exact = octaves + drawn_again.rounds == 0
+    part = drawn_again.places / (4 * 2.0 ** drawn_again.rounds[:, None])
+    assert exact.sum() > 20
+    assert np.array_equal(np.floor(16 * part[exact] + 1e-6), states(clips, drawn_again.times)[exact])
 
 
 def test_times_of_the_fixed_rate():
@@ -117,7 +142,7 @@ def test_the_image_model_is_given_the_phase_of_stage_1s_frames(tokenizers, pictu
     batch, clips, shown = pictures
     numbers, octaves, duration = batch.numbers.numpy(), batch.octaves.numpy(), clips.duration
     given = numbers > 0
-    assert abs(given.mean() - (1 - data.OPENING - data.ANY_PHASE)) < 0.03
+    assert abs(given.mean() - (1 - data.OPENING - data.ANY_PHASE - data.PLACED)) < 0.03
     assert np.bincount(numbers, minlength=5)[1:].min() > 0.2 * given.sum()
     under = read(tokenizers[0], batch, clips)
     assert under.sum(1).tolist() == [1] * len(clips)
@@ -126,6 +151,21 @@ def test_the_image_model_is_given_the_phase_of_stage_1s_frames(tokenizers, pictu
     assert np.array_equal(shown[given], states(clips[given], (span * numbers / 4)[given, None])[:, 0])
     error = octaves[given] - np.log2(span / duration)[given]
     assert 0.06 < error.std() < 0.08 and abs(error).max() < 0.35 and abs(error.mean()) < 0.02
+
+
+def test_the_image_model_is_given_the_places_of_stage_2s_frames(tokenizers, pictures):
+    batch, clips, shown = pictures
+    rounds, octaves, duration = batch.rounds.numpy(), batch.octaves.numpy(), clips.duration
+    placed = rounds > 0
+    assert abs(placed.mean() - data.PLACED) < 0.03 and not batch.numbers.numpy()[placed].any()
+    under = read(tokenizers[0], batch, clips)[placed]
+    assert not under[:, -1].any()  # all of them have a frame-rate text
+    span = np.array(SPANS)[under.argmax(1)]
+    times = (span * batch.places.numpy()[placed, 0] / 4)[:, None]
+    assert np.array_equal(shown[placed], states(clips[placed], times)[:, 0])
+    error = octaves[placed] - np.log2(span / duration[placed])
+    assert 0.18 < error.std() < 0.22 and abs(error.mean()) < 0.03
+    assert np.bincount(rounds, minlength=5)[1:].min() > 20
 
 
 def test_pictures_show_every_group(pictures):
@@ -138,7 +178,8 @@ def test_pictures_show_every_group(pictures):
 
 def test_first_frames_come_bare_and_no_phase_is_impossible(tokenizers, pictures):
     batch, clips, shown = pictures
-    given, under = batch.numbers.numpy() > 0, read(tokenizers[0], batch, clips)
+    given = (batch.numbers.numpy() > 0) | (batch.rounds.numpy() > 0)
+    under = read(tokenizers[0], batch, clips)
     first, others = under[:, -1], under[:, :-1].any(1) & ~given
     assert abs(first.mean() - data.OPENING) < 0.03 and not shown[first].any() and not given[first].any()
     assert abs(others.mean() - data.ANY_PHASE) < 0.03

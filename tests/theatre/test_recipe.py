@@ -87,7 +87,7 @@ def test_later_frames_learn_one_vector_each_for_all_their_places(trained):
     )
 
 
-def test_stage_1_begins_with_the_image_models_phase_vectors_and_stage_2_does_not(trained, tmp_path):
+def test_stages_begin_with_what_the_image_model_was_given(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("stage?"))
     still = ["parts=[stage1, stage2]", "stage1.lr=0", "stage2.lr=0"]
     train(recipe(tmp_path), still)
@@ -98,6 +98,22 @@ def test_stage_1_begins_with_the_image_models_phase_vectors_and_stage_2_does_not
         model = load_model(tmp_path / "run" / stage)
         vectors = torch.stack([model.position_vectors(k) - model.position_vectors(0) for k in range(1, 5)])
         assert torch.allclose(vectors, added[:, None].expand_as(vectors), atol=1e-6)
+    places = load_model(tmp_path / "run/stage2").place_vectors(2, torch.arange(17))
+    assert places is not None
+    wanted = phase.of_places(torch.full((17,), 2), torch.arange(17))
+    assert torch.allclose(places[:, 0], wanted, atol=1e-6)
+
+
+def test_parts_side_by_side_make_the_same_weights(trained, tmp_path):
+    """And a part that fails is told in a sentence, after its own."""
+    train(recipe(tmp_path), ["jobs=2"])
+    for part in ("image", "superres", "stage1", "stage2"):
+        one, other = (load_file(folder / f"run/{part}/model.safetensors") for folder in (trained, tmp_path))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    shutil.rmtree(tmp_path / "run/stage2")
+    shutil.rmtree(tmp_path / "run/image")
+    with pytest.raises(CogVideoError, match=r"part 'stage\d' was not finished"):
+        train(tmp_path / "tiny.yaml", ["jobs=2", "parts=[stage1, stage2]"])
 
 
 def test_stages_of_another_image_model_are_refused(trained, tmp_path):

@@ -102,11 +102,12 @@ def describe_tokens(scene: Scene) -> str:
     tokens [P,K], probabilities [P,K] of the model and of the sampler (NaN: not known); then of the model and
     of the sampler entropy [P], surprise [P] and rank [P].
     """
-    own = teacher_forced(scene.model, scene.text_ids, scene.frames)
+    clip = scene.model, scene.text_ids, scene.frames
+    own = teacher_forced(*clip, scene.conditioning)
     found = likeliest(own, scene.frames)
     chances, drawn = np.full(found.probabilities.shape, np.nan), found
     if scene.pipe is not None and scene.model.config.temporal:
-        p = sampled(scene.pipe, scene.model, scene.text_ids, scene.frames, scene.span)
+        p = sampled(scene.pipe, *clip, scene.span, scene.conditioning)
         ids = torch.from_numpy(found.tokens).to(p.device)
         chances, drawn = p.gather(-1, ids).cpu().numpy(), likeliest(p, scene.frames)
     parts: list[np.ndarray] = [found.tokens.astype("<i4"), found.probabilities, chances]
@@ -122,7 +123,8 @@ def token_sheet(scene: Scene, patches: Sequence[int]) -> str:
     if scene.pipe is None:
         return ""
     c, numbers = scene.model.config, np.asarray(patches)
-    found = likeliest(teacher_forced(scene.model, scene.text_ids, scene.frames), scene.frames)
+    p = teacher_forced(scene.model, scene.text_ids, scene.frames, scene.conditioning)
+    found = likeliest(p, scene.frames)
     tokens = found.tokens.reshape(-1, found.tokens.shape[-1])
     rows = [
         pictures(scene.pipe, scene.frames, time, own % c.frame_tokens, tokens[own])

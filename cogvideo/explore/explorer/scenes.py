@@ -39,6 +39,7 @@ class Scene:
     pipe: Pipeline | None = None  # decodes its tokens and draws others; None: pictures of tokens are missing
     seed: int = 0
     stream: tuple[str, int, int] = ("key", 1, 0)  # which of the seed's random streams drew it: name, of, row
+    round: int = 0  # of stage 2, from 1
 
     @property
     def span(self) -> float:
@@ -47,7 +48,16 @@ class Scene:
 
     def record(self, layers: Sequence[int] | None = None) -> Recording:
         """Run the model over this sequence and keep the inputs of `layers`."""
-        return record(self.model, self.text_ids, self.frames, layers=layers)
+        clip = self.model, self.text_ids, self.frames
+        return record(*clip, layers=layers, conditioning=self.conditioning)
+
+    @property
+    def conditioning(self) -> Tensor | None:
+        """What stage 2 is told of where in the clip its frames [1,T,1,D] stand; None where it is not."""
+        if not self.round:
+            return None
+        numbers = (len(self.frames) - 1) * self.stream[2] + torch.arange(len(self.frames))
+        return self.model.place_vectors(self.round, numbers[None].to(self.frames.device))
 
     @property
     def made(self) -> list[int]:
@@ -102,7 +112,8 @@ def scenes(
             begin, some = row * span, tokens[0, 4 * row : 4 * row + 5]
             name = f"Between, round {number}: {begin:g} to {begin + span:g} s"
             stream = f"fill {number}", pairs, row
-            made.append(_scene(pipe, name, prompt, settings, some, span, seed, begin, stream))
+            scene = _scene(pipe, name, prompt, settings, some, span, seed, begin, stream)
+            made.append(replace(scene, round=number))
     return made
 
 
@@ -178,7 +189,7 @@ def drawn_anew(
     given = [time for time in range(len(frames)) if time not in scene.made]
     made = interpolate_frames(
         model, scene.text_ids[None], frames[None, given], text_bonus=s.fill_text_bonus,
-        release_quirks=s.release_quirks, **options,
+        release_quirks=s.release_quirks, conditioning=scene.conditioning, **options,
     )  # fmt: skip
     return fill(made).clone()
 
