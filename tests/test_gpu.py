@@ -6,7 +6,9 @@ Checks have a twin that breaks what they guard, and must notice.
 import contextlib
 import gc
 import weakref
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from pretended import Mixed, PretendedGpu, Refused
 from torch import nn
 
+from cogvideo import kernels
 from cogvideo.config import ModelConfig
 from cogvideo.evaluation.i3d import I3D
 from cogvideo.model.strategies import ClusterStrategy, TopKStrategy, TopPStrategy, draw
@@ -51,8 +54,8 @@ def _nothing_is_kept(monkeypatch):
     cuda.release()
 
 
-def small(order="sequential", window=None, layers=2, dtype=torch.float32) -> CogVideoTransformer:
-    config = SMALL.__class__(**{**vars(SMALL), "order": order, "window": window, "num_layers": layers})
+def small(order="sequential", window=None, layers=2, dtype=torch.float32, width=16) -> CogVideoTransformer:
+    config = replace(SMALL, order=order, window=window, num_layers=layers, hidden_size=width)
     model = CogVideoTransformer(config).initialize(0)
     with torch.no_grad():
         for block in model.blocks:
@@ -99,6 +102,27 @@ def test_steps_are_replayed_to_the_cpus_tokens_without_a_wait(order, window, wav
     assert np.median(np.diff(launches)) <= DRAWS * (1 + wavefront)
     assert not gpu.races and not gpu.unordered and set(gpu.attentions) == {False}
     assert 1 < len(gpu.captured) <= 4  # far fewer than steps
+
+
+@pytest.mark.parametrize(("order", "window", "wavefront"), KINDS)
+def test_where_our_kernel_attends_one_graph_serves_all_steps(order, window, wavefront, monkeypatch):
+    """Torch takes the kernel's part, which is interpreted in tests/kernels: it reads what is seen."""
+    pytest.importorskip("triton", reason="Triton runs on Linux: pip install triton")
+    from cogvideo.kernels import attention
+
+    def attend(q, k, v, bias):
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    made, graphs = [], []
+    ours = SimpleNamespace(serves=attention.serves, attend=attend)
+    monkeypatch.setattr(kernels, "loaded", lambda name, device: ours)
+    for known in (lambda *_: None, cuda.kernel_for):
+        monkeypatch.setattr(cuda, "kernel_for", known)
+        with PretendedGpu() as gpu:
+            model = small(order, window, dtype=torch.bfloat16, width=32)
+            made.append(decode(model, "cuda", wavefront=wavefront))
+        graphs.append(len(gpu.captured))
+    assert torch.equal(*made) and graphs[0] > graphs[1] == 1
 
 
 @pytest.mark.parametrize("waits", [lambda logits: logits.max().item(), lambda logits: logits[logits > 0]])

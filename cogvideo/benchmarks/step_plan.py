@@ -84,7 +84,8 @@ def keys_read(
 ) -> list[float]:
     """Keys that a row reads in each step, in both channels of a layer (mean of even and odd layers).
 
-    hidden: all places of the caches, also those that no position of the step sees, as without the kernel.
+    hidden: all places of the caches, also those that no position of the step sees, as without the kernel; in
+    a wavefront those of every frame.
     """
     n = c.frame_tokens
     steps = masks.decoding_steps(c, list(times)) if wavefront else masks.one_by_one_steps(len(times), n)
@@ -96,7 +97,7 @@ def keys_read(
     counts = []
     for own in order.split(torch.bincount(steps.flatten())[1:].tolist()):
         if hidden:
-            counts.append(len(own) * (text + n) + text + seen[0].shape[1])
+            counts.append((len(times) if wavefront else 1) * (text + n) + text + seen[0].shape[1])
             continue
         spatial = int((own % n + 1 + text).sum())
         counts.append(spatial + text + fmean(int(mask[own].any(0).sum()) for mask in seen))

@@ -95,7 +95,9 @@ class Decoding:
         causal = torch.ones(n, n, dtype=torch.bool, device=device).tril()[:, None, None]
         positions = torch.stack([model.position_vectors(time) for time in times])[None]
         positions = positions if conditioning is None else positions + conditioning
-        seen = None if temporal is None else [additive_bias(visible, text.bias, bonus) for visible in temporal]
+        seen = (
+            None if temporal is None else [additive_bias(visible, text.bias, bonus) for visible in temporal]
+        )
         length = text.bias.shape[-1]
         return cls(
             text,
