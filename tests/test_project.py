@@ -14,8 +14,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cogvideo import Pipeline
 from cogvideo.checkpoints.registry import DEMO, weights_hash
 from cogvideo.explore.explorer.page import PARTS
+from cogvideo.theatre.ablation import image_model_digest
 
 tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli
 
@@ -266,8 +268,11 @@ def listed_results() -> dict[str, tuple[str, str, str]]:
     return {path: (command, commit, weights) for path, command, commit, weights in found}
 
 
-def stale(folder: Path, results: dict[str, tuple[str, str, str]], shipped: str) -> list[str]:
-    """Sentences about results that are not listed, are not what the list says, or are of other weights."""
+def stale(folder: Path, results: dict[str, tuple[str, str, str]], *shipped: str) -> list[str]:
+    """Sentences about results that are not listed, are not what the list says, or are of other weights.
+
+    shipped: the hash of the weights, and that of the image model, on which alone the ablations depend.
+    """
     kept = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     kept = [p for p in kept if not (p.endswith("README.md") or p.startswith(("runs/", "sweeps/")))]
     below = tuple(path for path in results if path.endswith("/"))
@@ -277,13 +282,14 @@ def stale(folder: Path, results: dict[str, tuple[str, str, str]], shipped: str) 
         texts = [f.read_text("utf-8") for f in files if f.suffix in (".json", ".csv", ".html")]
         if not any(commit in text for text in texts):
             wrong.append(f"{path} does not name the commit {commit}")
-        if weights not in ("–", shipped):
-            wrong.append(f"{path} is of the weights {weights}; the shipped ones are {shipped}")
+        if weights not in ("–", *shipped):
+            wrong.append(f"{path} is of the weights {weights}; the shipped ones are {' and '.join(shipped)}")
         told = {
             name for text in texts for name in re.findall(r'"(?:sha256|weights)": "([0-9a-f]{16})"', text)
         }
         for file in (file for file in files if file.suffix == ".csv"):
-            told |= {row.get("weights") or weights for row in csv.DictReader(file.open(encoding="utf-8"))}
+            rows = csv.DictReader(file.open(encoding="utf-8"))
+            told |= {row.get("weights") or row.get("image_model") or weights for row in rows}
         if told - {weights}:
             wrong.append(f"{path} is of the weights {told}; the list says {weights}")
     return wrong
@@ -294,12 +300,13 @@ def test_committed_results_are_of_the_shipped_weights():
     results = listed_results()
     assert len(results) >= 4
     assert all(command.startswith(("cogvideo ", "make ")) for command, *_ in results.values())
-    assert stale(REPORTS.parent, results, weights_hash(DEMO)) == []
+    image_model = image_model_digest(Pipeline.from_pretrained(DEMO, device="cpu"))
+    assert stale(REPORTS.parent, results, weights_hash(DEMO), image_model) == []
 
 
 def test_a_result_of_other_weights_is_told(tmp_path):
     (tmp_path / "new.json").write_text('{"sha256": "0123456789abcdef", "commit": "abc"}')
-    (tmp_path / "table.csv").write_text("point,weights,commit\np,0123456789abcdef,abc\n")
+    (tmp_path / "table.csv").write_text("point,image_model,commit\np,0123456789abcdef,abc\n")
     good = {name: ("cogvideo x", "abc", "0123456789abcdef") for name in ("new.json", "table.csv")}
     assert stale(tmp_path, good, "0123456789abcdef") == []
     assert len(stale(tmp_path, good, "f" * 16)) == 2  # new weights are shipped

@@ -1,24 +1,26 @@
 """How the demo's image model is conditioned on the action's phase, and why a frozen base needs it.
 
-Stages 1 and 2 cannot change the image model that they inherit. Which phase of the action a key frame shows
-depends on the frame's number, on the span and on the adverb together: frame k of five that span S seconds of
-an action of D seconds shows the part k / 4 * S / D of it. A small image model that has to find this out from
-its text does not; it draws any phase, and a temporal channel above it would have to replace the whole
-picture. So the image model is given the part while it is trained, as a logarithm along one direction of its
-stream, in which the three factors add up. What depends on the frame's number is added to the frame's inputs,
-where stage 1 has its positions; what depends on span and duration joins the stream with the attention output
-of the first layer, which is where stage 1's temporal channel, which reads the two words, can add it. Stage 1
-then has one number to say instead of a picture to paint. Its loss alone teaches it that number late: two bits
-in 256 tokens, and later frames copy them from earlier ones. So its first layer is trained first, to add the
-vector that the image model was given.
+Stages 1 and 2 cannot change the image model that they inherit. Which phase of the action a frame shows
+depends on where in the clip it stands, on the clip's span and on the adverb together: a frame at the part p
+of a clip of S seconds shows the part p * S / D of an action of D seconds. A small image model that has to
+find this out from its text does not; it draws any phase, and a temporal channel above it would have to
+replace the whole picture.
 
-Stage 2 makes 64 frames and not four, and 15/16 of an action are to be told from 14/16: so much a logarithm
-along one direction does not say. It is told where in the clip its frames stand (masks.place). Where the key
-frames span the whole action, as they should, that is the part of the action, and a vector of its own for each
-moment says it exactly. Where they span more or less, span and adverb shift it by whole octaves, as they do in
-stage 1; what becomes of moment and octaves together, the image model learns from pictures.
+So the image model is given both factors while it is trained. The frame's place, a vector of its own for
+each moment of a clip, is added to the frame's inputs, where stage 1 has its positions and stage 2 its
+places (masks.place). The octaves of S / D, in which span and adverb add up, go along one direction, which
+joins the stream with the attention output of the first layer: there a temporal channel, which reads the two
+words, can add it. Where the clip spans the whole action, as it should, the octaves are 0 and the place is
+the part of the action; what becomes of both together, the image model learns from pictures. Stage 1 then
+has one whole number to say instead of a picture to paint. Its loss alone teaches it that number late: two
+bits in 256 tokens, and later frames copy them from earlier ones. So the first layer of each stage is
+trained first, to add the vector that the image model was given.
 
-Pictures without number or place come from any phase, or are first frames.
+Some pictures are given the part as a logarithm alone, octaves of place, span and adverb along the same
+direction (`of_frames`): this teaches what an octave is. No stage begins with it: key frames are 0.4 octaves
+apart, and a first layer that is 0.3 beside the truth then draws another state (4.2 nats a frame instead of
+1.6), while beside a place it draws the right one (1.6). Pictures without either come from any phase, or are
+first frames.
 """
 
 import torch
@@ -103,8 +105,8 @@ class PhaseConditioning(nn.Module):
 
     @torch.no_grad()
     def start_stage(self, model: CogVideoTransformer) -> None:
-        """Give a stage that is about to be trained what its image model was given: stage 1 its frames'
-        numbers, as part of their positions; stage 2 their places.
+        """Give a stage that is about to be trained the places of its frames: stage 1 as part of their
+        positions, for its five stand always there; stage 2 in a table.
         """
         assert model.extra_position_embedding is not None
         if model.place_embedding is not None:
@@ -114,7 +116,8 @@ class PhaseConditioning(nn.Module):
                 model.place_embedding.weight[rows] = self.of_places(torch.full_like(numbers, round_), numbers)
             return
         table, n = model.extra_position_embedding.weight, model.config.frame_tokens
-        for row, vector in enumerate(self.of_frames(torch.arange(1, model.config.num_frames))):
+        numbers = torch.arange(1, model.config.num_frames)
+        for row, vector in enumerate(self.of_places(torch.zeros_like(numbers), numbers)):
             table[row * n : (row + 1) * n] += vector
 
 

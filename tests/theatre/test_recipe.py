@@ -94,7 +94,8 @@ def test_stages_begin_with_what_the_image_model_was_given(trained, tmp_path):
     phase = PhaseConditioning(16)
     phase.load_state_dict(load_file(tmp_path / "run/image/phase/model.safetensors"))
     assert not torch.allclose(phase.vectors, PhaseConditioning(16, seed=0).vectors, atol=1e-4)  # trained
-    for stage, added in (("stage1", phase.of_frames(torch.arange(1, 5))), ("stage2", torch.zeros(4, 16))):
+    keys = phase.of_places(torch.zeros(4, dtype=torch.long), torch.arange(1, 5))
+    for stage, added in (("stage1", keys), ("stage2", torch.zeros(4, 16))):
         model = load_model(tmp_path / "run" / stage)
         vectors = torch.stack([model.position_vectors(k) - model.position_vectors(0) for k in range(1, 5)])
         assert torch.allclose(vectors, added[:, None].expand_as(vectors), atol=1e-6)
