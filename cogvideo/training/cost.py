@@ -1,8 +1,9 @@
-"""What a training will cost on this machine, by a trial of two steps."""
+"""What a training will cost on this machine, by a trial of a few steps."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from cogvideo.runtime.machine import peak_bytes, wait
 from cogvideo.runtime.memory import GB
 from cogvideo.training.optimizer import OptimizerConfig, make_optimizers
+
+TRIAL = 2.0  # seconds, and at least two steps: the first ones fetch memory, and take up to twice as long
+MOST = 10  # steps of a trial
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,17 @@ def measure(
     dtype: str,
     trained: Sequence[str] | None = None,
 ) -> Cost:
-    """Two steps of a model that is thrown away; tokens: of one call of loss; trained: names, None: all."""
+    """By the median of some steps after the first, of a model that is thrown away.
+
+    tokens: of one call of loss; trained: names, None: all.
+    """
     model.to(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for name, weight in model.named_parameters():
         weight.requires_grad_(trained is None or name in trained)
-    optimizers, seconds = make_optimizers(model, optimizer), 0.0
-    for _ in range(2):
+    optimizers, taken = make_optimizers(model, optimizer), []
+    while len(taken) < 2 or (sum(taken) < TRIAL and len(taken) < MOST):
         wait(device)
         began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
@@ -52,12 +59,12 @@ def measure(
         for one in optimizers:
             one.step()
         wait(device)
-        seconds = time.perf_counter() - began
+        taken.append(time.perf_counter() - began)
     parts = optimizer.steps * optimizer.accumulate
     return Cost(
         optimizer.steps,
         tokens * parts,
-        seconds * parts,
+        median(taken[1:]) * parts,
         peak_bytes(device),
         sum(p.numel() for p in model.parameters()),
     )
