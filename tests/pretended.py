@@ -12,9 +12,9 @@ orders are a race (vector clocks).
 
 Limits. It knows what torch's own operations cost, not how CUDA computes: rounding, atomics, memory running
 out and speed are the CPU's. Compositions that torch takes apart differently on CUDA are counted as on the
-CPU, except for linear layers and attention, which are told here. Graphs do not share memory. Triton and
-backward passes (autograd asks for a real accelerator) do not run. It needs a CPU build of torch on Linux,
-whose registry of device guards it reaches by address.
+CPU, except for linear layers and attention, which are told here. Graphs do not share memory. Triton (see
+`kernel`) and backward passes (autograd asks for a real accelerator) do not run. It needs a CPU build of torch
+on Linux, whose registry of device guards it reaches by address.
 """
 
 import contextlib
@@ -395,6 +395,16 @@ class PretendedGpu(TorchDispatchMode):
         if self.recording is not None:
             self.recording.append((kernel, tuple(held), {}, out))
         return OnGpu(out)
+
+    def kernel(self, name, function, *tensors):
+        """Run what a kernel of our own does, as one: function of CPU tensors -> new ones."""
+        held = [t.held for t in tensors]
+        with alone():
+            outs = function(*held)
+        self.launch(name, held, outs)
+        if self.recording is not None:
+            self.recording.append((function, tuple(held), {}, outs))
+        return tuple(OnGpu(out) for out in outs)
 
 
 class Functions(TorchFunctionMode):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cogvideo import kernels
 from cogvideo.model.attention import kernel_for
 from cogvideo.model.transformer import Block, CogVideoTransformer, split_heads
 from cogvideo.runtime.quantize import Int8Linear
@@ -191,6 +192,16 @@ class JoinedBlock(Block):
             return super().project(h, both)
         q, kv, later_q, later_kv = split_heads(self.qkv(h), [1, 2, 1, 2], self.spatial.num_heads)
         return q.squeeze(0), kv, later_q.squeeze(0), later_kv
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        kernel = kernels.loaded("norms", x.device) if x.is_cuda else None
+        norms = self.attention_out_norm, self.mlp_norm, self.mlp_out_norm
+        if kernel is None or not x.dtype == out.dtype == norms[0].weight.dtype:
+            return super().add_attention(x, out)
+        one, two, three = ((norm.weight, norm.bias) for norm in norms)
+        eps = norms[0].eps
+        x, h = kernel.add_norm(x, out, one, eps, two)
+        return kernel.add_norm(x, self.mlp(h), three, eps, None)[0]
 
     def merge(self, spatial: Tensor, temporal: Tensor) -> Tensor:
         if self.dense is not None:
