@@ -116,7 +116,7 @@ def test_where_our_kernel_attends_one_graph_serves_all_steps(order, window, wave
 
     made, graphs = [], []
     ours = SimpleNamespace(serves=attention.serves, attend=attend)
-    monkeypatch.setattr(kernels, "loaded", lambda name, device: ours)
+    monkeypatch.setattr(kernels, "loaded", lambda name, device: ours if name == "attention" else None)
     for known in (lambda *_: None, cuda.kernel_for):
         monkeypatch.setattr(cuda, "kernel_for", known)
         with PretendedGpu() as gpu:
@@ -196,6 +196,19 @@ def test_norms_joined_by_our_kernel_give_the_same_tokens(wavefront, monkeypatch)
         made = decode(small("interpolation", 2), "cuda", wavefront=wavefront)
     assert any(name == "add_norm" for name, _ in gpu.launches) and not gpu.races
     assert torch.equal(made, decode(small("interpolation", 2), "cpu", wavefront=wavefront))
+
+
+def test_the_head_is_read_as_it_lies():
+    """Two kernels: the norm and a product of 16 bits that gives fp32."""
+    model, x = small(dtype=torch.bfloat16), torch.randn(2, 1, 16).bfloat16()
+    want = model.head(x).detach()
+    with PretendedGpu() as gpu, torch.inference_mode():
+        view, x = cuda.kept_view(model.to("cuda")), x.to("cuda")
+        before = gpu.launches.total()
+        made = view.head(x)
+        assert gpu.launches.total() - before == 2
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made.cpu(), want, atol=1e-6, rtol=0)
 
 
 class Enough(Exception):

@@ -270,10 +270,10 @@ class CogVideoTransformer(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
-        x = self.final_norm(x).float()
+        x = self.final_norm(x)
         if self.image_head is not None:
             return self.image_head(x)
-        return F.linear(x, self.word_embedding.weight[: self.config.image_tokens].float())
+        return F.linear(x.float(), self.word_embedding.weight[: self.config.image_tokens].float())
 
     def mask(self, name: str, device: torch.device) -> Tensor:
         """Visibility masks of masks.py, made once: spatial [T,N,N]; temporal_{0,1}(_quirks) [T*N,T*N]."""

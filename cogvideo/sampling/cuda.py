@@ -118,8 +118,6 @@ def kept_view(model: CogVideoTransformer) -> CogVideoTransformer:
     for block in kept.view.blocks:
         if isinstance(block, JoinedBlock):
             block.refresh()
-    if isinstance(kept.view.image_head, Frozen):
-        kept.view.image_head.weight.copy_(model.word_embedding.weight[: model.config.image_tokens])
     return kept.view
 
 
@@ -134,8 +132,8 @@ def _joined_view(model: CogVideoTransformer) -> CogVideoTransformer:
         blocks.append(block if joined is None else joined)
     vars(view)["_modules"] = model._modules | {"blocks": nn.ModuleList(blocks)}
     head = model.word_embedding.weight.detach()[: model.config.image_tokens]
-    if head.dtype != torch.float32:  # else every step would widen it
-        view.image_head = Frozen(head.float())
+    if head.dtype != torch.float32:
+        view.image_head = Head(head)
     return view
 
 
@@ -148,6 +146,14 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+
+class Head(Frozen):
+    """Logits in fp32 by a matrix of 16 bits, which every step would else widen, or read twice as wide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.mm(x.flatten(0, -2), self.weight.t(), out_dtype=torch.float32)
+        return flat.unflatten(0, x.shape[:-1])
 
 
 class JoinedBlock(Block):
