@@ -259,11 +259,16 @@ class Recipe:
         )  # fmt: skip
 
     def _sampling(self) -> SamplingConfig:
-        """Draws at the spans that stage 1 was trained with, of its own captions for examples."""
+        """Draws at the spans that stage 1 was trained with, of its own captions for examples.
+
+        At low temperatures: a small model is nearly certain, and what is left to chance spoils a frame of 64
+        tokens (docs/training.md).
+        """
         rates = read_manifest(self._need("tokens/stage1"))["rates"]
         spans = tuple(sorted((FRAMES - 1) / float(rate) for rate in rates))
         examples = tuple(dict.fromkeys(clip.caption for clip in self.dataset.clips[:200]))[:3]
-        return SamplingConfig(spans=spans, key_guidance=1.0, first_top_k=8, top_k=8, examples=examples)
+        drawn = {"first_temperature": 0.7, "first_top_k": 8, "temperature": 0.2, "top_k": 5}
+        return SamplingConfig(spans=spans, key_guidance=1.0, examples=examples, **drawn)
 
     def _card(self) -> str:
         count = len(self.dataset.clips)
