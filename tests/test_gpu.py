@@ -379,14 +379,14 @@ PROMPT = ["a lion is drinking water"]
 
 
 def demo(device, whole=True, **load):
-    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and one between, too."""
+    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and those between, too."""
     pipe = Pipeline.from_pretrained("demo", device=device, **load)
     first = pipe.first_frame_tokens(PROMPT, 0)
     large = pipe.upsample(first[:, None], PROMPT, 0)
     made = [first, large, pipe.tokens(pipe.pixels(large))]
     if whole:
         keys = pipe.later_key_frame_tokens(first[:, None].repeat(1, 4, 1), PROMPT, 4.0, 0)
-        made += [keys, pipe.interpolate_once(keys[:, 2:], PROMPT, 2.0, 1, 0)]
+        made += [keys, pipe.interpolate_once(keys, PROMPT, 4.0, 1, 0)]
     return [t.cpu() for t in made]
 
 
