@@ -28,6 +28,7 @@ from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, 
 from cogvideo.sampling.halving import SAID, halving
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.superres import IterativeConfig, IterativeSuperResolution
+from cogvideo.superres.direct import DirectSuperResolution, SuperResolutionConfig
 from cogvideo.tokenizers.frames import FrameTokenizer
 from cogvideo.tokenizers.hvqvae import HVQVAE
 
@@ -198,17 +199,26 @@ def test_norms_joined_by_our_kernel_give_the_same_tokens(wavefront, monkeypatch)
     assert torch.equal(made, decode(small("interpolation", 2), "cpu", wavefront=wavefront))
 
 
-def test_the_head_is_read_as_it_lies():
-    """Two kernels: the norm and a product of 16 bits that gives fp32."""
-    model, x = small(dtype=torch.bfloat16), torch.randn(2, 1, 16).bfloat16()
-    want = model.head(x).detach()
-    with PretendedGpu() as gpu, torch.inference_mode():
-        view, x = cuda.kept_view(model.to("cuda")), x.to("cuda")
-        before = gpu.launches.total()
-        made = view.head(x)
-        assert gpu.launches.total() - before == 2
-        assert made.dtype == torch.float32
-        torch.testing.assert_close(made.cpu(), want, atol=1e-6, rtol=0)
+@pytest.mark.parametrize("careless", [False, True])
+def test_the_head_is_read_as_it_lies(careless, monkeypatch):
+    """Two kernels: the norm, and a product of 16 bits that gives fp32; of super-resolution as well."""
+    if careless:
+        monkeypatch.setattr(torch, "is_grad_enabled", lambda: True)  # widened, for gradients
+    config = SuperResolutionConfig(
+        num_layers=1, hidden_size=16, num_heads=2, vocab_size=20, image_tokens=10, begin_of_image=19,
+        low_height=2, low_width=2, text_slots=3, low_position=3, base_positions=7,
+    )  # fmt: skip
+    models = small(dtype=torch.bfloat16), DirectSuperResolution.from_config(config).bfloat16()
+    x = torch.randn(2, 3, 16).bfloat16()
+    for model in models:
+        want = model.head(x).detach()
+        with PretendedGpu() as gpu, torch.inference_mode():
+            given, head = x.to("cuda"), model.to("cuda").head
+            before = gpu.launches.total()
+            made = head(given)
+            assert (gpu.launches.total() - before == 2) != careless
+            assert made.dtype == torch.float32
+            torch.testing.assert_close(made.cpu(), want, atol=1e-6, rtol=0)
 
 
 class Enough(Exception):
@@ -369,14 +379,14 @@ PROMPT = ["a lion is drinking water"]
 
 
 def demo(device, whole=True, **load):
-    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and one between, too."""
+    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and those between, too."""
     pipe = Pipeline.from_pretrained("demo", device=device, **load)
     first = pipe.first_frame_tokens(PROMPT, 0)
     large = pipe.upsample(first[:, None], PROMPT, 0)
     made = [first, large, pipe.tokens(pipe.pixels(large))]
     if whole:
         keys = pipe.later_key_frame_tokens(first[:, None].repeat(1, 4, 1), PROMPT, 4.0, 0)
-        made += [keys, pipe.interpolate_once(keys[:, 2:], PROMPT, 2.0, 1, 0)]
+        made += [keys, pipe.interpolate_once(keys, PROMPT, 4.0, 1, 0)]
     return [t.cpu() for t in made]
 
 

@@ -105,8 +105,7 @@ def cache_bytes(c: ModelConfig, rows: int, itemsize: int) -> int:
 def _work(g: Geometry, dtype: str, itemsize: int, rows: int, frames: int) -> list[int]:
     """Estimates for stage 1, stage 2, super-resolution and pictures."""
     c, s = g.stage2, g.superres
-    # The matrix of the logits in fp32; with int8 weights also the largest matrix in its wide type.
-    head = 0 if dtype == "fp32" else c.image_tokens * c.hidden_size * 4
+    # With int8 weights, the largest matrix in its wide type.
     wide = 4 * c.hidden_size**2 * itemsize if dtype == "int8" else 0
     given = 3 * c.frame_tokens
     prefill = rows * given * (PREFILL * c.hidden_size + PREFILL_BIAS * (c.text_length + given)) * itemsize
@@ -114,8 +113,8 @@ def _work(g: Geometry, dtype: str, itemsize: int, rows: int, frames: int) -> lis
     upsampling = frames * positions * s.hidden_size * itemsize * UPSAMPLING
     drawing = s.high_tokens * s.image_tokens * 4 * DRAWING
     pixels = 64 * s.high_tokens
-    large = int(max(upsampling, drawing) + frames * s.high_tokens * s.hidden_size * itemsize) + head + wide
-    return [head + wide, int(prefill) + head + wide, large, int(frames * pixels * g.channels * 4 * DECODING)]
+    large = int(max(upsampling, drawing) + frames * s.high_tokens * s.hidden_size * itemsize) + wide
+    return [wide, int(prefill) + wide, large, int(frames * pixels * g.channels * 4 * DECODING)]
 
 
 def plan_table(g: Geometry, clips: int = 1) -> str:

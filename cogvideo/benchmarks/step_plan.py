@@ -148,7 +148,7 @@ def frame_plan(gpu: Gpu, c: SuperResolutionConfig, dtype: str) -> Plan:
     ms = {
         "weights": 1e3 * weights / gpu.bandwidth / READ,
         "products": 1e3 * layer * c.num_layers / products / PRODUCTS,
-        "head": 1e3 * head / gpu.flops32 / PRODUCTS,
+        "head": 1e3 * head / products / PRODUCTS,
         "launches": 1e3 * launches * GAP,
     }
     return Plan("super-resolution, a frame", {"weights": weights}, launches, ms)
@@ -187,7 +187,7 @@ def assumptions(gpu: Gpu) -> str:
     )
     return (
         f"Assumed: {gpu.bandwidth / 1e12:.2f} TB/s by the data sheet, {READ:.0%} of it reached; products at "
-        f"{PRODUCTS:.0%} of {gpu.flops / 1e12:.0f} (head: {gpu.flops32 / 1e12:.0f}) TFLOP/s; captured steps, "
+        f"{PRODUCTS:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s; captured steps, "
         f"{1e6 * GAP:.1f} us between kernels, "
         f"{launches_a_layer(gpu, 'bf16')} of them a layer ({launches_a_layer(gpu, 'int8')} in int8); "
         f"{kernel}. Computed, not measured."

@@ -1,4 +1,4 @@
-"""Cross entropy over many tokens without holding their scores."""
+"""Scores of tokens, and cross entropy over many of them without holding their scores."""
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,13 @@ from torch.autograd.function import once_differentiable
 from cogvideo.model.attention import compute_dtype
 
 ROWS = {"cpu": 64, "cuda": 1024}  # positions whose scores are in memory at a time
+
+
+def token_scores(x: Tensor, weight: Tensor) -> Tensor:
+    """x [*,D], weight [V,D] -> [*,V] in fp32; CUDA reads both in 16 bits if they are, and adds in 32."""
+    if x.is_cuda and x.itemsize == 2 and x.dtype == weight.dtype and not torch.is_grad_enabled():
+        return torch.mm(x.flatten(0, -2), weight.t(), out_dtype=torch.float32).unflatten(0, x.shape[:-1])
+    return F.linear(x.float(), weight.float())
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

@@ -37,7 +37,7 @@ from cogvideo.model.initialization import (
     grid_positions,
     initialize_weights,
 )
-from cogvideo.model.losses import linear_cross_entropy
+from cogvideo.model.losses import linear_cross_entropy, token_scores
 
 
 def split_heads(x: Tensor, parts: list[int], num_heads: int) -> tuple[Tensor, ...]:
@@ -272,8 +272,8 @@ class CogVideoTransformer(nn.Module):
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
         x = self.final_norm(x)
         if self.image_head is not None:
-            return self.image_head(x)
-        return F.linear(x.float(), self.word_embedding.weight[: self.config.image_tokens].float())
+            return self.image_head(x.float())
+        return token_scores(x, self.word_embedding.weight[: self.config.image_tokens])
 
     def mask(self, name: str, device: torch.device) -> Tensor:
         """Visibility masks of masks.py, made once: spatial [T,N,N]; temporal_{0,1}(_quirks) [T*N,T*N]."""

@@ -131,9 +131,6 @@ def _joined_view(model: CogVideoTransformer) -> CogVideoTransformer:
         joined = JoinedBlock.of(block) if type(block) is Block else None
         blocks.append(block if joined is None else joined)
     vars(view)["_modules"] = model._modules | {"blocks": nn.ModuleList(blocks)}
-    head = model.word_embedding.weight.detach()[: model.config.image_tokens]
-    if head.dtype != torch.float32:
-        view.image_head = Head(head)
     return view
 
 
@@ -146,14 +143,6 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
-
-
-class Head(Frozen):
-    """Logits in fp32 by a matrix of 16 bits, which every step would else widen, or read twice as wide."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = torch.mm(x.flatten(0, -2), self.weight.t(), out_dtype=torch.float32)
-        return flat.unflatten(0, x.shape[:-1])
 
 
 class JoinedBlock(Block):

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from cogvideo.errors import CogVideoError
 from cogvideo.model.attention import attend, hidden_bias
 from cogvideo.model.initialization import initialize_weights
+from cogvideo.model.losses import token_scores
 from cogvideo.model.masks import text_positions
 from cogvideo.model.strategies import Generators, Strategy, draw
 from cogvideo.model.transformer import Channel, Mlp
@@ -125,9 +125,7 @@ class SuperResolution(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """[*,D] -> image-token logits [*,V] in fp32, tied to the word embedding."""
-        return F.linear(
-            self.final_norm(x).float(), self.word_embedding.weight[: self.config.image_tokens].float()
-        )
+        return token_scores(self.final_norm(x), self.word_embedding.weight[: self.config.image_tokens])
 
     def embed_text(self, text_ids: Tensor, real: Tensor) -> Tensor:
         return self.word_embedding(text_ids) + self.base_position_embedding(text_positions(real))
