@@ -27,8 +27,8 @@ READ = 0.9  # of the data sheet's bandwidth, for matrices of tens of megabytes a
 PRODUCTS = 0.6  # of the data sheet's operations a second, for products of thousands of rows
 GAP = 1.0e-6  # seconds between a captured kernel's end and the next one's work
 # A layer's kernels: a norm, 2 that join the other norms and the sums, 4 products, GELU, 2 cache writes, 2
-# attentions and one that adds the temporal one's parts, both channels' results side by side. As many in int8: two
-# products close the channels and are mixed, and GELU is in the kernel of its product.
+# attentions and one that adds the temporal one's parts, both channels' results side by side. As many in int8:
+# two products close the channels and are mixed, and GELU is in the kernel of its product.
 LAUNCHES = 14
 WITHOUT_KERNELS = 9  # more a layer where torch's own attention and norms take the place of our kernels
 AROUND = 12  # a step's other launches: inputs, biases, final norm, head
