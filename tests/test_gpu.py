@@ -23,6 +23,7 @@ from cogvideo.model.strategies import ClusterStrategy, TopKStrategy, TopPStrateg
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import wide_type
 from cogvideo.runtime.offload import StreamedBlocks
+from cogvideo.runtime.quantize import quantize_int8
 from cogvideo.sampling import cuda
 from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
 from cogvideo.sampling.halving import SAID, halving
@@ -116,8 +117,8 @@ def test_where_our_kernel_attends_one_graph_serves_all_steps(order, window, wave
         return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
     made, graphs = [], []
-    ours = SimpleNamespace(serves=attention.serves, attend=attend)
-    monkeypatch.setattr(kernels, "loaded", lambda name, device: ours if name == "attention" else None)
+    kernel = SimpleNamespace(serves=attention.serves, attend=attend)
+    monkeypatch.setattr(kernels, "loaded", lambda name, device: kernel if name == "attention" else None)
     for known in (lambda *_: None, cuda.kernel_for):
         monkeypatch.setattr(cuda, "kernel_for", known)
         with PretendedGpu() as gpu:
@@ -162,20 +163,20 @@ def test_tensors_of_both_devices_are_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wavefront", [False, True])
-@pytest.mark.parametrize("ours", [False, True])
-def test_a_captured_step_of_48_layers_has_few_kernels(ours, wavefront, dtype, monkeypatch):
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_captured_step_of_48_layers_has_few_kernels(joined, wavefront, dtype, monkeypatch):
     model = small("interpolation" if wavefront else "sequential", 2 if wavefront else None, 48, dtype)
     with PretendedGpu() as gpu:
-        if ours:
-            monkeypatch.setattr(kernels, "loaded", norms_of(gpu))
+        if joined:
+            monkeypatch.setattr(kernels, "loaded", ours(gpu))
         some_steps(model, wavefront=wavefront)
-        most = 48 * (PER_LAYER - JOINED * ours) + OUTSIDE
+        most = 48 * (PER_LAYER - JOINED * joined) + OUTSIDE
         assert max(gpu.captured) <= most, (max(gpu.captured), gpu.launches.most_common(20))
         assert not any("padded" in name for name, _ in gpu.launches)
 
 
-def norms_of(gpu):
-    """In place of kernels.loaded: of our kernels only that of norms runs, which torch computes here."""
+def ours(gpu):
+    """In place of kernels.loaded: torch computes what our kernels of norms and of int8 do, each as one."""
 
     def add_norm(x, update, norm, eps, then):
         def function(x, update, weight, bias, *rest):
@@ -187,13 +188,29 @@ def norms_of(gpu):
         out, *made = gpu.kernel("add_norm", function, x, update, *norm, *(then or ()))
         return out, made[0] if made else None
 
-    return lambda name, device: SimpleNamespace(add_norm=add_norm) if name == "norms" else None
+    def int8_linear(x, weight, scale, bias, gelu=False):
+        def function(x, weight, scale, bias):
+            out = nn.functional.linear(x.float(), weight.float()) * scale + bias
+            return [(nn.functional.gelu(out, approximate="tanh") if gelu else out).to(x.dtype)]
+
+        return gpu.kernel("int8_linear", function, x, weight, scale, bias)[0]
+
+    made = {"norms": SimpleNamespace(add_norm=add_norm), "int8": SimpleNamespace(int8_linear=int8_linear)}
+    return lambda name, device: made.get(name)
+
+
+def test_a_captured_step_in_int8_has_as_few(monkeypatch):
+    model = quantize_int8(small(layers=48, dtype=torch.bfloat16))
+    with PretendedGpu() as gpu:
+        monkeypatch.setattr(kernels, "loaded", ours(gpu))
+        some_steps(model)
+    assert max(gpu.captured) <= 48 * (PER_LAYER - JOINED) + OUTSIDE, gpu.launches.most_common(20)
 
 
 @pytest.mark.parametrize("wavefront", [False, True])
 def test_norms_joined_by_our_kernel_give_the_same_tokens(wavefront, monkeypatch):
     with PretendedGpu() as gpu:
-        monkeypatch.setattr(kernels, "loaded", norms_of(gpu))
+        monkeypatch.setattr(kernels, "loaded", ours(gpu))
         made = decode(small("interpolation", 2), "cuda", wavefront=wavefront)
     assert any(name == "add_norm" for name, _ in gpu.launches) and not gpu.races
     assert torch.equal(made, decode(small("interpolation", 2), "cpu", wavefront=wavefront))
@@ -379,14 +396,14 @@ PROMPT = ["a lion is drinking water"]
 
 
 def demo(device, whole=True, **load):
-    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and one between, too."""
+    """A first frame, enlarged, to pixels and back to tokens; `whole`: a key frame and those between, too."""
     pipe = Pipeline.from_pretrained("demo", device=device, **load)
     first = pipe.first_frame_tokens(PROMPT, 0)
     large = pipe.upsample(first[:, None], PROMPT, 0)
     made = [first, large, pipe.tokens(pipe.pixels(large))]
     if whole:
         keys = pipe.later_key_frame_tokens(first[:, None].repeat(1, 4, 1), PROMPT, 4.0, 0)
-        made += [keys, pipe.interpolate_once(keys[:, 2:], PROMPT, 2.0, 1, 0)]
+        made += [keys, pipe.interpolate_once(keys, PROMPT, 4.0, 1, 0)]
     return [t.cpu() for t in made]
 
 

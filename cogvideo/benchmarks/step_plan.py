@@ -27,11 +27,9 @@ READ = 0.9  # of the data sheet's bandwidth, for matrices of tens of megabytes a
 PRODUCTS = 0.6  # of the data sheet's operations a second, for products of thousands of rows
 GAP = 1.0e-6  # seconds between a captured kernel's end and the next one's work
 # A layer's kernels: a norm, 2 that join the other norms and the sums, 4 products, GELU, 2 cache writes, 2
-# attentions and one that adds the temporal one's parts, both channels' results side by side.
+# attentions and one that adds the temporal one's parts, both channels' results side by side. As many in int8:
+# two products close the channels and are mixed, and GELU is in the kernel of its product.
 LAUNCHES = 14
-LAUNCHES_INT8 = (
-    15  # two products instead of one close the channels, and are mixed instead of laid side by side
-)
 WITHOUT_KERNELS = 9  # more a layer where torch's own attention and norms take the place of our kernels
 AROUND = 12  # a step's other launches: inputs, biases, final norm, head
 
@@ -107,10 +105,6 @@ def keys_read(
     return counts
 
 
-def launches_a_layer(gpu: Gpu, dtype: str) -> int:
-    return (LAUNCHES_INT8 if dtype == "int8" else LAUNCHES) + WITHOUT_KERNELS * (not gpu.kernels)
-
-
 def step_plan(
     gpu: Gpu, c: ModelConfig, dtype: str, rows: int, text: int, *, wavefront: bool, offload: str = "none"
 ) -> Plan:
@@ -126,7 +120,7 @@ def step_plan(
         "caches": keys * rows * 2 * c.num_layers * c.hidden_size * wide,
         "head": float(c.image_tokens * c.hidden_size * wide),
     }
-    launches = c.num_layers * launches_a_layer(gpu, dtype) + AROUND
+    launches = c.num_layers * (LAUNCHES + WITHOUT_KERNELS * (not gpu.kernels)) + AROUND
     ms = {part: 1e3 * size / gpu.bandwidth / READ for part, size in sizes.items()}
     if dtype == "int8" and not gpu.kernels:  # widened first: written and read again in 16 bits
         ms["weights"] *= 5
@@ -189,7 +183,7 @@ def assumptions(gpu: Gpu) -> str:
         f"Assumed: {gpu.bandwidth / 1e12:.2f} TB/s by the data sheet, {READ:.0%} of it reached; products at "
         f"{PRODUCTS:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s; captured steps, "
         f"{1e6 * GAP:.1f} us between kernels, "
-        f"{launches_a_layer(gpu, 'bf16')} of them a layer ({launches_a_layer(gpu, 'int8')} in int8); "
+        f"{LAUNCHES + WITHOUT_KERNELS * (not gpu.kernels)} of them a layer; "
         f"{kernel}. Computed, not measured."
     )
 

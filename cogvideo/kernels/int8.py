@@ -21,7 +21,8 @@ BLOCK_N, BLOCK_K, SPLITS, STAGES = 16, 128, 4, 4
 @triton.jit(do_not_specialize=["rows"])
 def _kernel(
     x, weight, scale, bias, out, rows, outputs, inputs,
-    HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     m = tl.arange(0, M)
     n = tl.program_id(0) * N + tl.arange(0, N)
@@ -41,12 +42,19 @@ def _kernel(
     made = tl.sum(sums, 0) * tl.load(scale + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
         made += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+    if GELU:  # by tanh, as x * sigmoid(2 * ..)
+        made *= tl.sigmoid(1.5957691216057308 * (made + 0.044715 * made * made * made))
     to = out + m[:, None] * outputs + n[None, :]
     tl.store(to, made.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < outputs)[None, :])
 
 
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x [*,K] with at most ROWS rows, int8 weight [N,K], scale [N], bias [N] or None -> [*,N] like x."""
+def int8_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, *, gelu: bool = False
+) -> Tensor:
+    """x [*,K] with at most ROWS rows, int8 weight [N,K], scale [N], bias [N] or None -> [*,N] like x.
+
+    gelu: of the sums (by tanh), in the same kernel.
+    """
     outputs, inputs = weight.shape
     x = x.contiguous()
     rows = x.numel() // inputs
@@ -56,7 +64,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
     with torch.cuda.device_of(x):  # Triton launches on the current GPU, whatever GPU the tensors are on
         _kernel[(triton.cdiv(outputs, BLOCK_N),)](
             x, weight, scale, scale if bias is None else bias, out, rows, outputs, inputs,
-            HAS_BIAS=bias is not None, M=ROWS, N=BLOCK_N, K=BLOCK_K, S=SPLITS,
+            HAS_BIAS=bias is not None, GELU=gelu, M=ROWS, N=BLOCK_N, K=BLOCK_K, S=SPLITS,
             num_warps=SPLITS, num_stages=STAGES,
         )  # fmt: skip
     return out

@@ -11,6 +11,7 @@ few rows.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -52,8 +53,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [*,K] in the type of the scales -> [*,N] of the same type."""
         rows = x.numel() // x.shape[-1]
-        few = x.is_cuda and rows <= FEW_ROWS_CUDA and x.itemsize == 2
-        if few and (kernel := kernels.loaded("int8", x.device)) is not None:
+        if (kernel := self._kernel(x)) is not None:
             return kernel.int8_linear(x, self.weight_int8, self.scale, self.bias)
         if not x.is_cuda and rows <= FEW_ROWS_CPU and x.dtype == torch.bfloat16:
             flat = torch.ops.aten._weight_int8pack_mm(
@@ -66,6 +66,16 @@ class Int8Linear(nn.Module):
             weight, late = self.weight_int8.to(x.dtype), x.dtype != torch.float16
             out = F.linear(x, weight) * self.scale if late else F.linear(x, weight * self.scale[:, None])
         return out if self.bias is None else out + self.bias
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The same with the MLP's GELU after it, in one launch where our kernel runs."""
+        if (kernel := self._kernel(x)) is not None:
+            return kernel.int8_linear(x, self.weight_int8, self.scale, self.bias, gelu=True)
+        return F.gelu(self(x), approximate="tanh")
+
+    def _kernel(self, x: Tensor) -> ModuleType | None:
+        few = x.is_cuda and x.numel() <= FEW_ROWS_CUDA * x.shape[-1] and x.itemsize == 2
+        return kernels.loaded("int8", x.device) if few else None
 
     def extra_repr(self) -> str:
         outputs, inputs = self.weight_int8.shape

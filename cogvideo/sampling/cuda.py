@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cogvideo import kernels
 from cogvideo.model.attention import kernel_for
-from cogvideo.model.transformer import Block, CogVideoTransformer, split_heads
+from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_heads
 from cogvideo.runtime.quantize import Int8Linear
 from cogvideo.sampling.cpu import gated_dense
 from cogvideo.sampling.halving import out_of_memory
@@ -145,6 +145,18 @@ class Frozen(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class Int8Mlp(nn.Module):
+    """A view of an Mlp in int8."""
+
+    def __init__(self, mlp: Mlp):
+        super().__init__()
+        self.up, self.down = mlp.up, mlp.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.up, Int8Linear)
+        return self.down(self.up.gelu(x))
+
+
 class JoinedBlock(Block):
     """A view of a block of both channels: one product makes all queries, keys and values, one closes both.
 
@@ -168,6 +180,8 @@ class JoinedBlock(Block):
         self.__dict__.update(copy(block).__dict__)
         self._modules = dict(block._modules)
         self.block, self.qkv = [block], qkv  # in a list: no part of this module
+        if type(block.mlp.up) is Int8Linear:
+            self.mlp = Int8Mlp(block.mlp)
         assert block.gate is not None
         self.weight = torch.sigmoid(block.gate.detach())
         copied = type(block.spatial.dense) is nn.Linear and _alone(block.spatial.dense.weight)

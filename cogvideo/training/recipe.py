@@ -20,6 +20,7 @@ from cogvideo.data.frame_rates import FRAMES
 from cogvideo.data.sources import Dataset, open_dataset
 from cogvideo.data.tokenize import COMPRESS, ENLARGED, Settings, tokenize
 from cogvideo.data.tokenized import Batch, TokenizedBatches, read_manifest
+from cogvideo.data.views import with_views
 from cogvideo.errors import CogVideoError
 from cogvideo.io import make_writable, read_json, write_json, write_whole
 from cogvideo.model.masks import trained_frames
@@ -123,7 +124,7 @@ class Recipe:
         return found
 
     def announcement(self, parts: list[str]) -> str:
-        """What the parts will cost on this machine, by a trial of two steps of each that is not finished."""
+        """What each part that is not finished will cost on this machine, by a trial of a few steps."""
         lines, total = [f"{len(self.dataset.clips)} clips, {self.device}; runs in {self.run_dir}"], 0.0
         for part in parts:
             if part in ("text", "assemble"):
@@ -167,6 +168,8 @@ class Recipe:
         """The tokens that a part is trained on, made where they are missing."""
         c, out = self.config, self.run_dir / "tokens" / part
         dataset = self.pictures if part == "image" else self.dataset
+        if part != "superres":  # whose few steps do not learn its pairs by heart
+            dataset = with_views(dataset, c.views, c.test_share)
         load = partial(read_tokenizers, self.run_dir, c.frame_side, self._sizes()["text_length"])
         settings = Settings(KINDS[part], per_clip=c.per_clip)
         device = str(self.device)

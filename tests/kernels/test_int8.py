@@ -22,6 +22,9 @@ for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bf
             out = int8_linear(x, weight, scale, b)
             assert out.shape == exact.shape and out.dtype == dtype
             assert (out - exact).abs().max() < tolerance * exact.abs().max(), (dtype, shape)
+        exact = torch.nn.functional.gelu(exact, approximate="tanh")
+        out = int8_linear(x, weight, scale, None, gelu=True)
+        assert (out - exact).abs().max() < tolerance * exact.abs().max(), (dtype, shape)
 """
 
 
@@ -65,7 +68,14 @@ def test_it_compiles_without_spills_and_reads_16_bytes_at_a_time(arch, dtype):
     from cogvideo.kernels import int8
 
     types = {name: f"*{dtype}" for name in ("x", "scale", "bias", "out")} | {"weight": "*i8"}
-    constants = {"HAS_BIAS": True, "M": int8.ROWS, "N": int8.BLOCK_N, "K": int8.BLOCK_K, "S": int8.SPLITS}
+    constants = {
+        "HAS_BIAS": True,
+        "GELU": True,
+        "M": int8.ROWS,
+        "N": int8.BLOCK_N,
+        "K": int8.BLOCK_K,
+        "S": int8.SPLITS,
+    }
     made = compiled.build(int8._kernel, arch, types, constants, warps=int8.SPLITS, stages=int8.STAGES)
     assert made.spilled == 0 and made.shared <= 99 * 1024
     assert set(made.copied) == {16} and "mma.sync" in made.ptx

@@ -35,6 +35,7 @@ def write_recipe(folder: Path, run_dir: str = "run", **changes) -> Path:
     }
     values = {
         "data": str(folder / "clips"), "run_dir": str(folder / run_dir), "frame_side": 2, "per_clip": 2,
+        "views": 2,
         "frames": {"network": network, "optimizer": optimizer, "per_clip": 2, "plain": 0.4},
         "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2},
         "checkpoint_seconds": 0.0, "threads": 1,
@@ -71,7 +72,9 @@ def test_what_is_trained_generates(made, capsys):
 
 def test_pictures_are_shown_to_the_image_model(made):
     batches = TokenizedBatches(made / "run/tokens/image", 1, seed=0)
-    assert batches.manifest["clips"] == 5
+    assert batches.manifest["clips"] == 9  # four of five are trained on, in two views
+    # Two moments of each clip, the picture, all but the clip that is held out seen twice.
+    assert (batches.count(), batches.count("test")) == (3 * 2 * 2 + 2, 2)
     pipe = Pipeline.from_pretrained(made / "run/pipeline", device="cpu")
     assert not pipe.text.unknown_words("an orange wall")
 
@@ -127,6 +130,7 @@ def test_defaults_fit_clips_and_device(clips, gpu):
     smaller = from_dict(RecipeConfig, filled({"data": "d", "run_dir": "r"}, defaults(3, gpu)), "")
     assert config.parts == PARTS and config.stage1.steps >= smaller.stage1.steps
     assert config.dtype == ("bf16" if gpu else "fp32")
+    assert config.views == (12 if clips <= 60 else 1)  # few clips are looked at in more ways
 
 
 def test_what_is_written_counts_before_defaults():
