@@ -140,6 +140,25 @@ def interpolate_frames(
     )  # fmt: skip
 
 
+@torch.inference_mode()
+def places(model: CogVideoTransformer, round_: int, sequences: int) -> Tensor | None:
+    """What stage 2 is told in a round (1, 2, ..) of where each of its sequences stands in the clip: the
+    `conditioning` [sequences,T,1,D]; None if it is not told.
+
+    Raises: CogVideoError for rounds and clips that it has not been trained for.
+    """
+    c, device = model.config, model.word_embedding.weight.device
+    if not c.placed_rounds:
+        return None
+    if round_ > c.placed_rounds or sequences != 2**round_:
+        raise CogVideoError(
+            f"These weights fill clips of {c.num_frames} key frames in up to {c.placed_rounds} rounds; round "
+            f"{round_} of {sequences} sequences is none of them: begin with {c.num_frames} frames."
+        )
+    windows = torch.arange(sequences, device=device)[:, None] * (c.num_frames - 1)
+    return model.place_vectors(round_, windows + torch.arange(c.num_frames, device=device))
+
+
 @dataclass(frozen=True)
 class Texts:
     """One text a clip, and with guidance (scale) the unguided rows' texts under them."""

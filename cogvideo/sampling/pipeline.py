@@ -25,7 +25,7 @@ from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.runtime.device import choose_device
 from cogvideo.runtime.offload import Offload
 from cogvideo.sampling.cuda import release
-from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames
+from cogvideo.sampling.decode import generate_first_frame, generate_key_frames, interpolate_frames, places
 from cogvideo.sampling.halving import halving
 from cogvideo.superres.direct import DirectSuperResolution
 from cogvideo.tokenizers.frames import FrameTokenizer
@@ -252,7 +252,7 @@ class Pipeline:
         texts = [prompt for prompt in prompts for _ in range(pairs)]
         spans = [seconds / 2**number] * len(texts)
         ids, mask = self._text(texts, spans, s.key_frame_suffix)
-        told = self.places(number, pairs)
+        told = places(self.stage2, number, pairs)
         told = None if told is None else repeat(told, "p f one d -> (b p) f one d", b=b)
         generators = self._generators(f"fill {number}", seed, b, pairs)
         size = self.sequences_at_once or len(texts)
@@ -273,24 +273,6 @@ class Pipeline:
         denser[:, 0::2] = tokens
         denser[:, 1::2] = rearrange(torch.cat(between), "(b p) f n -> b (p f) n", b=b)
         return denser
-
-    @torch.inference_mode()
-    def places(self, number: int, pairs: int) -> Tensor | None:
-        """What stage 2 is told in round `number` of where each of `pairs` sequences stands in the clip: the
-        `conditioning` [pairs,5,1,D]; None if it is not told.
-
-        Raises: CogVideoError for rounds and clips that it has not been trained for.
-        """
-        c = self.stage2.config
-        if not c.placed_rounds:
-            return None
-        if number > c.placed_rounds or pairs != 2**number:
-            raise CogVideoError(
-                f"These weights fill clips of {c.num_frames} key frames in up to {c.placed_rounds} rounds; "
-                f"round {number} of {pairs} sequences is none of them: begin with {c.num_frames} frames."
-            )
-        windows = torch.arange(pairs, device=self.device)[:, None] * (c.num_frames - 1)
-        return self.stage2.place_vectors(number, windows + torch.arange(c.num_frames, device=self.device))
 
     @torch.inference_mode()
     def upsample(

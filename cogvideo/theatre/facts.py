@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cogvideo.errors import CogVideoError
 from cogvideo.explore.recording import Recording, record
+from cogvideo.sampling.decode import places
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.theatre.drawing import render
 from cogvideo.theatre.effects import costs, mirrored, reading, silencing, sources
@@ -289,8 +290,8 @@ def recordings(
         ids = [
             torch.tensor(pipe.text.encode_prompt(text, spans[stage]), device=pipe.device) for text in texts
         ]
-        places = pipe.places(1, 2) if stage == "stage 2" else None
-        told = None if places is None else places[:1]
+        told = places(pipe.stage2, 1, 2) if stage == "stage 2" else None
+        told = None if told is None else told[:1]
         shown = zip(ids, clips[stage], strict=True)
         made[stage] = [record(models[stage], row, clip, conditioning=told) for row, clip in shown]
     return made

@@ -10,6 +10,7 @@ from cogvideo.config import ModelConfig
 from cogvideo.model import masks
 from cogvideo.model.transformer import CogVideoTransformer
 from cogvideo.sampling import TopKStrategy, interpolate_frames
+from cogvideo.sampling.decode import places
 from cogvideo.theatre.batches import ROUNDS, PhaseBatch, PictureBatch
 from cogvideo.theatre.conditioning import PhaseConditioning, placed_inputs
 
@@ -162,3 +163,13 @@ def test_decoding_is_told_what_training_is(image, guided):
         likeliest = video(text, clip, None, told).view(2, 5, 6, -1).argmax(-1)
         untold = video(text, clip).view(2, 5, 6, -1).argmax(-1)
     assert torch.equal(likeliest[:, [1, 3]], made) and not torch.equal(untold[:, [1, 3]], made)
+
+
+def test_rounds_that_were_not_trained_are_refused(image):
+    video = a_stage_2(image, PhaseConditioning(16))
+    told = places(video, 2, 4)
+    assert told is not None and told.shape == (4, 5, 1, 16) and torch.equal(told[1, 0], told[0, 4])
+    assert places(inherit_image_model(image, config=CONFIG.video(order="interpolation")), 9, 3) is None
+    for round_, sequences in ((ROUNDS + 1, 2 ** (ROUNDS + 1)), (2, 3)):
+        with pytest.raises(CogVideoError, match="up to 4 rounds"):
+            places(video, round_, sequences)
