@@ -32,8 +32,8 @@ SCENES = (  # actor, action, object, seconds of the action, language; all eight 
     ("monkey", "throws", "ball", 4.0, "en"),
     ("cat", "puts on", "hat", 4.0, "en"),
     ("elephant", "takes off", "hat", 4.0, "en"),
-    ("mouse", "pushes away", "car", 1.0, "en"),
-    ("panda", "pulls near", "train", 2.0, "en"),  # no video shows a panda
+    ("mouse", "pushes away", "car", 4.0, "en"),
+    ("panda", "pulls near", "train", 4.0, "en"),  # no video shows a panda
     ("rabbit", "rings", "bell", 4.0, "zh"),
 )
 SECONDS, SEED = 4.0, 0
