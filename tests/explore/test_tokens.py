@@ -45,18 +45,23 @@ def test_sampled_are_the_distributions_that_tokens_were_drawn_from(pipe, monkeyp
 
     def spy(strategy, logits, step, generator=None):
         seen.append(strategy.probabilities(logits)[0])
-        return torch.tensor([(7 * len(seen)) % 4096])  # whatever is drawn, the clip is what came of it
+        return torch.full(
+            (len(logits),), (7 * len(seen)) % 4096
+        )  # the clip is what came of it
 
     monkeypatch.setattr(decode, "draw", spy)
     given = torch.randint(4096, (1, 64 if stage == 1 else 320), generator=torch.Generator().manual_seed(0))
     if stage == 1:
         frames = changed.later_key_frame_tokens(given, ["a lion drinks milk"], 2.0)[0]
-        model, made, span = changed.stage1, [1, 2, 3, 4], 2.0
+        model, made, span, told = changed.stage1, [1, 2, 3, 4], 2.0, None
     else:
-        frames = changed.interpolate_once(given.view(1, 5, 64)[:, :3], ["a lion drinks milk"], 2.0, 1)[0]
+        frames = changed.interpolate_once(given.view(1, 5, 64), ["a lion drinks milk"], 2.0, 1)[0, :5]
         model, made, span = changed.stage2, [1, 3], 1.0
+        told = decode.places(model, 1, 2)
+        assert told is not None
+        told = told[:1]  # of the first of two sequences
     ids = torch.tensor(changed.text.encode_prompt("a lion drinks milk", span))
-    found = tokens.sampled(changed, model, ids, frames, span)[made].flatten(0, 1)
+    found = tokens.sampled(changed, model, ids, frames, span, told)[made].flatten(0, 1)
     torch.testing.assert_close(found, torch.stack(seen), atol=2e-4, rtol=0)
 
 
