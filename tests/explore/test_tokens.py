@@ -45,9 +45,7 @@ def test_sampled_are_the_distributions_that_tokens_were_drawn_from(pipe, monkeyp
 
     def spy(strategy, logits, step, generator=None):
         seen.append(strategy.probabilities(logits)[0])
-        return torch.full(
-            (len(logits),), (7 * len(seen)) % 4096
-        )  # the clip is what came of it
+        return torch.full((len(logits),), (7 * len(seen)) % 4096)  # the clip is what came of it
 
     monkeypatch.setattr(decode, "draw", spy)
     given = torch.randint(4096, (1, 64 if stage == 1 else 320), generator=torch.Generator().manual_seed(0))
