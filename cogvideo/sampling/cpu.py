@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_heads
+from cogvideo.runtime.quantize import Int8Linear
 
 MAX_TRANSPOSED = 3  # rows up to which W @ x.T is quicker than x @ W.T where weights cannot be packed
 MAX_PACKED = 64  # rows; with more of them a plain product computes more than it reads
@@ -57,12 +58,12 @@ class SmallBatchLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], how)
 
 
-class SmallBatchMlp(nn.Module):
-    """A view of an Mlp."""
+class GeluMlp(nn.Module):
+    """A view of an Mlp whose first layer makes the GELU with its product."""
 
-    def __init__(self, mlp: Mlp):
+    def __init__(self, up: SmallBatchLinear | Int8Linear, down: nn.Module):
         super().__init__()
-        self.up, self.down = _small_batch_linear(mlp.up, True), _small_batch_linear(mlp.down, True)
+        self.up, self.down = up, down
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.up.gelu(x))
@@ -82,7 +83,7 @@ class FusedBlock(Block):
             name: child and _with_small_batch_linears(child, True) for name, child in block.named_children()
         }
         assert block.temporal is not None
-        self.mlp = SmallBatchMlp(block.mlp)
+        self.mlp = GeluMlp(*(_small_batch_linear(one, True) for one in (block.mlp.up, block.mlp.down)))
         both = block.spatial.qkv, block.temporal.qkv
         weight, bias = (
             torch.cat([getattr(one, name).detach() for one in both]) for name in ("weight", "bias")

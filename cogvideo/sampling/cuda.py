@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from cogvideo import kernels
 from cogvideo.model.attention import kernel_for
-from cogvideo.model.transformer import Block, CogVideoTransformer, Mlp, split_heads
+from cogvideo.model.transformer import Block, CogVideoTransformer, split_heads
 from cogvideo.runtime.quantize import Int8Linear
-from cogvideo.sampling.cpu import gated_dense
+from cogvideo.sampling.cpu import GeluMlp, gated_dense
 from cogvideo.sampling.halving import out_of_memory
 from cogvideo.sampling.steps import Decoding, Step
 
@@ -145,18 +145,6 @@ class Frozen(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class Int8Mlp(nn.Module):
-    """A view of an Mlp in int8."""
-
-    def __init__(self, mlp: Mlp):
-        super().__init__()
-        self.up, self.down = mlp.up, mlp.down
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(self.up, Int8Linear)
-        return self.down(self.up.gelu(x))
-
-
 class JoinedBlock(Block):
     """A view of a block of both channels: one product makes all queries, keys and values, one closes both.
 
@@ -181,7 +169,7 @@ class JoinedBlock(Block):
         self._modules = dict(block._modules)
         self.block, self.qkv = [block], qkv  # in a list: no part of this module
         if type(block.mlp.up) is Int8Linear:
-            self.mlp = Int8Mlp(block.mlp)
+            self.mlp = GeluMlp(block.mlp.up, block.mlp.down)
         assert block.gate is not None
         self.weight = torch.sigmoid(block.gate.detach())
         copied = type(block.spatial.dense) is nn.Linear and _alone(block.spatial.dense.weight)
