@@ -89,6 +89,11 @@ class ModelConfig:
         own = {"num_frames": num_frames, "order": order, "window": window, "placed_rounds": placed_rounds}
         return replace(self, temporal=True, extra_positions=num_frames * self.frame_tokens, **own)
 
+    def image(self) -> "ModelConfig":
+        """The configuration of the image model inside this video model: what `video` has added taken back."""
+        added = {"num_frames": 1, "order": "sequential", "window": None, "placed_rounds": 0}
+        return replace(self, temporal=False, extra_positions=0, **added)
+
 
 COGVIDEO_9B = ModelConfig(
     num_layers=48, hidden_size=3072, num_heads=48, frame_height=20, frame_width=20, num_frames=5,

@@ -222,8 +222,6 @@ def image_model_of(model: CogVideoTransformer) -> CogVideoTransformer:
     """The image model inside a stage 1 or 2, which shares the weights' memory."""
     if not model.config.temporal:
         raise CogVideoError("This is an image model already: give a stage 1 or stage 2 model.")
-    image: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
-    image |= {"order": "sequential", "placed_rounds": 0}
-    config = replace(model.config, **image)
+    config = model.config.image()
     base = {name: weight for name, weight in model.state_dict().items() if origin(name) == "inherited"}
     return fill_model(lambda: CogVideoTransformer(config), base, where="the stage")

@@ -51,9 +51,9 @@ from cogvideo.training.loop import Job, fit, use_threads
 from cogvideo.training.optimizer import OptimizerConfig
 
 FRAME_SIDE = 8  # tokens of the demo world's small frame
-PARTS = ("text", "frames", "image", "stage1", "stage2", "superres", "assemble")
 # The parts of a step do not need each other.
 STEPS = (("text",), ("frames",), ("image", "superres"), ("stage1", "stage2"), ("assemble",))
+PARTS = tuple(part for step in STEPS for part in step)
 
 
 @dataclass(frozen=True)

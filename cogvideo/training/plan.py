@@ -1,6 +1,6 @@
 """What a training will need, from its settings alone: memory, operations, disk, days. See docs/scale.md."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ def _geometry(config: TrainingConfig) -> ModelConfig:
     places = (start, start / ("stage2" if config.stage == "stage2" else "stage1"))
     file = next((f for f in (place / "config.json" for place in places) if f.exists()), None)
     model = from_dict(ModelConfig, read_json(file), str(file)) if file else COGVIDEO_9B
-    still: dict[str, Any] = {"num_frames": 1, "temporal": False, "extra_positions": 0, "window": None}
-    still |= {"placed_rounds": 0}
-    image = replace(model, order="sequential", **still)
+    image = model.image()
     if config.stage == "image":
         return image
     order: Order = "interpolation" if config.stage == "stage2" else "sequential"

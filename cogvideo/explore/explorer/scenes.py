@@ -15,7 +15,7 @@ from cogvideo.explore.recording import Recording, record
 from cogvideo.explore.silence import Silent, silenced
 from cogvideo.model import masks
 from cogvideo.model.transformer import CogVideoTransformer
-from cogvideo.sampling.decode import generate_key_frames, interpolate_frames
+from cogvideo.sampling.decode import generate_key_frames, interpolate_frames, places
 from cogvideo.sampling.pipeline import Pipeline
 from cogvideo.tokenizers.text import frame_rate_text
 
@@ -56,8 +56,9 @@ class Scene:
         """What stage 2 is told of where in the clip its frames [1,T,1,D] stand; None where it is not."""
         if not self.round:
             return None
-        numbers = (len(self.frames) - 1) * self.stream[2] + torch.arange(len(self.frames))
-        return self.model.place_vectors(self.round, numbers[None].to(self.frames.device))
+        _, sequences, row = self.stream
+        told = places(self.model, self.round, sequences)
+        return None if told is None else told[row : row + 1]
 
     @property
     def made(self) -> list[int]:
